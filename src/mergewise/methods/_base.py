@@ -1,0 +1,153 @@
+"""The interface of a merge method: reduce, then combine.
+
+A method is a pure function on tensors. It never sees a file, a layer or a device; the engine
+asks what it needs and feeds it, tensor by tensor and block by block:
+
+1. `scores` and `ranks` (optional): a score for every element, and which order statistics of it
+   are wanted. The engine finds them exactly, without sorting, and hands them back as
+   ``s.thresholds``.
+2. `terms` (optional): elementwise expressions whose sums over the whole tensor are wanted, such
+   as the products that make a Gram matrix.
+3. `coefficients` (optional): plain Python on those sums, once per tensor.
+4. `combine`: the output block from the input blocks.
+
+`scores`, `terms` and `combine` should be elementwise (``+ - * /``, comparisons, ``torch.where``,
+``abs``, ``clamp``, ``sqrt``, ``maximum``, ``minimum``) and must not branch on tensors or on float
+parameters: then the engine can fuse them into one loop. Anything else still works, slower.
+Choices by float parameters belong in `coefficients`.
+
+All tensors a method receives are float32 (float64 if an input or the recipe asks for it).
+"""
+
+from __future__ import annotations
+
+import enum
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from mergewise.methods._params import Param, Settings
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Access(enum.Enum):
+    """How much of a tensor a method must see at once."""
+
+    FLAT = "flat"
+    """Any run of elements, as one axis."""
+    ROWS = "rows"
+    """Whole rows, shape [rows, columns]: a row is the last axis of a matrix, all of a vector, and
+    one output channel of a convolution."""
+    WHOLE = "whole"
+    """The whole tensor in its own shape."""
+
+
+class Inputs:
+    """The inputs of one block: the same elements of every model.
+
+    Attributes:
+        base: the base model's block, or None when the method has no base.
+        experts: the other models' blocks, in the recipe's order.
+        ranks: where `Method.ranked` asked for it, each score's rank within its row as a float
+            (0 = smallest, columns − 1 = largest); else empty.
+        columns: elements per row (for FLAT blocks, the whole tensor's last axis).
+    """
+
+    base: Tensor | None
+    experts: Sequence[Tensor]
+    ranks: Sequence[Tensor]
+    columns: int
+
+    @property
+    def deltas(self) -> list[Tensor]:
+        """Task vectors: expert − base."""
+        assert self.base is not None
+        return [expert - self.base for expert in self.experts]
+
+    def noise(self, expert: int) -> Tensor:
+        """Uniform numbers in [0, 1), a function of (seed, tensor, expert, position) alone."""
+        raise NotImplementedError
+
+    def at_least(self, score: Tensor, threshold: Any, expert: int) -> Tensor:
+        """Mask of the elements whose score is not below `threshold` (from ``s.thresholds``).
+
+        Equal scores are ordered by a hash of their position, so that exactly the wanted number
+        is kept and no part of the tensor is preferred.
+        """
+        raise NotImplementedError
+
+
+class Method(ABC):
+    """A merge method. Subclass it in a file of `mergewise.methods` and it is registered.
+
+    Class attributes:
+        name: the name in recipes.
+        summary: one line.
+        base: whether the base model is `required`, `optional`, or `ignored` (then a base given
+            in the recipe takes part like any expert).
+        experts: the least and the most number of models besides the base (None: no limit).
+        formula: the arithmetic, in plain text.
+        source: paper (authors, year, arXiv id) or the software it comes from.
+        variant: which published variant the defaults follow.
+        params: the parameters by name.
+        example: a recipe (YAML) that runs; models are named base, expert_a, expert_b.
+    """
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    base: ClassVar[Literal["required", "optional", "ignored"]] = "required"
+    experts: ClassVar[tuple[int, int | None]] = (1, None)
+    formula: ClassVar[str]
+    source: ClassVar[str]
+    variant: ClassVar[str] = "mergekit"
+    params: ClassVar[Mapping[str, Param]] = {}
+    example: ClassVar[str] = ""
+    symmetric: ClassVar[bool] = True
+    """Whether the order of the experts is immaterial, given their parameters move with them."""
+    idempotent: ClassVar[bool] = True
+    """Whether equal inputs give that input back, at weights that sum to one."""
+    random: ClassVar[bool] = False
+
+    def access(self, p: Settings) -> Access:
+        """How much of a tensor is needed at once."""
+        return Access.FLAT
+
+    def problem(self, p: Settings, experts: int) -> str | None:
+        """Why these parameters cannot go together, or None. Called before any data is read."""
+        return None
+
+    def scores(self, x: Inputs, s: Settings) -> list[Tensor]:
+        """Non-negative scores to select by, one tensor per selection; [] for no selection."""
+        return []
+
+    def ranks(self, p: Settings, n: int, nonzero: Sequence[int]) -> list[list[int]]:
+        """For each score, which order statistics are wanted, as counts from the top.
+
+        ``r`` asks for the threshold that exactly the r largest scores reach; 0 for one that none
+        reaches, n for one that all reach. `nonzero` counts each score's non-zero elements, if
+        `counts_nonzero`; else it is empty.
+        """
+        return []
+
+    counts_nonzero: ClassVar[bool] = False
+
+    def ranked(self, p: Settings) -> bool:
+        """Whether ``x.ranks`` (each score's rank within its row) is needed."""
+        return False
+
+    def terms(self, x: Inputs, s: Settings) -> dict[str, Tensor]:
+        """Elementwise expressions to be summed over the whole tensor; {} for none."""
+        return {}
+
+    def coefficients(self, totals: Mapping[str, float], p: Settings, n: int) -> dict[str, Any]:
+        """Scalars for `combine`: floats, or lists of floats. `n` counts the tensor's elements.
+
+        The result joins the parameters: ``{"scale": 2.0}`` is read as ``s.scale``.
+        """
+        return {}
+
+    @abstractmethod
+    def combine(self, x: Inputs, s: Settings) -> Tensor:
+        """The merged block, of the inputs' shape."""
