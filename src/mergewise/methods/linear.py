@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from mergewise.errors import MergewiseError
 from mergewise.methods._base import Inputs, Method
 from mergewise.methods._params import REQUIRED, Param, Settings
+from mergewise.methods._weights import cancel, combination, no_share, shares
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,14 +34,11 @@ models:
     parameters: {weight: 0.5}
 """
 
+    def problem(self, p: Settings, experts: int) -> str | None:
+        return no_share(p.weight) if p.normalize and cancel(p.weight) else None
+
     def coefficients(self, totals: Mapping[str, float], p: Settings, n: int) -> dict[str, Any]:
-        total = sum(p.weight) if p.normalize else 1.0
-        if total == 0:
-            raise MergewiseError("the weights sum to 0 and normalize is true: nothing to divide by")
-        return {"share": [w / total for w in p.weight]}
+        return {"share": shares(p.weight) if p.normalize else list(p.weight)}
 
     def combine(self, x: Inputs, s: Settings) -> Tensor:
-        out = x.experts[0] * s.share[0]
-        for tensor, share in zip(x.experts[1:], s.share[1:], strict=True):
-            out = out + tensor * share
-        return out
+        return combination(x.experts, s.share)

@@ -1,0 +1,119 @@
+"""The task-arithmetic family: one pipeline over task vectors, of which methods are settings.
+
+    score → sparsify → rescale → weight → consensus → combine → scale
+
+A method names its selection rule (`_select`), whether a sign consensus is taken, and the
+defaults of `normalize` and `rescale`; the rest is here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from mergewise._lazy import torch
+from mergewise.methods._base import Inputs, Method
+from mergewise.methods._params import REQUIRED, Param, Settings
+from mergewise.methods._select import Everything
+from mergewise.methods._weights import cancel, combination, no_share
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+SIGN = Param(
+    str,
+    "sum",
+    "which sign wins: that of the larger sum, or that of more models",
+    choices=("sum", "count"),
+    native=True,
+)
+INT8_MASK = Param(bool, False, "accepted for mergekit recipes; has no effect on the result")
+
+
+def delta_params(normalize: bool, rescale: bool, **extra: Param) -> dict[str, Param]:
+    """The parameters of a member of the family, with its own defaults and additions."""
+    return {
+        "weight": Param(float, REQUIRED, "factor on this model's task vector", per_model=True),
+        "density": Param(
+            float, 1.0, "share of the task vector's elements to keep", per_model=True, ge=0, le=1
+        ),
+        **extra,
+        "normalize": Param(
+            bool, normalize, "divide by the sum of the weights (of those that take part)"
+        ),
+        "rescale": Param(bool, rescale, "make up for the elements dropped"),
+        "lambda": Param(float, 1.0, "factor on the merged task vector"),
+        "int8_mask": INT8_MASK,
+    }
+
+
+def elect(
+    parts: Sequence[Tensor], votes: Sequence[Tensor], weights: Sequence[Any], normalize: bool
+) -> Tensor:
+    """Sum the parts that have the sign of the summed votes, element by element.
+
+    That sign is + where the votes sum to zero; parts that are zero never take part. `normalize`
+    divides by the weights of the parts that did.
+    """
+    positive = combination(votes, [1.0] * len(votes)) >= 0
+    agreeing = [torch.clamp(torch.where(positive, part, -part), min=0.0) for part in parts]
+    total = combination(agreeing, [1.0] * len(parts))
+    if normalize:
+        share = combination([(part > 0) * 1.0 for part in agreeing], weights)
+        total = total / torch.where(share == 0, torch.ones_like(share), share)
+    return torch.where(positive, total, -total)
+
+
+class DeltaMethod(Method):
+    """Base of the family; see the module."""
+
+    selection: ClassVar[Everything] = Everything()
+    consensus: ClassVar[bool] = False
+
+    def problem(self, p: Settings, experts: int) -> str | None:
+        total = not self.consensus and p.normalize
+        if total and cancel(p.weight) and any(p.weight):
+            return no_share(p.weight)
+        return self.selection.problem(p)
+
+    def scores(self, x: Inputs, s: Settings) -> list[Tensor]:
+        return self.selection.scores(x)
+
+    def ranks(self, p: Settings, n: int, nonzero: Sequence[int]) -> list[list[int]]:
+        return self.selection.ranks(p, n)
+
+    def ranked(self, p: Settings) -> bool:
+        return self.selection.ranked(p)
+
+    def _matches_norm(self, s: Settings) -> bool:
+        return s.rescale and getattr(s, "rescale_by", "l1") == "l1"
+
+    def terms(self, x: Inputs, s: Settings) -> dict[str, Tensor]:
+        if not self._matches_norm(s):
+            return {}
+        terms = {}
+        for i, delta in enumerate(x.deltas):
+            terms[f"all_{i}"] = delta.abs()
+            terms[f"kept_{i}"] = self.selection.kept(x, s, i, delta).abs()
+        return terms
+
+    def coefficients(self, totals: Mapping[str, float], p: Settings, n: int) -> dict[str, Any]:
+        factors = list(p.weight)
+        if self._matches_norm(p):
+            for i, weight in enumerate(p.weight):
+                kept = totals[f"kept_{i}"]
+                factors[i] = weight * totals[f"all_{i}"] / kept if kept > 0 else weight
+        if p.normalize and not self.consensus and any(p.weight):
+            total = sum(p.weight)
+            factors = [factor / total for factor in factors]
+        return {"factor": factors}
+
+    def combine(self, x: Inputs, s: Settings) -> Tensor:
+        assert x.base is not None
+        kept = [self.selection.kept(x, s, i, delta) for i, delta in enumerate(x.deltas)]
+        if not self.consensus:
+            return x.base + combination(kept, s.factor) * s.lambda_
+        parts = [delta * factor for delta, factor in zip(kept, s.factor, strict=True)]
+        votes = [torch.sign(part) for part in parts] if s.sign == "count" else parts
+        merged = elect(parts, votes, s.weight, s.normalize)
+        return x.base + merged * s.lambda_

@@ -1,0 +1,47 @@
+"""Weighted sums, and what to do when weights cancel."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from mergewise.errors import MergewiseError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_CANCELLED = 1e-9
+
+
+def cancel(weights: Sequence[float]) -> bool:
+    """Whether the weights sum to zero, up to rounding (``0.1 + 0.2 - 0.3`` does)."""
+    return abs(sum(weights)) <= _CANCELLED * sum(abs(w) for w in weights)
+
+
+def no_share(weights: Sequence[float], switch: str = "normalize") -> str:
+    """The message for weights that cannot be divided by their sum."""
+    listed = ", ".join(f"{w:g}" for w in weights)
+    return (
+        f"the weights ({listed}) sum to 0, and {switch}: true divides by that sum; "
+        f"change a weight or set {switch}: false"
+    )
+
+
+def shares(weights: Sequence[float], switch: str = "normalize") -> list[float]:
+    """The weights divided by their sum.
+
+    Raises:
+        MergewiseError: if that sum is zero.
+    """
+    if cancel(weights):
+        raise MergewiseError(no_share(weights, switch))
+    total = sum(weights)
+    return [w / total for w in weights]
+
+
+def combination(vectors: Sequence[Tensor], weights: Sequence[Any]) -> Tensor:
+    """``sum_i weights[i] * vectors[i]``, added in order."""
+    out = vectors[0] * weights[0]
+    for vector, weight in zip(vectors[1:], weights[1:], strict=True):
+        out = out + vector * weight
+    return out

@@ -1,0 +1,33 @@
+"""Task arithmetic: add weighted task vectors to the base."""
+
+from __future__ import annotations
+
+from mergewise.methods._delta import DeltaMethod, delta_params
+from mergewise.methods._params import Param
+
+
+class TaskArithmetic(DeltaMethod):
+    """The sum of task vectors; a negative weight forgets a task.
+
+    `density` and `rescale` are accepted, as mergekit does, and have no effect.
+    """
+
+    name = "task_arithmetic"
+    summary = "adds weighted task vectors (expert − base) to the base"
+    formula = "b + lambda sum_i w_i d_i   (over sum_i w_i if normalize)"
+    source = "Editing Models with Task Arithmetic (Ilharco et al. 2022, arXiv 2212.04089)"
+    params = delta_params(normalize=False, rescale=False) | {
+        "density": Param(
+            float, 1.0, "accepted for mergekit recipes; has no effect", per_model=True, ge=0, le=1
+        ),
+        "rescale": Param(bool, False, "accepted for mergekit recipes; has no effect"),
+    }
+    example = """
+merge_method: task_arithmetic
+base_model: base
+models:
+  - model: expert_a
+    parameters: {weight: 0.6}
+  - model: expert_b
+    parameters: {weight: 0.4}
+"""
