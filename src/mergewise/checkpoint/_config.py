@@ -1,0 +1,81 @@
+"""What ``config.json`` must and must not say before a checkpoint is used."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from mergewise.checkpoint._files import shown, where
+from mergewise.errors import CheckpointError, NotBuiltYetError
+
+TEXT_CONFIGS = ("text_config", "llm_config", "language_config")
+"""Where multimodal models keep the language model's part."""
+
+_KINDS: dict[str, tuple[type, ...]] = {
+    "architectures": (list,),
+    "model_type": (str,),
+    "tie_word_embeddings": (bool,),
+    "dtype": (str, dict),
+    "torch_dtype": (str, dict),
+    "vocab_size": (int,),
+    "num_hidden_layers": (int,),
+    "hidden_size": (int, list),
+    "text_config": (dict,),
+    "quantization_config": (dict,),
+}
+
+
+def text_config(config: dict[str, Any]) -> dict[str, Any] | None:
+    """The nested config of the language model, if there is one."""
+    for key in TEXT_CONFIGS:
+        if isinstance(config.get(key), dict):
+            nested: dict[str, Any] = config[key]
+            return nested
+    return None
+
+
+def config_value(config: dict[str, Any] | None, key: str) -> Any:
+    """The value of `key` in the config, else in its text config, else None."""
+    if config is None:
+        return None
+    if config.get(key) is not None:
+        return config[key]
+    nested = text_config(config)
+    return nested.get(key) if nested else None
+
+
+def check_config(config: dict[str, Any], path: Path) -> None:
+    """Refuse a config whose known keys have wrong types, or that is of a quantised model.
+
+    Raises:
+        CheckpointError: for a wrong type.
+        NotBuiltYetError: for quantised weights.
+    """
+    nested = text_config(config)
+    for part in (config, nested or {}):
+        _check_kinds(part, path)
+        _refuse_quantised(part, path)
+
+
+def _check_kinds(config: dict[str, Any], path: Path) -> None:
+    for key, kinds in _KINDS.items():
+        value = config.get(key)
+        if value is None:
+            continue
+        wrong = not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds)
+        if wrong or (key == "architectures" and not all(isinstance(a, str) for a in value)):
+            expected = " or ".join(kind.__name__ for kind in kinds)
+            raise CheckpointError(
+                f"{where(path)}: {key} must be {expected}, got {shown(value)}; correct the file"
+            )
+
+
+def _refuse_quantised(config: dict[str, Any], path: Path) -> None:
+    for key in ("quantization_config", "compression_config"):
+        settings = config.get(key)
+        if settings:
+            method = settings.get("quant_method") if isinstance(settings, dict) else None
+            raise NotBuiltYetError(
+                f"{where(path)}: the weights are quantised ({key}: {shown(method or 'unnamed')}), "
+                "which this version cannot merge; use the unquantised checkpoint"
+            )

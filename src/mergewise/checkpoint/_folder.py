@@ -1,0 +1,235 @@
+"""Open a checkpoint: a folder or a file of safetensors, understood from headers alone.
+
+Which files of a folder count, in this order:
+
+1. ``model.safetensors``. An index beside it is then ignored with a warning, as `transformers`
+   ignores it, unless it agrees.
+2. ``model.safetensors.index.json`` and the shards it names. Other ``.safetensors`` files
+   (``consolidated.safetensors``, say) are left out with a warning.
+3. The only ``*.safetensors.index.json``.
+4. The only ``*.safetensors``.
+
+Anything else is refused, with the reason. The files may be links, as in the hub's cache; names in
+an index are plain file names or refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from mergewise.checkpoint._config import check_config, config_value
+from mergewise.checkpoint._dtypes import TORCH_NAMES
+from mergewise.checkpoint._files import FileStamp, shown, where
+from mergewise.checkpoint._index import Index, read_index
+from mergewise.checkpoint._json import read_json
+from mergewise.checkpoint._refuse import refuse_missing, refuse_other_formats, refuse_quantised
+from mergewise.checkpoint._safetensors import Header, TensorInfo, read_header
+from mergewise.errors import CheckpointError
+
+MAX_CONFIG = 16_000_000
+"""Bytes of a config.json; real ones stay under one megabyte."""
+_SINGLE = "model.safetensors"
+
+
+@dataclass(frozen=True)
+class TensorRef(TensorInfo):
+    """A tensor and the file that holds it."""
+
+    file: Path
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint on disk; no tensor data is held.
+
+    Attributes:
+        path: what was opened, a folder or a file.
+        folder: where config and tokenizer lie: `path`, or the file's parent.
+        files: the safetensors files, in order.
+        tensors: by name, in the order of files and of their data.
+        config: the content of ``config.json``; None if there is none.
+        index: the content of the index file, if the checkpoint has one and it was used.
+        warnings: what is odd, but no reason to refuse.
+        stamps: each file's state when its header was read.
+    """
+
+    path: Path
+    folder: Path
+    files: tuple[Path, ...]
+    tensors: Mapping[str, TensorRef]
+    config: dict[str, Any] | None
+    index: dict[str, Any] | None
+    warnings: tuple[str, ...]
+    stamps: Mapping[Path, FileStamp]
+
+    @cached_property
+    def total_parameters(self) -> int:
+        """Elements of all tensors."""
+        return sum(tensor.numel for tensor in self.tensors.values())
+
+    @cached_property
+    def total_bytes(self) -> int:
+        """Bytes of all tensors, without headers."""
+        return sum(tensor.nbytes for tensor in self.tensors.values())
+
+    @property
+    def architecture(self) -> str | None:
+        """The first of the config's ``architectures``, such as ``LlamaForCausalLM``."""
+        names = config_value(self.config, "architectures")
+        if isinstance(names, list) and names and isinstance(names[0], str):
+            return names[0]
+        return None
+
+    @property
+    def model_type(self) -> str | None:
+        """The config's ``model_type``, such as ``llama``."""
+        value = config_value(self.config, "model_type")
+        return value if isinstance(value, str) else None
+
+    @property
+    def tie_word_embeddings(self) -> bool | None:
+        """What the config says of the output head; None if it is silent."""
+        value = config_value(self.config, "tie_word_embeddings")
+        return value if isinstance(value, bool) else None
+
+    @property
+    def dtype(self) -> str | None:
+        """The torch dtype the config names, else that of most bytes, such as ``bfloat16``."""
+        for key in ("dtype", "torch_dtype"):
+            value = config_value(self.config, key)
+            if isinstance(value, str):
+                return value.removeprefix("torch.")
+        sizes: dict[str, int] = {}
+        for tensor in self.tensors.values():
+            sizes[tensor.dtype] = sizes.get(tensor.dtype, 0) + tensor.nbytes
+        return TORCH_NAMES.get(max(sizes, key=lambda code: sizes[code])) if sizes else None
+
+
+def open_checkpoint(path: Path | str) -> Checkpoint:
+    """Open a folder or one safetensors file, reading headers, index and config.
+
+    Raises:
+        CheckpointError: if there is no checkpoint, or it is broken: the message names the file.
+        NotBuiltYetError: if it is an adapter, quantised, GGUF, a diffusers pipeline or a name on
+            the Hub.
+    """
+    given = str(path)
+    path = Path(path).expanduser() if given.startswith("~") else Path(path)
+    try:
+        is_folder, exists = path.is_dir(), path.exists()
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{where(path)}: cannot be opened: {error}") from None
+    if not exists:
+        refuse_missing(given)
+    return _open_folder(path) if is_folder else _open_file(path)
+
+
+def _open_file(path: Path) -> Checkpoint:
+    if path.suffix != ".safetensors":
+        refuse_other_formats(path, [path.name])
+        raise CheckpointError(f"{where(path)}: a folder or a .safetensors file expected")
+    config = _config(path.parent)
+    return _assemble(path, path.parent, [path], None, config, [])
+
+
+def _open_folder(path: Path) -> Checkpoint:
+    try:
+        names = sorted(entry.name for entry in path.iterdir())
+    except OSError as error:
+        raise CheckpointError(f"{where(path)}: cannot be listed: {error}") from None
+    refuse_quantised(path, names)
+    single, index_name, warnings = _choose(path, names)
+    config = _config(path)
+    if single:
+        return _assemble(path, path, [path / single], None, config, warnings)
+    index = read_index(path / index_name)
+    extra = [n for n in names if n.endswith(".safetensors") and n not in index.shards]
+    if extra:
+        warnings.append(f"{where(path)}: not in {index_name}, ignored: {_some(extra)}")
+    files = [path / shard for shard in index.shards]
+    return _assemble(path, path, files, index, config, warnings)
+
+
+def _choose(path: Path, names: list[str]) -> tuple[str, str, list[str]]:
+    """The single file, or "" and the index, by the rules above."""
+    weights = [n for n in names if n.endswith(".safetensors") and not n.startswith("adapter_")]
+    indexes = [n for n in names if n.endswith(".safetensors.index.json")]
+    usual = f"{_SINGLE}.index.json"
+    if _SINGLE in weights:
+        ignored = [n for n in [*weights, *indexes] if n != _SINGLE]
+        return _SINGLE, "", _ignored(path, ignored)
+    if usual in indexes or len(indexes) == 1:
+        return "", usual if usual in indexes else indexes[0], []
+    if len(weights) == 1 and not indexes:
+        return weights[0], "", []
+    refuse_other_formats(path, names)
+    if not weights:
+        raise CheckpointError(
+            f"{where(path)}: no .safetensors file in this folder; expected model.safetensors, "
+            "or model.safetensors.index.json and its shards"
+        )
+    raise CheckpointError(
+        f"{where(path)}: {len(weights)} .safetensors files and no {usual} that says what belongs "
+        f"together ({_some(weights)}); fetch the index, or name one of the files"
+    )
+
+
+def _ignored(path: Path, names: list[str]) -> list[str]:
+    if not names:
+        return []
+    return [f"{where(path)}: {_SINGLE} is read; beside it, ignored: {_some(names)}"]
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(shown(name) for name in names[:3]) + more
+
+
+def _config(folder: Path) -> dict[str, Any] | None:
+    path = folder / "config.json"
+    if not path.is_symlink() and not path.exists():
+        return None
+    config = read_json(path, "config", MAX_CONFIG)
+    check_config(config, path)
+    return config
+
+
+def _assemble(
+    path: Path,
+    folder: Path,
+    files: list[Path],
+    index: Index | None,
+    config: dict[str, Any] | None,
+    warnings: list[str],
+) -> Checkpoint:
+    tensors: dict[str, TensorRef] = {}
+    stamps: dict[Path, FileStamp] = {}
+    for file in files:
+        header = _header(file, index)
+        stamps[file] = header.stamp
+        for name, info in header.tensors.items():
+            if name in tensors:
+                raise CheckpointError(
+                    f"{where(file)}: tensor {shown(name)} is also in "
+                    f"{where(tensors[name].file.name)}; one shard must hold each tensor"
+                )
+            tensors[name] = TensorRef(name, info.dtype, info.shape, info.start, info.end, file)
+    if not tensors:
+        raise CheckpointError(f"{where(path)}: the checkpoint holds no tensors")
+    if index:
+        warnings = [*warnings, *index.compare(tensors)]
+    raw = index.raw if index else None
+    return Checkpoint(path, folder, tuple(files), tensors, config, raw, tuple(warnings), stamps)
+
+
+def _header(file: Path, index: Index | None) -> Header:
+    if index and not file.exists():
+        raise CheckpointError(
+            f"{where(file)}: this shard is named in {index.path.name} but missing; "
+            "fetch the rest of the checkpoint"
+        )
+    return read_header(file)

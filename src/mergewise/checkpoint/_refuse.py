@@ -1,0 +1,61 @@
+"""What is not a safetensors checkpoint, recognised so that the refusal can name it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import NoReturn
+
+from mergewise.checkpoint._files import shown, where
+from mergewise.errors import CheckpointError, NotBuiltYetError
+
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+_HUB_NAME = re.compile(r"(hf://)?[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
+_QUANTISERS = {"quantize_config.json": "GPTQ", "quant_config.json": "AWQ"}
+
+
+def refuse_missing(text: str) -> NoReturn:
+    """Raise for a path that does not exist: perhaps a name on the Hub, perhaps a mistake."""
+    if _HUB_NAME.fullmatch(text) and not Path(text).parent.exists():
+        raise NotBuiltYetError(
+            f"{where(text)}: no such folder here, and downloading from the Hub is not built yet; "
+            f"download it (`hf download {text}`) and give the local folder"
+        )
+    raise CheckpointError(
+        f"{where(text)}: no such file or folder; give a local folder with safetensors files "
+        "(downloading from the Hub is not built yet)"
+    )
+
+
+def refuse_other_formats(path: Path, names: list[str]) -> None:
+    """Raise if `names`, the files at `path`, are of a format that is known and not read.
+
+    Raises:
+        NotBuiltYetError: adapters, diffusers pipelines, GGUF.
+        CheckpointError: pickles.
+    """
+    if "adapter_config.json" in names:
+        _not_yet(path, "an adapter (adapter_config.json)", "merge it into its base first")
+    if "model_index.json" in names:
+        _not_yet(path, "a diffusers pipeline (model_index.json)", "give one of its sub-folders")
+    for name in names:
+        if name.endswith(".gguf"):
+            _not_yet(path, f"a GGUF file ({shown(name)})", "use the safetensors it was made from")
+    pickles = [name for name in names if name.endswith(_PICKLES)]
+    if pickles and not any(name.endswith(".safetensors") for name in names):
+        raise CheckpointError(
+            f"{where(path)}: only pickle files ({shown(pickles[0])}), which are not read, because "
+            "a pickle can run code; convert with transformers, model.save_pretrained(folder), "
+            "where you trust the file, or fetch the .safetensors version"
+        )
+
+
+def refuse_quantised(path: Path, names: list[str]) -> None:
+    """Raise NotBuiltYetError if a file in the folder says that its weights are quantised."""
+    for name, kind in _QUANTISERS.items():
+        if name in names:
+            _not_yet(path, f"quantised weights ({kind}, {name})", "use the unquantised checkpoint")
+
+
+def _not_yet(path: Path, what: str, instead: str) -> NoReturn:
+    raise NotBuiltYetError(f"{where(path)}: {what} cannot be read by this version; {instead}")
