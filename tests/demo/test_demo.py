@@ -1,0 +1,153 @@
+"""The demo on a tiny scale: it trains, merges, scores, and leaves models that load and write."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import xml.etree.ElementTree as ET
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from mergewise.demo import run_demo
+from mergewise.demo._data import SEPARATOR, encode, find_examples, read_texts, train_tokenizer
+from mergewise.demo._picture import picture
+from mergewise.demo._settings import DOMAINS, EXPERTS, FAST, FULL
+from mergewise.demo._table import table
+from mergewise.errors import OutputError
+
+TINY = replace(FAST, base_steps=60, expert_steps=40, heldout_tokens=1024)
+
+
+def average(recipe: Path, out: Path, *, overwrite: bool) -> None:
+    """Stands in for `mergewise.merge`: the mean of the two experts, whatever the recipe."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    assert overwrite
+    folders = [recipe.parent.parent / "models" / name for name in EXPERTS]
+    first, second = (AutoModelForCausalLM.from_pretrained(folder) for folder in folders)
+    other = dict(second.named_parameters())
+    for name, parameter in first.named_parameters():
+        parameter.data = (parameter.data + other[name].data) / 2
+    first.save_pretrained(out)
+    AutoTokenizer.from_pretrained(folders[0]).save_pretrained(out)
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    out = tmp_path_factory.mktemp("demo") / "out"
+    console = Console(record=True, width=120, quiet=False, file=sys.stderr)
+    results = run_demo(
+        out, console=console, settings=replace(TINY, examples=("linear", "ties")), merge=average
+    )
+    return out, results, console.export_text()
+
+
+def test_experts_are_better_than_the_base_at_their_own_task(demo):
+    _, results, _ = demo
+    scores = results["scores"]
+    for expert in EXPERTS:
+        assert scores[expert][expert]["loss"] < scores["base"][expert]["loss"] - 0.05
+    assert list(scores) == ["base", "maths", "code", "linear", "ties"]
+
+
+def test_results_are_written(demo):
+    out, results, shown = demo
+    assert json.loads((out / "results.json").read_text()) == results
+    ET.fromstring((out / "results.svg").read_text())
+    assert "maths expert" in shown
+    assert "text-generation" in shown
+
+
+@pytest.mark.parametrize("name", ["models/base", "models/maths", "models/code", "merged/ties"])
+def test_folders_load_with_transformers_and_generate(demo, name):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = demo[0] / name
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    prompt = tokenizer("Question: Tom has 3 apples", return_tensors="pt")
+    tokens = model.generate(**prompt, max_new_tokens=8, min_new_tokens=8, do_sample=False)
+    assert tokens.shape[1] == prompt["input_ids"].shape[1] + 8
+    assert tokenizer.decode(tokens[0]).startswith("Question: Tom has 3 apples")
+
+
+def test_trained_models_are_reused_until_the_schedule_changes(demo, tmp_path):
+    out, _, _ = demo
+    console = Console(quiet=True)
+    settings = replace(TINY, examples=("linear",))
+    before = (out / "models/base/model.safetensors").stat().st_mtime_ns
+    again = run_demo(out, console=console, settings=settings, merge=average)
+    assert again["models_reused"]
+    assert (out / "models/base/model.safetensors").stat().st_mtime_ns == before
+    texts = read_texts(find_examples(), "train")
+    assert replace(settings, seed=8).fingerprint(texts) != settings.fingerprint(texts)
+    assert replace(settings, examples=()).fingerprint(texts) == settings.fingerprint(texts)
+    changed = {**texts, "maths": texts["maths"] + "x"}
+    assert settings.fingerprint(changed) != settings.fingerprint(texts)
+
+
+def test_a_folder_of_other_things_is_left_alone(tmp_path):
+    (tmp_path / "thesis.txt").write_text("precious")
+    with pytest.raises(OutputError, match="not empty and was not made by the demo"):
+        run_demo(tmp_path, console=Console(quiet=True), settings=TINY, merge=average)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_heldout_texts_are_not_trained_on():
+    examples = find_examples()
+    train, heldout = read_texts(examples, "train"), read_texts(examples, "heldout")
+    for name in DOMAINS:
+        seen = set(train[name].rstrip("\n").split(SEPARATOR))
+        assert not seen & set(heldout[name].rstrip("\n").split(SEPARATOR))
+
+
+def test_tokenizer_keeps_every_character():
+    texts = {"a": "Tom has 123 apples.", "b": "def f(x):\n    return x"}
+    tokenizer = train_tokenizer(texts, 300, 64)
+    text = 'naïve “quote”\n    x = 42\n"""'
+    assert tokenizer.decode(encode(tokenizer, text)[1:-1]) == text
+
+
+def test_full_size_is_what_the_documents_say():
+    from mergewise.demo._train import new_model
+
+    tokenizer = train_tokenizer({"a": "abc"}, FULL.vocabulary, 64)
+    model = new_model(FULL, tokenizer)
+    body = sum(
+        p.numel() for n, p in model.named_parameters() if "embed" not in n and "head" not in n
+    )
+    assert 1e6 < body + 2 * FULL.vocabulary * FULL.hidden < 3e6
+
+
+def test_table_marks_the_best_of_each_column():
+    scores = {
+        "base": {kind: {"loss": 2.0, "accuracy": 0.2} for kind in DOMAINS},
+        "ties": {kind: {"loss": 1.0, "accuracy": 0.1} for kind in DOMAINS},
+    }
+    cells = [list(column.cells) for column in table(scores).columns]
+    assert cells[1] == ["2.000", "[bold]1.000[/bold]"]
+    assert cells[2] == ["[bold]20.0%[/bold]", "10.0%"]
+
+
+def test_picture_puts_lower_losses_to_the_left_and_escapes_names():
+    def scores(loss):
+        return {kind: {"loss": loss, "accuracy": 0.5} for kind in DOMAINS}
+
+    svg = picture({"a<b": scores(3.0), "good": scores(1.0)})
+    assert "a&lt;b" in svg
+    assert svg.index(">good<") < svg.index(">a&lt;b<")
+    rows = [float(e.get("cx")) for e in ET.fromstring(svg).iter() if e.tag.endswith("circle")]
+    assert rows[3] < rows[-1]
+
+
+def test_importing_the_demo_is_light():
+    code = (
+        "import sys, mergewise.demo; "
+        "print([m for m in ('torch', 'transformers') if m in sys.modules])"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert shown.stdout.strip() == "[]"
