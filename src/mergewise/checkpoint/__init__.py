@@ -1,8 +1,27 @@
 """Checkpoints on disk: open, read by range, lay out, write; nothing here imports torch."""
 
+from mergewise.checkpoint._card import CardInput, model_card
+from mergewise.checkpoint._depth import layer_count, with_layers
 from mergewise.checkpoint._dtypes import BITS, CODES, TORCH_NAMES, byte_count
 from mergewise.checkpoint._files import FileStamp
 from mergewise.checkpoint._folder import Checkpoint, TensorRef, open_checkpoint
+from mergewise.checkpoint._inspect import Summary, inspect_checkpoint
+from mergewise.checkpoint._layers import (
+    LayerGroup,
+    find_layers,
+    head_and_embedding,
+    is_embedding_like,
+    is_post_layer,
+    is_pre_layer,
+    layer_index,
+    layer_prefix,
+    main_layers,
+    renumber,
+    tied_head,
+)
+from mergewise.checkpoint._licence import merged_licence, stated_licence
+from mergewise.checkpoint._output import Copied, copy_tokenizer, edited_config, write_config
+from mergewise.checkpoint._provenance import fingerprint, provenance, sha256_file, versions
 from mergewise.checkpoint._read import FileReader
 from mergewise.checkpoint._safetensors import Header, TensorInfo, read_header
 from mergewise.checkpoint._write import (
@@ -18,19 +37,46 @@ __all__ = [
     "BITS",
     "CODES",
     "TORCH_NAMES",
+    "CardInput",
     "Checkpoint",
+    "Copied",
     "FileReader",
     "FileStamp",
     "Header",
+    "LayerGroup",
     "ShardLayout",
+    "Summary",
     "TensorInfo",
     "TensorRef",
     "byte_count",
+    "copy_tokenizer",
     "create_shard",
+    "edited_config",
+    "find_layers",
+    "fingerprint",
+    "head_and_embedding",
     "index_json",
+    "inspect_checkpoint",
+    "is_embedding_like",
+    "is_post_layer",
+    "is_pre_layer",
+    "layer_count",
+    "layer_index",
+    "layer_prefix",
+    "main_layers",
+    "merged_licence",
+    "model_card",
     "open_checkpoint",
     "plan_shards",
+    "provenance",
     "read_header",
+    "renumber",
+    "sha256_file",
+    "stated_licence",
+    "tied_head",
+    "versions",
+    "with_layers",
     "write_at",
+    "write_config",
     "write_file",
 ]
