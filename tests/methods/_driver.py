@@ -1,0 +1,114 @@
+"""A naive evaluation of a method: whole tensors, plain torch, thresholds by a full sort.
+
+It shares nothing with the engine, so that the two can be held against each other. Equal scores
+are kept in order of position, where the engine takes a hash: results agree unless scores tie.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mergewise.methods import Access, Inputs, Settings, get_method
+
+
+@dataclass(frozen=True)
+class Threshold:
+    value: float
+    count: int
+
+
+class WholeTensor(Inputs):
+    def __init__(self, base: Tensor | None, experts: Sequence[Tensor], columns: int, seed: int):
+        self.base, self.experts = base, experts
+        self.columns = columns
+        self.ranks: list[Tensor] = []
+        self._seed = seed
+
+    def noise(self, expert: int) -> Tensor:
+        draw = torch.Generator().manual_seed(1000 * self._seed + expert)
+        return torch.rand(self.experts[0].shape, generator=draw)
+
+    def at_least(self, score: Tensor, threshold: Threshold, expert: int) -> Tensor:
+        order = score.flatten().argsort(descending=True, stable=True)[: threshold.count]
+        mask = torch.zeros(score.numel(), dtype=torch.bool)
+        mask[order] = True
+        return mask.reshape(score.shape)
+
+
+def _rows(shape: torch.Size) -> tuple[int, int]:
+    columns = 1
+    for size in shape[-1:] if len(shape) < 3 else shape[1:]:
+        columns *= size
+    return -1, columns
+
+
+def _threshold(score: Tensor, count: int) -> Threshold:
+    ordered = score.flatten().sort(descending=True).values.double()
+    value = float(ordered[count - 1]) if count else float("inf")
+    return Threshold(value, count)
+
+
+def _row_ranks(score: Tensor, columns: int) -> Tensor:
+    rows = score.reshape(-1, columns)
+    return rows.argsort(dim=1, stable=True).argsort(dim=1).float().reshape(score.shape)
+
+
+def merge_tensor(
+    experts: Sequence[Tensor],
+    method: str,
+    base: Tensor | None = None,
+    seed: int = 0,
+    **parameters: Any,
+) -> Tensor:
+    """Merge one tensor; a per-model parameter is a scalar or a list with one value each."""
+    chosen = get_method(method)
+    values: dict[str, Any] = {}
+    for name, param in chosen.params.items():
+        value = parameters.pop("lambda_" if name == "lambda" else name, param.default)
+        if param.per_model and not isinstance(value, list):
+            value = [value] * len(experts)
+        values[name] = value
+    assert not parameters, f"{method} has no parameters {sorted(parameters)}"
+    settings = Settings(values)
+    problem = chosen.problem(settings, len(experts))
+    assert problem is None, problem
+    shape = experts[0].shape
+    columns = _rows(shape)[1]
+    view = {
+        Access.FLAT: (-1,),
+        Access.ROWS: (-1, columns),
+        Access.WHOLE: shape,
+    }[chosen.access(settings)]
+    x = WholeTensor(
+        None if base is None else base.float().reshape(view),
+        [e.float().reshape(view) for e in experts],
+        columns,
+        seed,
+    )
+    return _evaluate(chosen, x, values).reshape(shape)
+
+
+def _evaluate(method: Any, x: WholeTensor, values: Mapping[str, Any]) -> Tensor:
+    def settings() -> Settings:
+        return Settings(values)
+
+    n = x.experts[0].numel()
+    scores = method.scores(x, settings())
+    if method.ranked(settings()):
+        x.ranks = [_row_ranks(score, x.columns) for score in scores]
+    else:
+        nonzero = [int((score != 0).sum()) for score in scores]
+        wanted = method.ranks(settings(), n, nonzero) if scores else []
+        found = [
+            [_threshold(score, r) for r in row] for score, row in zip(scores, wanted, strict=True)
+        ]
+        values = {**values, "thresholds": found}
+    terms = method.terms(x, settings())
+    totals = {name: float(term.double().sum()) for name, term in terms.items()}
+    values = {**values, **method.coefficients(totals, settings(), n)}
+    return method.combine(x, settings())
