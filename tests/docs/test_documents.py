@@ -1,0 +1,53 @@
+"""The documents hold: recipes in them and in `examples/` are valid, links lead somewhere."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from mergewise.recipe import check_recipe
+
+ROOT = Path(__file__).parents[2]
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+EXAMPLES = sorted((ROOT / "examples").glob("*.yml"))
+
+
+def blocks(language: str) -> list:
+    found = []
+    for path in DOCUMENTS:
+        for i, text in enumerate(re.findall(rf"```{language}\n(.*?)```", path.read_text(), re.S)):
+            found.append(pytest.param(text, id=f"{path.name}-{i}"))
+    return found
+
+
+@pytest.mark.parametrize("text", blocks("yaml"))
+def test_recipes_in_documents_are_valid(text):
+    assert check_recipe(text) == []
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_examples_are_valid_and_say_what_they_are(path):
+    assert check_recipe(path) == []
+    assert path.read_text().startswith("# ")
+
+
+@pytest.mark.parametrize("text", blocks("python"))
+def test_python_in_documents_compiles(text):
+    compile(text, "document", "exec")
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_relative_links_lead_to_files(path):
+    for target in re.findall(r"\]\((?!https?://|#)([^)#]+)", path.read_text()):
+        assert (path.parent / target).exists(), target
+
+
+def test_readme_shows_the_example_as_it_is():
+    shown = (ROOT / "examples/ties.yml").read_text().split("\n", 1)[1]
+    assert f"```yaml\n{shown}```" in (ROOT / "README.md").read_text()
+
+
+def test_contributing_is_short():
+    assert len((ROOT / "CONTRIBUTING.md").read_text().splitlines()) <= 80
