@@ -6,7 +6,7 @@ from mergewise.errors import MergewiseError, RecipeError
 from mergewise.methods import Method, get_method
 from mergewise.methods import Settings as MethodSettings
 from mergewise.recipe._problems import Position, Problems
-from mergewise.recipe._recipe import Module, Slice, Stage
+from mergewise.recipe._recipe import Module, Slice, Source, Stage
 from mergewise.recipe._resolve import settings_for
 
 
@@ -22,6 +22,7 @@ def check_stage(stage: Stage, problems: Problems) -> None:
         for slice_ in module.slices:
             if slice_.sources and _base_is_there(stage, method, slice_, problems):
                 _check_duplicates(slice_, problems)
+                _check_base_parameters(method, slice_, problems)
                 _check_number(stage, method, slice_, problems)
                 if _required_are_there(stage, method, module, slice_, problems):
                     _check_together(stage, method, module, slice_, problems)
@@ -38,16 +39,29 @@ def _base_is_there(stage: Stage, method: Method, slice_: Slice, problems: Proble
 
 
 def _check_duplicates(slice_: Slice, problems: Problems) -> None:
-    for i, source in enumerate(slice_.sources):
-        same = [s for s in slice_.sources[:i] if s.model == source.model]
-        if same and (
-            source.model == slice_.base_model
-            or any(s.layer_range == source.layer_range for s in same)
-        ):
+    """One model may give different layers to one slice, but then it cannot be the base."""
+    seen: dict[object, Source] = {}
+    for source in slice_.sources:
+        is_base = source.model == slice_.base_model
+        key = source.model if is_base else (source.model, source.layer_range)
+        first = seen.setdefault(key, source)
+        if first is not source:
             problems.error(
                 source.position,
-                f"{source.model} is here twice; the first is on line {same[0].position.line}: "
+                f"{source.model} is here twice; the first is on line {first.position.line}: "
                 "remove one, or give one entry the sum of both weights",
+            )
+
+
+def _check_base_parameters(method: Method, slice_: Slice, problems: Problems) -> None:
+    base = slice_.base
+    if base is None or method.base == "ignored":
+        return
+    for name, setting in base.parameters.items():
+        if name in method.params and method.params[name].per_model:
+            problems.warn(
+                setting.position,
+                f"{setting.where} has no effect: {base.model} is the base model of {method.name}",
             )
 
 

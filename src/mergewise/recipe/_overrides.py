@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import yaml
-
 from mergewise.recipe._nodes import Node
 from mergewise.recipe._problems import OVERRIDE, Position, Problems, fail, shorten, suggest
-from mergewise.recipe._yaml import parse_documents
+from mergewise.recipe._yaml import dump_documents, parse_documents
 
 _CREATED = ("parameters", "tokenizer")
 
@@ -100,6 +98,4 @@ def _index(items: list[Node], segment: str, inside: str, origin: str) -> int:
 
 def render(documents: Sequence[Node]) -> str:
     """The documents as YAML text, for a recipe that was changed by overrides."""
-    return yaml.safe_dump_all(
-        [document.plain() for document in documents], sort_keys=False, allow_unicode=True
-    )
+    return dump_documents([document.plain() for document in documents])

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from mergewise.recipe._keys import check_keys
 from mergewise.recipe._nodes import Node
-from mergewise.recipe._problems import Problems, shorten, suggest
+from mergewise.recipe._problems import Problems, shorten
 
 _KEYS = ("model", "lora", "override_architecture")
 _PATH_KEYS = ("path", "revision")
@@ -86,7 +87,7 @@ def _from_text(node: Node, where: str, problems: Problems) -> ModelRef | None:
 def _from_mapping(node: Node, where: str, problems: Problems) -> ModelRef | None:
     if node.has("path"):
         return _from_path(node, where, problems)
-    _check_keys(node, _KEYS, where, problems)
+    check_keys(node, _KEYS, f"{where}: ", problems)
     inner = node.get("model")
     if inner is None:
         problems.error(node.position, f"{where}: `path` or `model` expected in a model reference")
@@ -95,6 +96,11 @@ def _from_mapping(node: Node, where: str, problems: Problems) -> ModelRef | None
     lora_node = node.get("lora")
     lora = read_reference(lora_node, f"{where}.lora", problems) if lora_node else None
     architecture = node.get("override_architecture")
+    if architecture is not None and not isinstance(architecture.value, str):
+        problems.error(
+            architecture.position,
+            f"{where}.override_architecture: text expected, got {architecture.kind}",
+        )
     if model is None:
         return None
     if lora is not None and model.lora is not None:
@@ -105,7 +111,7 @@ def _from_mapping(node: Node, where: str, problems: Problems) -> ModelRef | None
 
 
 def _from_path(node: Node, where: str, problems: Problems) -> ModelRef | None:
-    _check_keys(node, _PATH_KEYS, where, problems)
+    check_keys(node, _PATH_KEYS, f"{where}: ", problems)
     path, revision = node.get("path"), node.get("revision")
     if path is None or not isinstance(path.value, str) or not path.value.strip():
         place = path.position if path else node.position
@@ -116,12 +122,3 @@ def _from_path(node: Node, where: str, problems: Problems) -> ModelRef | None:
         return None
     # a commit of digits alone is a number to YAML, so what was written counts
     return ModelRef(path.value, revision.raw if revision else None)
-
-
-def _check_keys(node: Node, known: tuple[str, ...], where: str, problems: Problems) -> None:
-    for key, _ in node.items():
-        if key not in known:
-            options = "" if suggest(key, known) else f"; one of {', '.join(known)} expected"
-            problems.unknown(
-                node.key_position(key), f"{where}: unknown key `{key}`{options}", key, known
-            )

@@ -6,8 +6,9 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from mergewise.recipe._keys import check_keys
 from mergewise.recipe._nodes import Node
-from mergewise.recipe._problems import Position, Problems
+from mergewise.recipe._problems import Position, Problems, shorten
 
 Leaf = bool | int | float | str
 Value = Leaf | tuple[Leaf, ...]
@@ -129,17 +130,17 @@ def _condition(node: Node, where: str, problems: Problems) -> Condition | None:
     if not isinstance(node.value, dict):
         problems.error(node.position, f"{where}: {{filter, value}} expected, got {node.kind}")
         return None
-    unknown = [key for key in node.value if key not in ("filter", "value")]
-    for key in unknown:
+    if not node.has("value"):
         problems.error(
-            node.key_position(key),
-            f"{where}: unknown key `{key}`; a number, a list, or {{filter, value}} expected",
+            node.position,
+            f"{where}: a number, a list, or {{filter, value}} expected, got a mapping of "
+            f"{shorten(', '.join(node.value)) or 'nothing'}",
         )
-    if unknown:
         return None
+    check_keys(node, ("filter", "value"), f"{where}: ", problems)
     pattern, inner = node.get("filter"), node.get("value")
     if inner is None:
-        problems.error(node.position, f"{where}: `value` is missing beside `filter`")
+        problems.error(node.key_position("value"), f"{where}: `value` is empty")
         return None
     if pattern is not None and isinstance(pattern.value, dict | list):
         problems.error(pattern.position, f"{where}.filter: text expected, got {pattern.kind}")

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from mergewise.recipe._problems import Position, fail
+from mergewise.recipe._yaml import dump_documents
 
 MAX_BYTES = 1_000_000
 TEXT_PATH = "<recipe>"
@@ -62,12 +63,14 @@ def _read_file(path: Path) -> str:
 
 def _dump(source: Mapping[str, Any]) -> str:
     try:
-        return yaml.safe_dump(_builtin(source), sort_keys=False, allow_unicode=True)
-    except (yaml.YAMLError, RecursionError) as error:
-        problem = str(error).splitlines()[0] if str(error) else "it contains itself"
-        raise fail(
-            Position(TEXT_PATH), f"only mappings, lists, text and numbers may be used: {problem}"
-        ) from None
+        return dump_documents([_builtin(source)])
+    except RecursionError:
+        problem = "it contains itself"
+    except yaml.YAMLError as error:
+        problem = str(error)
+    raise fail(
+        Position(TEXT_PATH), f"only mappings, lists, text and numbers may be used: {problem}"
+    )
 
 
 def _builtin(value: Any) -> Any:

@@ -8,7 +8,7 @@ names look like them. Booleans stay 1.1 (``yes``, ``off``), because recipes in t
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import yaml
 
@@ -64,6 +64,28 @@ _resolver("merge", "<<", "<")
 # PyYAML files the resolver of the empty scalar under the empty string
 _Loader.add_implicit_resolver(_TAG + "null", re.compile("^(?:~|null|Null|NULL|)$"), ["~", "n", "N"])
 _Loader.add_implicit_resolver(_TAG + "null", re.compile("^$"), [""])
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes text that either dialect would take for something else."""
+
+    yaml_implicit_resolvers = {
+        first: [
+            *_Loader.yaml_implicit_resolvers.get(first, ()),
+            *yaml.SafeDumper.yaml_implicit_resolvers.get(first, ()),
+        ]
+        for first in {*_Loader.yaml_implicit_resolvers, *yaml.SafeDumper.yaml_implicit_resolvers}
+    }
+
+
+def dump_documents(documents: Sequence[object]) -> str:
+    """Plain data as YAML that `parse_documents` reads back as the same.
+
+    Raises:
+        yaml.YAMLError: if something in it is not plain data.
+    """
+    text: str = yaml.dump_all(documents, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+    return text
 
 
 def parse_documents(text: str, path: str, problems: Problems) -> list[Node]:
@@ -136,6 +158,8 @@ def _hint(error: yaml.MarkedYAMLError, text: str, at: Position) -> str:
         )
     if "undefined alias" in what:
         return "; define it first as `&name`, or quote text that begins with `*`"
+    if "unknown escape" in what:
+        return "; in \"double quotes\" a backslash is special: use 'single quotes' for such paths"
     return "; check indentation, brackets and quotes"
 
 
@@ -193,6 +217,7 @@ class _Converter:
                     f"{keys[key.value].line}: remove one",
                 )
             else:
+                self._check_text(key.value, place)
                 out[key.value] = self.node(value, above)
                 keys[key.value] = place
         for node in merged:
@@ -209,8 +234,14 @@ class _Converter:
                 self.problems.error(item.position, f"`<<` merges mappings; this is {item.kind}")
         return nodes
 
+    def _check_text(self, text: str, at: Position) -> None:
+        """Escapes can make half characters, which no file name or JSON can hold."""
+        if not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text):
+            self.problems.error(at, "half a character (U+D800 to U+DFFF) is not text; remove it")
+
     def _scalar(self, source: yaml.ScalarNode, at: Position) -> Scalar:
         text: str = source.value
+        self._check_text(text, at)
         if not self._tag(source, "str", "bool", "int", "float", "null", "merge"):
             return text
         try:
