@@ -1,5 +1,44 @@
-"""mergewise: merge trained neural networks, guided by evidence."""
+"""mergewise: merge trained neural networks, guided by evidence.
+
+    merge               run a recipe: checkpoints in, a checkpoint folder out
+    plan                what a recipe would do, from headers alone
+    load_recipe         read and check a recipe
+    merge_state_dicts   merge models that are already in memory
+
+Everything is imported when first used, so that ``import mergewise`` costs nothing.
+"""
 
 from __future__ import annotations
 
+import logging
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mergewise.engine import merge, merge_state_dicts
+    from mergewise.plan import build_plan as plan
+    from mergewise.recipe import load_recipe
+
 __version__ = "0.1.0"
+__all__ = ["__version__", "load_recipe", "merge", "merge_state_dicts", "plan"]
+
+logging.getLogger(__name__).addHandler(logging.NullHandler())
+
+_HOMES = {
+    "merge": ("mergewise.engine", "merge"),
+    "merge_state_dicts": ("mergewise.engine", "merge_state_dicts"),
+    "plan": ("mergewise.plan", "build_plan"),
+    "load_recipe": ("mergewise.recipe", "load_recipe"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'mergewise' has no attribute {name!r}")
+    import importlib
+
+    module, attribute = _HOMES[name]
+    return getattr(importlib.import_module(module), attribute)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

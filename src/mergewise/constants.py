@@ -1,0 +1,29 @@
+"""Environment variables and fixed numbers, read and named in one place."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+BLOCK_ELEMENTS = 1 << 18
+"""Elements per block: a few hundred kilobytes per model, so a block of four models stays in cache.
+Part of what a result depends on (sums are taken block by block), so it is not an option."""
+
+FUSE_FROM_ELEMENTS = 1 << 22
+"""Below this many output elements, compiling kernels costs more than it saves."""
+
+DEFAULT_SHARD_BYTES = 5_000_000_000
+
+
+def cache_dir() -> Path:
+    """Where compiled kernels are kept: MERGEWISE_CACHE, or the user's cache folder."""
+    given = os.environ.get("MERGEWISE_CACHE")
+    if given:
+        return Path(given)
+    home = os.environ.get("XDG_CACHE_HOME")
+    return (Path(home) if home else Path.home() / ".cache") / "mergewise"
+
+
+def fuse_allowed() -> bool:
+    """False if MERGEWISE_FUSE=0: run every method in plain torch."""
+    return os.environ.get("MERGEWISE_FUSE", "1") != "0"

@@ -1,0 +1,162 @@
+"""One block of a tensor's inputs, and what a method may ask of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from mergewise._lazy import torch
+from mergewise.engine._random import hash_positions, stream_key, uniform
+from mergewise.engine._trace import Expr
+from mergewise.methods import Inputs, Settings
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """A place in the order of (score, hash of position): elements at or above it are kept."""
+
+    value: Any
+    tie: Any
+
+
+@dataclass(frozen=True)
+class Keys:
+    """Keys of one tensor's random streams; see `_random`."""
+
+    tensor: int
+    noise: tuple[int, ...]
+    tie: tuple[int, ...]
+
+    @classmethod
+    def of(cls, seed: int, name: str, experts: int) -> Keys:
+        return cls(
+            stream_key(seed, name),
+            tuple(stream_key(seed, name, i, "noise") for i in range(experts)),
+            tuple(stream_key(seed, name, i, "tie") for i in range(experts)),
+        )
+
+    def flat(self) -> list[int]:
+        return [self.tensor, *self.noise, *self.tie]
+
+
+@dataclass
+class Block:
+    """Elements `start` to `start + size` of every input, as stored.
+
+    Attributes:
+        tensors: the base (if there is one) and the experts, each flat.
+        columns: elements per row; blocks of row methods hold whole rows.
+        shape: the shape in which the method wants to see them (`[-1]` or `[rows, columns]` or
+            the tensor's own).
+        ranks: row ranks of the scores, float32, flat.
+    """
+
+    start: int
+    size: int
+    tensors: list[Tensor]
+    has_base: bool
+    columns: int
+    shape: Sequence[int]
+    ranks: list[Tensor] = field(default_factory=list)
+
+
+class _AtLeast(Inputs):
+    def _tie(self, expert: int) -> Any:
+        raise NotImplementedError
+
+    def at_least(self, score: Any, threshold: Any, expert: int) -> Any:
+        above = score > threshold.value
+        return above | ((score == threshold.value) & (self._tie(expert) >= threshold.tie))
+
+
+class TorchInputs(_AtLeast):
+    """A block as torch tensors, upcast for arithmetic."""
+
+    def __init__(self, block: Block, keys: Keys, compute: Any, device: Any) -> None:
+        views = [t.to(device=device, dtype=compute).reshape(block.shape) for t in block.tensors]
+        self.base = views[0] if block.has_base else None
+        self.experts = views[1:] if block.has_base else views
+        self.ranks = [r.to(device).reshape(block.shape) for r in block.ranks]
+        self.columns = block.columns
+        self._block = block
+        self._keys = keys
+        self._device = device
+        self.all = views
+
+    def _hash(self, stream: int) -> Tensor:
+        block = self._block
+        position = torch.arange(block.start, block.start + block.size, device=self._device)
+        return hash_positions(position, self._keys.tensor, stream).reshape(block.shape)
+
+    def noise(self, expert: int) -> Tensor:
+        return uniform(self._hash(self._keys.noise[expert]))
+
+    def _tie(self, expert: int) -> Tensor:
+        return self._hash(self._keys.tie[expert])
+
+
+class TracedInputs(_AtLeast):
+    """The same as expressions. Integer scalars are numbered as `Keys.flat` gives them."""
+
+    def __init__(self, experts: int, has_base: bool, ranks: int, columns: Any) -> None:
+        count = experts + has_base
+        inputs: list[Any] = [Expr("input", (i,), "f") for i in range(count + ranks)]
+        self.base = inputs[0] if has_base else None
+        self.experts = inputs[has_base:count]
+        self.ranks = inputs[count:]
+        self.columns = columns
+        self._count = experts
+
+    def _hash(self, slot: int) -> Expr:
+        return Expr("hash", (Expr("is", (0,), "i"), Expr("is", (slot,), "i")), "i")
+
+    def noise(self, expert: int) -> Any:
+        return Expr("uniform", (self._hash(1 + expert),), "f")
+
+    def _tie(self, expert: int) -> Any:
+        return self._hash(1 + self._count + expert)
+
+
+@dataclass
+class Scalars:
+    """Settings split into what shapes the arithmetic and the numbers that only fill it in."""
+
+    structure: tuple[Any, ...]
+    floats: list[float]
+    ints: list[int]
+    traced: dict[str, Any]
+
+
+def split_settings(values: Mapping[str, Any], keys: Keys) -> Scalars:
+    """Number every float of `values`; booleans, strings, integers and None are structure."""
+    out = Scalars((), [], keys.flat(), {})
+    structure = []
+    for name, value in values.items():
+        traced, shape = _split(value, out)
+        out.traced[name] = traced
+        structure.append((name, shape))
+    out.structure = tuple(structure)
+    return out
+
+
+def _split(value: Any, out: Scalars) -> tuple[Any, Any]:
+    if isinstance(value, Threshold):
+        out.floats.append(value.value)
+        out.ints.append(value.tie)
+        score = Expr("fs", (len(out.floats) - 1,), "f")
+        return Threshold(score, Expr("is", (len(out.ints) - 1,), "i")), "threshold"
+    if isinstance(value, float):
+        out.floats.append(value)
+        return Expr("fs", (len(out.floats) - 1,), "f"), "float"
+    if isinstance(value, list | tuple):
+        pairs = [_split(v, out) for v in value]
+        return [p[0] for p in pairs], tuple(p[1] for p in pairs)
+    return value, value
+
+
+def settings(values: Mapping[str, Any]) -> Settings:
+    return Settings(values)

@@ -1,0 +1,50 @@
+"""Tensors that are taken over from one input as they are."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from mergewise._lazy import torch
+from mergewise.engine._kernels import finite
+from mergewise.engine._sources import Source
+from mergewise.engine._task import Options, Range
+from mergewise.engine._work import Work
+from mergewise.errors import NonFiniteError
+from mergewise.methods import Access
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass
+class CopyTask:
+    """One tensor copied, at most into another floating-point type; see `TensorTask`."""
+
+    name: str
+    shape: tuple[int, ...]
+    source: Source
+    out_dtype: torch.dtype
+    options: Options
+
+    def __post_init__(self) -> None:
+        self.size = math.prod(self.shape)
+        self.columns = 1
+        self.access = Access.FLAT
+
+    def ranges(self) -> list[Range]:
+        step = self.options.block
+        return [(at, min(step, self.size - at)) for at in range(0, self.size, step)]
+
+    def prepare(self, thresholds: Any = None) -> Work:
+        yield from self.source.prepare()
+
+    def merged(self, where: Range) -> Tensor:
+        block = self.source.read(*where, 0)
+        if self.options.check and block.is_floating_point() and not finite(block):
+            raise NonFiniteError(
+                f"tensor {self.source.name} of model {self.source.model} holds NaN or infinity; "
+                "repair that model, or pass --allow-nonfinite (allow_nonfinite=True)"
+            )
+        return block.to(self.out_dtype)

@@ -1,0 +1,143 @@
+"""The record of an unfinished merge: which plan it follows and which shards are done.
+
+While a merge runs, everything lies in ``OUT/.mergewise/``: a lock, the journal, and shards under
+their final names once they are complete and flushed. What OUT itself held before stays as it was
+until publication, which moves the files and writes ``config.json`` last: a folder without it is
+visibly unfinished.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from mergewise.checkpoint import write_file
+from mergewise.errors import OutputError
+
+WORK = ".mergewise"
+_FORMAT = 1
+
+
+class Workspace:
+    """The working folder of one merge, locked against a second one.
+
+    Args:
+        out: the output folder; created if absent.
+        identity: what the unfinished bytes depend on; shards of another identity are refused.
+        overwrite: allow an `out` that holds files already.
+        restart: discard an unfinished merge found there.
+
+    Raises:
+        OutputError: if the folder cannot be used, with the next step.
+    """
+
+    def __init__(
+        self, out: Path, identity: dict[str, Any], *, overwrite: bool, restart: bool
+    ) -> None:
+        self.out = out
+        self.folder = out / WORK
+        self._identity = {"format": _FORMAT, **identity}
+        self._check(overwrite)
+        made = not out.exists()
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._lock = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT, 0o666)
+        except OSError as error:
+            raise OutputError(
+                f"{out}: cannot be written to ({error.strerror}); choose another output folder"
+            ) from None
+        self._made = made
+        self._take_lock()
+        self.done: dict[str, str] = self._resume(restart)
+
+    def _check(self, overwrite: bool) -> None:
+        if self.out.exists() and not self.out.is_dir():
+            raise OutputError(f"{self.out}: is a file; give a folder for the output")
+        held = []
+        with contextlib.suppress(FileNotFoundError):
+            held = sorted(p.name for p in self.out.iterdir() if p.name != WORK)
+        if held and not overwrite and not (self.folder / "publishing").exists():
+            raise OutputError(
+                f"{self.out}: is not empty ({', '.join(held[:3])}"
+                f"{', …' if len(held) > 3 else ''}); choose another folder, or pass --overwrite"
+            )
+
+    def _take_lock(self) -> None:
+        try:
+            import fcntl
+        except ImportError:  # no advisory locks on this system
+            return
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(self._lock)
+            raise OutputError(
+                f"{self.out}: another merge is writing there; wait for it, or choose another folder"
+            ) from None
+
+    def _resume(self, restart: bool) -> dict[str, str]:
+        path = self.folder / "journal.json"
+        if restart:
+            self._clear()
+        if not path.exists():
+            self._clear()
+            self._write({})
+            return {}
+        try:
+            found = json.loads(path.read_text())
+            done = dict(found.pop("done"))
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise self._refuse("its journal cannot be read") from None
+        if found != json.loads(json.dumps(self._identity)):
+            raise self._refuse("it followed another recipe, other inputs or other options")
+        self._clear(keep={path.name, "publishing", *done})
+        return done
+
+    def _refuse(self, reason: str) -> OutputError:
+        self.release()
+        return OutputError(
+            f"{self.out}: holds an unfinished merge that cannot be continued: {reason}; "
+            "pass --restart to discard it, or choose another folder"
+        )
+
+    def _clear(self, keep: set[str] | frozenset[str] = frozenset()) -> None:
+        for path in self.folder.iterdir():
+            if path.name != "lock" and path.name not in keep:
+                path.unlink()
+
+    def _write(self, done: dict[str, str]) -> None:
+        text = json.dumps({**self._identity, "done": done}, indent=1)
+        write_file(self.folder / "journal.json", text.encode())
+
+    def finished(self, filename: str, checksum: str) -> None:
+        """Note a shard that lies complete and flushed in the working folder."""
+        self.done[filename] = checksum
+        self._write(self.done)
+
+    def begin_publishing(self) -> None:
+        """From here on the old content of OUT goes; a later run must finish, not refuse."""
+        write_file(self.folder / "publishing", b"")
+
+    def release(self) -> None:
+        """Give up the lock; what is unfinished stays for the next run."""
+        with contextlib.suppress(OSError):
+            os.close(self._lock)
+
+    def remove(self) -> None:
+        """Everything is published: the working folder goes."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.release()
+
+    def abandon(self) -> None:
+        """Nothing worth keeping was made: leave OUT as it was found."""
+        if not self.done:
+            self.remove()
+            if self._made:
+                with contextlib.suppress(OSError):
+                    self.out.rmdir()
+        else:
+            self.release()

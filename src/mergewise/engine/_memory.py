@@ -1,0 +1,193 @@
+"""Merge state dicts in memory, by the same tasks that merge files."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from mergewise._lazy import torch
+from mergewise.constants import BLOCK_ELEMENTS, FUSE_FROM_ELEMENTS
+from mergewise.engine._model import model_thresholds
+from mergewise.engine._schedule import Scheduler
+from mergewise.engine._sources import Source, TensorSource
+from mergewise.engine._task import Options, Range, TensorTask
+from mergewise.engine._work import Parallel, Work
+from mergewise.errors import IncompatibleModelsError, MergewiseError
+from mergewise.methods import Method, Settings, get_method
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+StateDict = Mapping[str, "Tensor"]
+
+
+def merge_state_dicts(
+    experts: Sequence[StateDict],
+    method: str,
+    *,
+    base: StateDict | None = None,
+    parameters: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    dtype: torch.dtype | None = None,
+    device: str = "cpu",
+    workers: int | None = None,
+    block_size: int | None = None,
+    allow_nonfinite: bool = False,
+) -> dict[str, Tensor]:
+    """Merge models given as state dicts.
+
+    Args:
+        experts: the models besides the base, all with the same tensor names and shapes.
+        method: a name from `mergewise methods`.
+        base: the base model, for methods that use one. A method that ignores bases takes it as
+            one more model, before the experts.
+        parameters: the method's parameters; a per-model one is a scalar for all experts or a
+            list with one value for each.
+        seed: for methods with random masks.
+        dtype: the type of floating-point results; by default each tensor's own (the base's).
+        device: where to compute, such as ``cuda:0``.
+        workers: threads; by default the number of processors.
+        block_size: elements per block, for experiments; results differ at most in rounding.
+        allow_nonfinite: go on when an input holds NaN or infinity.
+
+    Returns:
+        A new tensor, on the CPU, for every name. Inputs are not changed. Integer and boolean
+        tensors are copied from the base (or the first model).
+
+    Raises:
+        MergewiseError: for an unknown method, parameters out of range, models that do not fit
+            together, or numbers that are not finite.
+
+    Example:
+        >>> import torch
+        >>> a, b = {"w": torch.tensor([1.0, 3.0])}, {"w": torch.tensor([3.0, 5.0])}
+        >>> merge_state_dicts([a, b], "linear", parameters={"weight": 0.5})["w"]
+        tensor([2., 4.])
+    """
+    chosen = get_method(method)
+    models = [*([base] if base is not None and chosen.base == "ignored" else []), *experts]
+    used_base = base if chosen.base != "ignored" else None
+    _check_models(chosen, models, used_base)
+    values = complete_parameters(chosen, parameters or {}, len(models))
+    every = [*([used_base] if used_base is not None else []), *models]
+    donor = every[0]
+    elements = sum(t.numel() for t in donor.values())
+    options = Options(
+        seed=seed,
+        device=device,
+        block=block_size or BLOCK_ELEMENTS,
+        fuse=elements >= FUSE_FROM_ELEMENTS,
+        check=not allow_nonfinite,
+    )
+    out = {name: torch.empty(t.shape, dtype=_out(t, dtype)) for name, t in donor.items()}
+    tasks = []
+    for name, tensor in donor.items():
+        if not tensor.is_floating_point():
+            out[name].copy_(tensor)
+            continue
+        sources: list[Source] = [
+            TensorSource(_label(i, used_base is not None), name, model[name])
+            for i, model in enumerate(every)
+        ]
+        has_base = used_base is not None
+        tasks.append(
+            TensorTask(
+                name=name,
+                shape=tuple(tensor.shape),
+                method=chosen,
+                values=values,
+                base=sources[0] if has_base else None,
+                experts=sources[has_base:],
+                out_dtype=_out(tensor, dtype),
+                options=options,
+            )
+        )
+    scheduler = Scheduler(workers or os.cpu_count() or 1)
+    shared = scheduler.run_one(model_thresholds(tasks))
+    scheduler.run(_fill(task, shared.get(task.name), out[task.name]) for task in tasks)
+    return out
+
+
+def _fill(task: TensorTask, thresholds: Any, target: Tensor) -> Work:
+    yield from task.prepare(thresholds)
+    flat = target.view(-1)
+
+    def write(where: Range) -> None:
+        flat[where[0] : where[0] + where[1]] = task.merged(where)
+
+    yield Parallel(write, task.ranges())
+
+
+def _label(index: int, has_base: bool) -> str:
+    if has_base and index == 0:
+        return "base"
+    return f"experts[{index - has_base}]"
+
+
+def _out(tensor: Tensor, dtype: torch.dtype | None) -> torch.dtype:
+    return dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
+
+
+def _check_models(method: Method, experts: Sequence[StateDict], base: StateDict | None) -> None:
+    if method.base == "required" and base is None:
+        raise MergewiseError(f"{method.name} merges task vectors: pass base=")
+    least, most = method.experts
+    if len(experts) < least or (most is not None and len(experts) > most):
+        wanted = str(least) if most == least else f"{least} to {most or 'any number'}"
+        raise MergewiseError(
+            f"{method.name} takes {wanted} models besides the base, got {len(experts)}"
+        )
+    donor = base if base is not None else experts[0]
+    for i, model in enumerate(experts):
+        odd = sorted(donor.keys() ^ model.keys())
+        if odd:
+            raise IncompatibleModelsError(
+                f"experts[{i}] and the first model differ in {len(odd)} tensor names: "
+                f"{', '.join(odd[:5])}; give models with the same tensors"
+            )
+        for name, tensor in donor.items():
+            if model[name].shape != tensor.shape:
+                raise IncompatibleModelsError(
+                    f"tensor {name}: shape {tuple(model[name].shape)} in experts[{i}], "
+                    f"{tuple(tensor.shape)} in the first model"
+                )
+
+
+def complete_parameters(
+    method: Method, given: Mapping[str, Any], experts: int
+) -> dict[str, Any]:
+    """All of a method's parameters: given values checked, defaults filled in, one per expert.
+
+    Raises:
+        MergewiseError: naming the parameter and what was expected.
+    """
+    unknown = given.keys() - method.params.keys()
+    if unknown:
+        raise MergewiseError(
+            f"{method.name} has no parameter {', '.join(sorted(unknown))}; it has "
+            f"{', '.join(method.params)}"
+        )
+    values: dict[str, Any] = {}
+    for name, param in method.params.items():
+        if name not in given and param.required:
+            raise MergewiseError(f"{method.name} needs the parameter {name}: {param.help}")
+        value = given.get(name, param.default)
+        each = value if isinstance(value, list | tuple) and param.per_model else [value]
+        if param.per_model and len(each) not in (1, experts):
+            raise MergewiseError(
+                f"{name}: one value, or {experts} for as many models, expected; got {len(each)}"
+            )
+        for item in each:
+            problem = param.problem(item)
+            if problem:
+                raise MergewiseError(f"{method.name}: {name}: {problem}")
+        converted = [param.convert(item) for item in each]
+        if param.per_model:
+            values[name] = converted * experts if len(converted) == 1 else converted
+        else:
+            values[name] = converted[0]
+    problem = method.problem(Settings(values), experts)
+    if problem:
+        raise MergewiseError(f"{method.name}: {problem}")
+    return values

@@ -1,0 +1,132 @@
+"""Turn finished shards into a model folder: small files, index, and config.json last."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mergewise.checkpoint import (
+    CardInput,
+    ShardLayout,
+    copy_tokenizer,
+    edited_config,
+    index_json,
+    model_card,
+    provenance,
+    sha256_file,
+    stated_licence,
+    versions,
+    write_config,
+    write_file,
+)
+from mergewise.checkpoint._dtypes import TORCH_NAMES
+from mergewise.engine._journal import Workspace
+from mergewise.methods import get_method
+from mergewise.plan import MergePlan
+
+RECIPE_FILE = "mergekit_config.yml"
+PROVENANCE_FILE = "mergewise_provenance.json"
+_INDEX = "model.safetensors.index.json"
+
+
+def publish(
+    plan: MergePlan,
+    space: Workspace,
+    layouts: Sequence[ShardLayout],
+    *,
+    tied: bool | None,
+    settings: Mapping[str, Any],
+    full_hashes: bool,
+) -> list[str]:
+    """Move the shards into the output folder and write everything else; returns warnings.
+
+    The config comes last: whatever interrupts this, a folder with a config is complete.
+    """
+    out = space.out
+    space.begin_publishing()
+    for stale in [out / "config.json", *out.glob("*.safetensors.index.json")]:
+        stale.unlink(missing_ok=True)
+    names = {layout.filename for layout in layouts}
+    for stale in out.glob("model*.safetensors"):
+        if stale.name not in names or (space.folder / stale.name).exists():
+            stale.unlink()
+    for name in sorted(names):
+        if (space.folder / name).exists():
+            (space.folder / name).replace(out / name)
+    copied = copy_tokenizer(plan.output.donor.folder, out)
+    write_file(out / RECIPE_FILE, plan.recipe.text.encode())
+    write_file(out / PROVENANCE_FILE, _provenance(plan, space, settings, full_hashes))
+    write_file(out / "README.md", _card(plan, out).encode())
+    if len(layouts) > 1:
+        write_file(out / _INDEX, index_json(layouts))
+    config = _config(plan, tied)
+    if config is not None:
+        write_config(out, config)
+    space.remove()
+    return list(copied.warnings)
+
+
+def _config(plan: MergePlan, tied: bool | None) -> dict[str, Any] | None:
+    output = plan.output
+    if output.donor.config is None:
+        return None
+    sizes: dict[str, int] = {}
+    for tensor in output.tensors.values():
+        if tensor.meta.dtype.startswith(("F", "BF")):
+            sizes[tensor.meta.dtype] = sizes.get(tensor.meta.dtype, 0) + tensor.meta.nbytes
+    main = max(sizes, key=lambda code: sizes[code]) if sizes else None
+    return edited_config(
+        output.donor.config,
+        dtype=TORCH_NAMES[main] if main else None,
+        kept_layers=output.layers,
+        tie_word_embeddings=tied,
+    )
+
+
+def _provenance(
+    plan: MergePlan, space: Workspace, settings: Mapping[str, Any], full_hashes: bool
+) -> bytes:
+    record = provenance(
+        recipe=plan.recipe.text,
+        seed=plan.seed,
+        inputs={label: c.files for label, c in plan.checkpoints.items()},
+        outputs=space.done,
+        config={"recipe_digest": plan.recipe.digest, **settings},
+    )
+    if full_hashes:
+        for model, checkpoint in zip(record["inputs"], plan.checkpoints.values(), strict=True):
+            for entry, path in zip(model["files"], checkpoint.files, strict=True):
+                entry["sha256"] = sha256_file(path)
+        record["outputs_sha256"] = {n: sha256_file(space.out / n) for n in space.done}
+    return (json.dumps(record, indent=2) + "\n").encode()
+
+
+def _card(plan: MergePlan, out: Path) -> str:
+    method = get_method(plan.output.stage.method)
+    base = str(plan.output.stage.base_model)
+    inputs = [
+        CardInput(
+            name=label,
+            role="base" if label == base else "expert",
+            licence=stated_licence(checkpoint.folder),
+        )
+        for label, checkpoint in plan.checkpoints.items()
+    ]
+    donor = plan.output.donor.config or {}
+    architectures = donor.get("architectures") or [None]
+    return model_card(
+        title=plan.output.stage.name or out.resolve().name,
+        method=method.name,
+        summary=method.summary,
+        source=method.source,
+        inputs=inputs,
+        recipe=plan.recipe.text,
+        command=f"mergewise merge {RECIPE_FILE} {shlex.quote(out.resolve().name)}",
+        seed=plan.seed,
+        versions=versions(),
+        architecture=architectures[0],
+        dialect=not any(stage.stage.native for stage in plan.stages),
+    )

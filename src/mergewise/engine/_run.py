@@ -1,0 +1,295 @@
+"""Run a recipe: checkpoints in, a checkpoint folder out."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mergewise._lazy import torch
+from mergewise._units import parse_bytes, show_bytes
+from mergewise.checkpoint import FileReader, ShardLayout, plan_shards
+from mergewise.constants import DEFAULT_SHARD_BYTES, FUSE_FROM_ELEMENTS
+from mergewise.engine import _compile
+from mergewise.engine._budget import choose_workers
+from mergewise.engine._journal import Workspace
+from mergewise.engine._publish import publish
+from mergewise.engine._schedule import Scheduler
+from mergewise.engine._shards import ShardWriter
+from mergewise.engine._stages import Task, Tasks
+from mergewise.engine._task import Options
+from mergewise.engine._work import Work
+from mergewise.errors import InterruptedMergeError, MergewiseError, OutputError
+from mergewise.plan import MergePlan, build_plan
+from mergewise.recipe import Recipe, load_recipe
+
+Progress = Callable[[int, int], None]
+"""Called with (bytes written so far, bytes to write in all), from any thread."""
+
+
+@dataclass(frozen=True)
+class MergeResult:
+    """What a merge made.
+
+    Attributes:
+        out: the output folder.
+        files: shards, in order.
+        bytes_written: of tensors, in this run and resumed ones together.
+        resumed: shards taken over from an interrupted run.
+        warnings: what is odd, but no reason to refuse.
+    """
+
+    out: Path
+    files: tuple[str, ...]
+    bytes_written: int
+    resumed: int
+    warnings: tuple[str, ...]
+
+
+def merge(
+    recipe: Recipe | MergePlan | str | Path | Mapping[str, Any],
+    out: str | Path,
+    *,
+    device: str = "auto",
+    workers: int | None = None,
+    memory: str | int | None = None,
+    shard_size: str | int = DEFAULT_SHARD_BYTES,
+    overwrite: bool = False,
+    restart: bool = False,
+    lenient: bool = False,
+    overrides: Sequence[str] = (),
+    allow_nonfinite: bool = False,
+    full_hashes: bool = False,
+    progress: Progress | None = None,
+) -> MergeResult:
+    """Merge checkpoints as a recipe says and write the result as a Hugging Face folder.
+
+    Interrupted or killed, it is continued by the same call: finished shards are kept in
+    ``out/.mergewise``, and the final bytes are those of an uninterrupted run.
+
+    Args:
+        recipe: a file, YAML text, a mapping, a loaded recipe, or a plan.
+        out: the output folder; must be absent or empty unless `overwrite`.
+        device: ``auto`` (a CUDA device if there is one, else ``cpu``), ``cpu`` or ``cuda:N``.
+        workers: threads; by default one per processor. The bytes do not depend on it.
+        memory: most resident memory to plan for, such as ``4GB``.
+        shard_size: most bytes of one output file, such as ``5GB``.
+        overwrite: replace a model that is in `out` already.
+        restart: discard an unfinished merge in `out` instead of continuing it.
+        lenient: take unknown recipe keys as warnings.
+        overrides: ``KEY=VALUE`` changes to the recipe, as by ``--set``.
+        allow_nonfinite: go on when an input holds NaN or infinity.
+        full_hashes: record SHA-256 of all inputs and outputs (reads everything once more).
+        progress: called as bytes are written.
+
+    Raises:
+        RecipeError: everything wrong with the recipe or its models, before any data is read.
+        OutputError: if `out` cannot be written or must not be.
+        CheckpointError: if an input breaks or changes during the merge.
+        NonFiniteError: if an input holds NaN or infinity.
+        InterruptedMergeError: on Ctrl-C.
+    """
+    plan = _plan(recipe, lenient, overrides)
+    return _Run(
+        plan,
+        Path(out),
+        device=pick_device(device),
+        workers=choose_workers(plan, workers, parse_bytes(memory) if memory else None),
+        shard_bytes=parse_bytes(shard_size),
+        overwrite=overwrite,
+        restart=restart,
+        check=not allow_nonfinite,
+        full_hashes=full_hashes,
+        progress=progress,
+    ).run()
+
+
+def _plan(
+    recipe: Recipe | MergePlan | str | Path | Mapping[str, Any],
+    lenient: bool,
+    overrides: Sequence[str],
+) -> MergePlan:
+    if isinstance(recipe, MergePlan):
+        return recipe
+    if not isinstance(recipe, Recipe):
+        recipe = load_recipe(recipe, lenient=lenient, overrides=overrides)
+    return build_plan(recipe)
+
+
+def pick_device(device: str) -> str:
+    """The torch device to compute on.
+
+    Raises:
+        MergewiseError: if it does not exist here.
+    """
+    if device == "auto":
+        return "cuda:0" if torch.cuda.is_available() else "cpu"
+    try:
+        found = torch.device(device)
+    except RuntimeError:
+        raise MergewiseError(f"device {device!r}: expected auto, cpu, or cuda:N") from None
+    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
+        raise MergewiseError(
+            f"device {device!r}: {torch.cuda.device_count()} CUDA devices are visible; "
+            "use --device cpu, or one that exists"
+        )
+    return device
+
+
+@dataclass
+class _Run:
+    plan: MergePlan
+    out: Path
+    device: str
+    workers: int
+    shard_bytes: int
+    overwrite: bool
+    restart: bool
+    check: bool
+    full_hashes: bool
+    progress: Progress | None
+
+    def run(self) -> MergeResult:
+        self._refuse_own_inputs()
+        fuse = self._fuses()
+        # what the bytes depend on; workers, say, are not among it
+        self.settings = {
+            "device": self.device.split(":")[0],
+            "kernels": "compiled" if fuse else "torch",
+            "shard_size": self.shard_bytes,
+        }
+        identity = {"plan": self.plan.digest(), "check": self.check, **self.settings}
+        space = Workspace(self.out, identity, overwrite=self.overwrite, restart=self.restart)
+        try:
+            self._check_space(space)
+            return self._merge(space, fuse)
+        except InterruptedMergeError:
+            kept = len(space.done)
+            space.abandon()
+            raise InterruptedMergeError(
+                f"stopped; {kept} finished shard{'s' * (kept != 1)} kept in {space.folder}. "
+                "Run the same command again to go on"
+            ) from None
+        except BaseException:
+            space.abandon()
+            raise
+
+    def _merge(self, space: Workspace, fuse: bool) -> MergeResult:
+        plan = self.plan
+        options = Options(plan.seed, self.device, fuse=fuse, check=self.check)
+        scheduler = Scheduler(self.workers)
+        stamps = {p: s for c in plan.checkpoints.values() for p, s in c.stamps.items()}
+        with FileReader(stamps) as reader, _single_threaded_torch(self.workers):
+            tasks = Tasks(plan, reader, options)
+            tasks.find_thresholds(scheduler)
+            tied = self._tied(tasks, scheduler)
+            layouts = self._layouts(tied)
+            resumed = self._write_shards(space, tasks, layouts, scheduler)
+            reader.verify_unchanged()
+        warnings = publish(
+            plan, space, layouts, tied=tied, settings=self.settings, full_hashes=self.full_hashes
+        )
+        return MergeResult(
+            out=self.out,
+            files=tuple(layout.filename for layout in layouts),
+            bytes_written=sum(sum(layout.sizes.values()) for layout in layouts),
+            resumed=resumed,
+            warnings=(*plan.warnings, *warnings),
+        )
+
+    def _write_shards(
+        self, space: Workspace, tasks: Tasks, layouts: list[ShardLayout], scheduler: Scheduler
+    ) -> int:
+        total = sum(sum(layout.sizes.values()) for layout in layouts)
+        count = _Counter(total, self.progress)
+        resumed = 0
+        for layout in layouts:
+            writer = ShardWriter(space.folder, layout, tasks, count.add)
+            recorded = space.done.get(layout.filename)
+            if recorded and writer.intact(recorded):
+                count.add(sum(layout.sizes.values()))
+                resumed += 1
+                continue
+            space.finished(layout.filename, writer.write(scheduler))
+        return resumed
+
+    def _tied(self, tasks: Tasks, scheduler: Scheduler) -> bool | None:
+        """Whether the output's head is its embedding; None if the config already says so."""
+        output = self.plan.output
+        if output.tied:
+            return True
+        if not output.maybe_tied:
+            return None
+        head, embedding = output.maybe_tied
+        pair = tasks.output(head), tasks.output(embedding)
+        found: bool = scheduler.run_one(_equal(*pair, tasks))
+        return found
+
+    def _layouts(self, tied: bool | None) -> list[ShardLayout]:
+        output = self.plan.output
+        left_out = output.maybe_tied[0] if output.maybe_tied and tied else None
+        specs = [
+            (t.meta.name, t.meta.dtype, t.meta.shape)
+            for name, t in output.tensors.items()
+            if name != left_out
+        ]
+        return plan_shards(specs, self.shard_bytes)
+
+    def _fuses(self) -> bool:
+        large = self.plan.elements >= FUSE_FROM_ELEMENTS
+        return large and self.device == "cpu" and _compile.helpers() is not None
+
+    def _refuse_own_inputs(self) -> None:
+        for label, checkpoint in self.plan.checkpoints.items():
+            if checkpoint.folder.resolve() == self.out.resolve():
+                raise OutputError(
+                    f"{self.out}: is the folder of the input {label}; choose another output folder"
+                )
+
+    def _check_space(self, space: Workspace) -> None:
+        done = sum((space.folder / n).stat().st_size for n in space.done if (space.folder / n).exists())
+        need = self.plan.bytes_write - done
+        free = shutil.disk_usage(space.folder).free
+        if need > free:
+            raise OutputError(
+                f"{self.out}: {show_bytes(need)} are needed on this disk and {show_bytes(free)} "
+                "are free; make room, or choose another folder"
+            )
+
+
+def _equal(a: Task, b: Task, tasks: Tasks) -> Work:
+    """Whether two output tensors are the same; stops at the first block that differs."""
+    yield from a.prepare(tasks.thresholds(a.name))
+    yield from b.prepare(tasks.thresholds(b.name))
+    if a.shape != b.shape or a.out_dtype != b.out_dtype:
+        return False
+    return all(torch.equal(a.merged(where), b.merged(where)) for where in a.ranges())
+
+
+class _Counter:
+    def __init__(self, total: int, progress: Progress | None) -> None:
+        self._done = 0
+        self._total = total
+        self._progress = progress
+
+    def add(self, count: int) -> None:
+        self._done += count
+        if self._progress:
+            self._progress(self._done, self._total)
+
+
+@contextmanager
+def _single_threaded_torch(workers: int) -> Iterator[None]:
+    """With several workers, each torch operation uses one thread."""
+    before = torch.get_num_threads()
+    if workers > 1:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+

@@ -1,0 +1,120 @@
+"""A plan's tensors as tasks; a stage's result can be the input of the next without a file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from mergewise._lazy import torch
+from mergewise.checkpoint import FileReader
+from mergewise.checkpoint._dtypes import TORCH_NAMES
+from mergewise.engine._copy import CopyTask
+from mergewise.engine._model import model_thresholds
+from mergewise.engine._schedule import Scheduler
+from mergewise.engine._sources import FileSource, Source
+from mergewise.engine._task import Options, TensorTask
+from mergewise.engine._work import Work
+from mergewise.methods import Access, get_method
+from mergewise.plan import Input, MergePlan, TensorPlan
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Task = TensorTask | CopyTask
+
+
+def torch_dtype(code: str) -> torch.dtype:
+    """The torch type of a safetensors code."""
+    found: torch.dtype = getattr(torch, TORCH_NAMES[code])
+    return found
+
+
+class StageSource:
+    """A tensor of an earlier stage, computed block by block as it is read."""
+
+    def __init__(self, label: str, task: Task, thresholds: Any) -> None:
+        self.model = label
+        self.name = task.name
+        self.shape = task.shape
+        self.dtype = task.out_dtype
+        self._task = task
+        self._thresholds = thresholds
+        self._whole: Tensor | None = None
+
+    def prepare(self) -> Work:
+        yield from self._task.prepare(self._thresholds)
+
+    def read(self, start: int, size: int, slot: int) -> Tensor:
+        if self._task.access is Access.WHOLE:
+            if self._whole is None:
+                self._whole = self._task.merged((0, self._task.size))
+            return self._whole[start : start + size]
+        if self._task.access is Access.FLAT:
+            return self._task.merged((start, size))
+        columns = self._task.columns
+        first = start // columns * columns
+        last = min(-(-(start + size) // columns) * columns, self._task.size)
+        return self._task.merged((first, last - first))[start - first : start - first + size]
+
+
+class Tasks:
+    """Makes the tasks of a plan.
+
+    Args:
+        reader: open files of every checkpoint.
+        options: what holds for the whole run.
+    """
+
+    def __init__(self, plan: MergePlan, reader: FileReader, options: Options) -> None:
+        self._plan = plan
+        self._reader = reader
+        self._options = options
+        self._thresholds: list[Mapping[str, Any]] = []
+
+    def find_thresholds(self, scheduler: Scheduler) -> None:
+        """Whole-model thresholds of every stage that asks for them."""
+        for stage in self._plan.stages:
+            tasks = [
+                self.make(stage.index, t)
+                for t in stage.tensors.values()
+                if t.fate == "merge" and t.values.get("granularity") == "model"
+            ]
+            merges = [t for t in tasks if isinstance(t, TensorTask)]
+            self._thresholds.append(scheduler.run_one(model_thresholds(merges)))
+
+    def thresholds(self, tensor: str) -> Any:
+        """Whole-model thresholds for a tensor of the last stage, or None."""
+        return self._thresholds[-1].get(tensor)
+
+    def output(self, name: str) -> Task:
+        """A fresh task for one tensor of the result."""
+        last = self._plan.output
+        return self.make(last.index, last.tensors[name])
+
+    def make(self, stage: int, tensor: TensorPlan) -> Task:
+        sources = [self._source(stage, item) for item in tensor.inputs]
+        dtype = torch_dtype(tensor.meta.dtype)
+        if tensor.fate == "copy":
+            return CopyTask(tensor.meta.name, tensor.meta.shape, sources[0], dtype, self._options)
+        has_base = tensor.base is not None
+        return TensorTask(
+            name=tensor.meta.name,
+            shape=tensor.meta.shape,
+            method=get_method(self._plan.stages[stage].stage.method),
+            values=tensor.values,
+            base=sources[0] if has_base else None,
+            experts=sources[has_base:],
+            out_dtype=dtype,
+            options=self._options,
+            in_dtype=torch_dtype(tensor.in_dtype) if tensor.in_dtype else None,
+        )
+
+    def _source(self, stage: int, item: Input) -> Source:
+        view = item.view
+        if view.checkpoint is not None:
+            ref = view.checkpoint.tensors[item.meta.name]
+            return FileSource(view.label, ref, self._reader, stage)
+        assert view.stage is not None
+        inner = self.make(view.stage, self._plan.stages[view.stage].tensors[item.meta.name])
+        thresholds = self._thresholds[view.stage].get(item.meta.name)
+        return StageSource(view.label, inner, thresholds)

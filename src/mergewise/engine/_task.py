@@ -1,0 +1,192 @@
+"""One output tensor: what must be known before its first block, and then its blocks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from mergewise._lazy import torch
+from mergewise.constants import BLOCK_ELEMENTS
+from mergewise.engine._block import Block, Keys, Threshold
+from mergewise.engine._kernels import OUTPUT_BIT, Kernels, Result
+from mergewise.engine._ranks import row_ranks
+from mergewise.engine._sources import Source, cast
+from mergewise.engine._work import Parallel, Work
+from mergewise.errors import MergewiseError, NonFiniteError
+from mergewise.methods import Access, Method
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+Range = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a run decides for all its tasks.
+
+    Attributes:
+        block: elements per block.
+        fuse: allow compiled kernels.
+        check: refuse NaN and infinity.
+    """
+
+    seed: int = 0
+    device: str = "cpu"
+    block: int = BLOCK_ELEMENTS
+    fuse: bool = True
+    check: bool = True
+
+
+def row_length(shape: Sequence[int]) -> int:
+    """Elements in a row: the last axis, or all of an output channel of a convolution."""
+    if len(shape) >= 4:
+        return math.prod(shape[1:])
+    return shape[-1] if shape else 1
+
+
+@dataclass
+class TensorTask:
+    """A method applied to one tensor of several models.
+
+    Attributes:
+        values: the method's parameters, resolved for this tensor.
+        base, experts: the inputs.
+        in_dtype: round inputs to this type first (a recipe's `dtype`), or None.
+        group: tasks of one group share whole-model thresholds.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    method: Method
+    values: Mapping[str, Any]
+    base: Source | None
+    experts: Sequence[Source]
+    out_dtype: torch.dtype
+    options: Options = field(default_factory=Options)
+    in_dtype: torch.dtype | None = None
+
+    def __post_init__(self) -> None:
+        given = [*([self.base] if self.base else []), *self.experts]
+        self._inputs_ready = False
+        self._sources = [cast(source, self.in_dtype) for source in given]
+        self.size = math.prod(self.shape)
+        self.columns = max(1, row_length(self.shape))
+        self.keys = Keys.of(self.options.seed, self.name, len(self.experts))
+        wide = torch.float64 in (self.out_dtype, *(s.dtype for s in self._sources))
+        self.kernels = Kernels(
+            self.method,
+            self.values,
+            self.keys,
+            self.out_dtype,
+            compute=torch.float64 if wide else torch.float32,
+            device=self.options.device,
+            fuse=self.options.fuse,
+        )
+        self.access = self.method.access(self.kernels.settings)
+        self._ranked = self.method.ranked(self.kernels.settings)
+        if self._ranked and self.access is Access.FLAT:
+            self.access = Access.ROWS
+
+    def ranges(self) -> list[Range]:
+        """The blocks as (start, size); whole rows for row methods."""
+        step = self.options.block
+        if self.access is Access.WHOLE:
+            step = max(1, self.size)
+        elif self.access is Access.ROWS:
+            step = max(1, step // self.columns) * self.columns
+        return [(at, min(step, self.size - at)) for at in range(0, self.size, step)]
+
+    def load(self, where: Range) -> Block:
+        """Read one block of every input, and its row ranks if the method wants them."""
+        start, size = where
+        tensors = [s.read(start, size, slot) for slot, s in enumerate(self._sources)]
+        shapes = {
+            Access.FLAT: (-1,),
+            Access.ROWS: (-1, self.columns),
+            Access.WHOLE: self.shape,
+        }
+        has_base = self.base is not None
+        block = Block(start, size, tensors, has_base, self.columns, shapes[self.access])
+        if self._ranked:
+            scores = self._checked(self.kernels.scores(block)).tensors
+            row = start // self.columns
+            block.ranks = [
+                row_ranks(score, row, self.columns, (self.keys.tensor, self.keys.tie[i]))
+                for i, score in enumerate(scores)
+            ]
+        return block
+
+    def scores(self, where: Range) -> list[Tensor]:
+        return self._checked(self.kernels.scores(self.load(where))).tensors
+
+    def prepare_inputs(self) -> Work:
+        """What must be known of inputs that are computed themselves (earlier stages)."""
+        if not self._inputs_ready:
+            for source in self._sources:
+                yield from source.prepare()
+            self._inputs_ready = True
+
+    def prepare(self, thresholds: list[list[Threshold]] | None = None) -> Work:
+        """Everything `combine` needs: thresholds (unless given), totals, coefficients."""
+        from mergewise.engine._select import select
+
+        if not self.size:
+            return
+        yield from self.prepare_inputs()
+        if thresholds is None and self.wants_thresholds():
+            thresholds = yield from select([self])
+        if thresholds is not None:
+            self.kernels.extend({"thresholds": thresholds})
+        totals: dict[str, float] = {}
+        if self.kernels.has_terms(self._tiny()):
+            parts = yield Parallel(self._terms, self.ranges())
+            totals = {name: math.fsum(part[name] for part in parts) for name in parts[0]}
+        try:
+            more = self.method.coefficients(totals, self.kernels.settings, self.size)
+        except MergewiseError as problem:
+            raise type(problem)(f"tensor {self.name}: {problem}") from None
+        if more:
+            self.kernels.extend(more)
+
+    def wants_thresholds(self) -> bool:
+        return not self._ranked and bool(self.size) and self.kernels.has_scores(self._tiny()) > 0
+
+    def merged(self, where: Range) -> Tensor:
+        """One block of the output, flat, in the output's type. Call after `prepare`."""
+        return self._checked(self.kernels.combine(self.load(where))).tensors[0]
+
+    def _terms(self, where: Range) -> dict[str, float]:
+        return self._checked(self.kernels.terms(self.load(where))).sums
+
+    def _tiny(self) -> Block:
+        """A block of zeros, to see what a method computes at all."""
+        dtypes = [source.dtype for source in self._sources]
+        size = self.columns if self.access is Access.ROWS else 1
+        tensors = [torch.zeros(size, dtype=d) for d in dtypes]
+        shape = (1, size) if self.access is Access.ROWS else (-1,)
+        if self.access is Access.WHOLE:
+            shape = (1,) * len(self.shape)
+        ranks = [torch.zeros(size)] * len(self.experts) if self._ranked else []
+        return Block(0, size, tensors, self.base is not None, size, shape, ranks)
+
+    def _checked(self, result: Result) -> Result:
+        if not result.bad or not self.options.check:
+            return result
+        for slot, source in enumerate(self._sources):
+            if result.bad >> slot & 1:
+                raise NonFiniteError(
+                    f"tensor {source.name} of model {source.model} holds NaN or infinity; the "
+                    "merge would spread it. Repair that model, or pass --allow-nonfinite "
+                    "(allow_nonfinite=True) to go on regardless"
+                )
+        if result.bad >> OUTPUT_BIT & 1:
+            raise NonFiniteError(
+                f"merging tensor {self.name} with {self.method.name} gives numbers that do not "
+                f"fit {str(self.out_dtype).removeprefix('torch.')}; choose a wider dtype, or "
+                "smaller weights"
+            )
+        return result

@@ -1,0 +1,264 @@
+"""Build a plan from a recipe and the headers of its models."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from mergewise.checkpoint import find_layers
+from mergewise.errors import Diagnostic, MergewiseError, RecipeError
+from mergewise.methods import get_method
+from mergewise.plan._fates import Fates
+from mergewise.plan._model import MergePlan, StagePlan, TensorMeta, TensorPlan, View
+from mergewise.plan._slots import Slot, slice_slots, whole_model_slots
+from mergewise.plan._views import describe, open_view, tokenizer_fingerprint
+from mergewise.recipe import ModelRef, Module, Recipe, Stage, load_recipe
+from mergewise.recipe._problems import Position
+
+_CONFIG_KEYS = (
+    "vocab_size", "rope_theta", "rope_scaling", "rope_parameters", "max_position_embeddings",
+    "hidden_act", "rms_norm_eps", "num_attention_heads", "num_key_value_heads", "head_dim",
+)  # fmt: skip
+
+
+def build_plan(recipe: Recipe | str | Path | Mapping[str, object]) -> MergePlan:
+    """Plan a merge from headers and configs alone; no tensor is read and torch is not loaded.
+
+    Args:
+        recipe: a loaded recipe, or anything `load_recipe` takes.
+
+    Raises:
+        RecipeError: with every problem found, at its place in the recipe: a recipe that cannot be
+            run, models that cannot be opened, tensors that do not fit together, requests that are
+            not built yet.
+    """
+    loaded = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
+    return _Builder(loaded).build()
+
+
+class _Builder:
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe = recipe
+        self.problems: list[Diagnostic] = []
+        self.warnings: list[str] = []
+        self.views: dict[str, View] = {}
+        self.stages: list[StagePlan] = []
+
+    def build(self) -> MergePlan:
+        self._open_models()
+        self._raise()
+        for index, stage in enumerate(self.recipe.stages):
+            planned = self._stage(index, stage)
+            self._raise()
+            assert planned is not None
+            self.stages.append(planned)
+            self.warnings += [f"{planned.label}: {w}" for w in planned.warnings]
+        checkpoints = {v.label: v.checkpoint for v in self.views.values() if v.checkpoint}
+        for checkpoint in checkpoints.values():
+            self.warnings += checkpoint.warnings
+        return MergePlan(self.recipe, tuple(self.stages), checkpoints, tuple(self.warnings))
+
+    def _problem(self, position: Position, message: str) -> None:
+        self.problems.append(Diagnostic(position.path, position.line, position.column, message))
+
+    def _raise(self) -> None:
+        if self.problems:
+            raise RecipeError(sorted(self.problems, key=lambda d: (d.line, d.column)))
+
+    def _open_models(self) -> None:
+        tried: set[ModelRef] = set()
+        for stage in self.recipe.stages:
+            for ref, position in _references(stage):
+                if ref in tried or self.recipe.stage_of(ref, stage):
+                    continue
+                tried.add(ref)
+                try:
+                    self.views[str(ref)] = open_view(ref, self.recipe)
+                except MergewiseError as error:
+                    self._problem(position, describe(error))
+
+    def _view(self, ref: ModelRef, stage: Stage) -> View:
+        earlier = self.recipe.stage_of(ref, stage)
+        if earlier is None:
+            return self.views[str(ref)]
+        planned = self.stages[self.recipe.stages.index(earlier)]
+        return View(
+            label=planned.label,
+            tensors={name: t.meta for name, t in planned.tensors.items()},
+            config=_stage_config(planned),
+            folder=planned.donor.folder,
+            stage=planned.index,
+            tied=planned.tied,
+        )
+
+    def _stage(self, index: int, stage: Stage) -> StagePlan | None:
+        if len(stage.modules) > 1 or stage.modules[0].name not in (None, "default", "decoder"):
+            names = ", ".join(str(m.name) for m in stage.modules)
+            self._problem(
+                stage.position,
+                f"modules ({names}): merging the parts of a multi-module architecture by different "
+                "rules is not built yet; a recipe with `models` merges all parts alike",
+            )
+            return None
+        module = stage.modules[0]
+        views = {ref: self._view(ref, stage) for ref in stage.models}
+        donor = views[stage.models[0]]
+        unbuilt = self._unbuilt(stage, views)
+        if unbuilt:
+            self.problems += unbuilt
+            return None
+        slots, layers = self._slots(stage, module, views, donor)
+        if self.problems:
+            return None
+        return self._fates(index, stage, module, views, donor, slots, layers)
+
+    def _unbuilt(self, stage: Stage, views: Mapping[ModelRef, View]) -> list[Diagnostic]:
+        """Requests about tokenizers that a copy of the donor's does not satisfy."""
+        found = []
+        same = len({tokenizer_fingerprint(view) for view in views.values()}) == 1
+        source = stage.tokenizer["source"] if stage.tokenizer else "base"
+        plain = not stage.tokenizer or stage.tokenizer.keys() <= {"source"}
+        if stage.tokenizer and not (plain and (source == "base" or same)):
+            found.append(
+                (
+                    "tokenizer" if "tokenizer" in stage.positions else "tokenizer_source",
+                    "the models' vocabularies differ and mapping them is not built yet; leave "
+                    "this out (the base's tokenizer is copied), if their embeddings fit",
+                )
+            )
+        if stage.chat_template:
+            found.append(
+                (
+                    "chat_template",
+                    "setting a chat template is not built yet; leave it out, the base's is copied",
+                )
+            )
+        return [
+            Diagnostic(at.path, at.line, at.column, f"{key}: {message}")
+            for key, message in found
+            for at in [stage.positions.get(key, stage.position)]
+        ]
+
+    def _slots(
+        self, stage: Stage, module: Module, views: Mapping[ModelRef, View], donor: View
+    ) -> tuple[list[Slot], tuple[int, ...] | None]:
+        models = [[views[source.model] for source in s.sources] for s in module.slices]
+        if module.slices[0].layers is None:
+            return whole_model_slots(module.slices[0], models[0]), None
+        groups = find_layers(list(donor.tensors))
+        if not groups:
+            self._problem(stage.position, f"slices: no repeated layers found in {donor.label}")
+            return [], None
+        for slice_ in module.slices:
+            for source in slice_.sources:
+                self._check_range(source.layer_range, source.position, views[source.model])
+        if self.problems:
+            return [], None
+        layers: list[int] = []
+        for slice_ in module.slices:
+            chosen = slice_.base or slice_.sources[0]
+            if chosen.layer_range:
+                layers += range(*chosen.layer_range)
+        return slice_slots(module.slices, models), tuple(layers)
+
+    def _check_range(
+        self, layer_range: tuple[int, int] | None, position: Position, view: View
+    ) -> None:
+        groups = find_layers(list(view.tensors))
+        count = max((g.count for g in groups), default=0)
+        if layer_range and layer_range[1] > count:
+            self._problem(
+                position,
+                f"layer_range {list(layer_range)}: {view.label} has {count} layers "
+                f"(0 to {count - 1}), so the range may end at {count} at most",
+            )
+
+    def _fates(
+        self,
+        index: int,
+        stage: Stage,
+        module: Module,
+        views: Mapping[ModelRef, View],
+        donor: View,
+        slots: list[Slot],
+        layers: tuple[int, ...] | None,
+    ) -> StagePlan | None:
+        tie = next((v.tied for v in views.values() if v.tied), None)
+        all_tied = tie is not None and all(v.tied for v in views.values())
+        omitted: dict[str, str] = {}
+        tensors: dict[str, TensorPlan] = {}
+        fates = Fates(stage, get_method(stage.method), module)
+        for slot in slots:
+            used = [views[source.model] for source in slot.slice_.sources]
+            if tie and slot.name == tie[0]:
+                if all_tied:
+                    omitted[slot.name] = f"tied to {tie[1]}, which is written once"
+                    continue
+                slot = _untie(slot, used)
+            planned = fates.decide(slot, used)
+            if planned:
+                tensors[slot.name] = planned
+        fates.finish()
+        self.problems += fates.problems
+        if self.problems:
+            return None
+        return StagePlan(
+            index=index,
+            stage=stage,
+            tensors=tensors,
+            omitted=omitted,
+            donor=donor,
+            views=tuple(views.values()),
+            maybe_tied=tie if tie and not all_tied and tie[0] in tensors else None,
+            tied=tie if all_tied else None,
+            layers=layers,
+            warnings=(*fates.warnings, *_config_warnings(donor, list(views.values()))),
+        )
+
+
+def _references(stage: Stage) -> list[tuple[ModelRef, Position]]:
+    found = []
+    if stage.base_model:
+        at = stage.positions.get("base_model", stage.position)
+        found.append((stage.base_model, at))
+    for module in stage.modules:
+        for slice_ in module.slices:
+            found += [(source.model, source.position) for source in slice_.sources]
+    return found
+
+
+def _untie(slot: Slot, views: list[View]) -> Slot:
+    """A tied model's head is its embedding, whatever else its file may hold."""
+    names = [view.tied[1] if view.tied else name for view, name in zip(views, slot.inputs, strict=True)]
+    return replace(slot, inputs=tuple(names))
+
+
+def _config_warnings(donor: View, views: list[View]) -> list[str]:
+    found = []
+    for view in views:
+        if view is donor or not donor.config or not view.config:
+            continue
+        if view.config.get("architectures") != donor.config.get("architectures"):
+            found.append(
+                f"architectures differ: {view.config.get('architectures')} in {view.label}, "
+                f"{donor.config.get('architectures')} in {donor.label}"
+            )
+        odd = [k for k in _CONFIG_KEYS if view.config.get(k) != donor.config.get(k)]
+        if odd:
+            found.append(
+                f"{view.label} differs from {donor.label} in config {', '.join(odd)}; "
+                f"the output gets {donor.label}'s"
+            )
+    return found
+
+
+def _stage_config(planned: StagePlan) -> dict[str, object] | None:
+    from mergewise.checkpoint import with_layers
+
+    config = planned.donor.config
+    return with_layers(config, list(planned.layers)) if config and planned.layers else config
+
+
+def stage_meta(planned: StagePlan) -> dict[str, TensorMeta]:
+    return {name: t.meta for name, t in planned.tensors.items()}

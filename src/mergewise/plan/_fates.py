@@ -1,0 +1,152 @@
+"""Decide what becomes of each output tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from mergewise.checkpoint._dtypes import CODES
+from mergewise.errors import Diagnostic, RecipeError
+from mergewise.methods import Method, Settings
+from mergewise.plan._model import Input, TensorMeta, TensorPlan, View
+from mergewise.plan._slots import Slot
+from mergewise.recipe import Module, Stage, settings_for
+
+FLOATS = frozenset(
+    ("F16", "BF16", "F32", "F64", "F8_E5M2", "F8_E4M3", "F8_E4M3FNUZ", "F8_E5M2FNUZ")
+)
+
+
+class Fates:
+    """Decides tensor by tensor for one stage, collecting every problem."""
+
+    def __init__(self, stage: Stage, method: Method, module: Module) -> None:
+        self.stage = stage
+        self.method = method
+        self.module = module
+        self.problems: list[Diagnostic] = []
+        self.warnings: list[str] = []
+        self._missing: dict[str, list[str]] = {}
+        self._seen: set[str] = set()
+
+    def decide(self, slot: Slot, views: Sequence[View]) -> TensorPlan | None:
+        """The plan of one tensor; None, with the problem noted, if it cannot be made."""
+        found = [
+            Input(view, replace(view.tensors[name], name=name)) if name else None
+            for view, name in zip(views, slot.inputs, strict=True)
+        ]
+        donor = self._donor(slot, found)
+        dtype = self._out_dtype(donor.meta.dtype)
+        meta = TensorMeta(slot.name, dtype, donor.meta.shape)
+        if donor.meta.dtype not in FLOATS:
+            return self._integer(meta, donor, found)
+        if self.stage.excludes(slot.name):
+            return TensorPlan(meta, "copy", None, (donor,), reason="excluded by the recipe")
+        absent = [view.label for view, item in zip(views, found, strict=True) if item is None]
+        if absent and not self._tolerates(slot, found):
+            if self.stage.missing == "error":
+                self._missing.setdefault(", ".join(absent), []).append(slot.name)
+                return None
+            reason = f"only {donor.view.label} is copied: not in {', '.join(absent)}"
+            return TensorPlan(meta, "copy", None, (donor,), reason=reason)
+        if not self._same_shape(slot, donor, found):
+            return None
+        return self._merge(slot, meta, found)
+
+    def finish(self) -> None:
+        """Turn what was gathered over all tensors into problems."""
+        for models, names in self._missing.items():
+            some = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if names[4:] else "")
+            self._problem(
+                f"{len(names)} tensor{'s' * (len(names) > 1)} not in {models}: {some}; merge models "
+                "of one architecture, `exclude` these names, or set `missing: available` (merge "
+                "the models that have them) or `missing: copy`"
+            )
+
+    def _problem(self, message: str) -> None:
+        if message in self._seen:
+            return
+        self._seen.add(message)
+        at = self.stage.position
+        self.problems.append(Diagnostic(at.path, at.line, at.column, message))
+
+    def _donor(self, slot: Slot, found: Sequence[Input | None]) -> Input:
+        """The base's tensor, else the first there is."""
+        base = slot.slice_.base
+        for source, item in zip(slot.slice_.sources, found, strict=True):
+            if item is not None and source is base:
+                return item
+        return next(item for item in found if item is not None)
+
+    def _out_dtype(self, given: str) -> str:
+        wanted = self.stage.out_dtype or self.stage.dtype
+        return CODES[wanted] if wanted and given in FLOATS else given
+
+    def _integer(
+        self, meta: TensorMeta, donor: Input, found: Sequence[Input | None]
+    ) -> TensorPlan:
+        kinds = {(i.meta.dtype, i.meta.shape) for i in found if i}
+        if len(kinds) > 1:
+            self.warnings.append(
+                f"{meta.name}: models hold it in different types or shapes; "
+                f"that of {donor.view.label} is copied"
+            )
+        reason = f"{meta.dtype} is not averaged: copied from {donor.view.label}"
+        return TensorPlan(meta, "copy", None, (donor,), reason=reason)
+
+    def _tolerates(self, slot: Slot, found: Sequence[Input | None]) -> bool:
+        """Whether the method may go on with the models that have the tensor."""
+        if self.stage.missing != "available":
+            return False
+        least = self.method.experts[0]
+        experts = [i for i in slot.slice_.experts(self.method.base) if found[i] is not None]
+        base = slot.slice_.base
+        has_base = any(
+            item is not None and source is base
+            for source, item in zip(slot.slice_.sources, found, strict=True)
+        )
+        return len(experts) >= least and (has_base or self.method.base != "required")
+
+    def _same_shape(self, slot: Slot, donor: Input, found: Sequence[Input | None]) -> bool:
+        good = True
+        for item in found:
+            if item is None or item.meta.shape == donor.meta.shape:
+                continue
+            good = False
+            hint = (
+                "these look like vocabularies of different sizes, which are not mapped yet"
+                if "emb" in slot.name or "head" in slot.name
+                else "models of one architecture and size are needed"
+            )
+            self._problem(
+                f"tensor {slot.name}: shape {list(item.meta.shape)} in {item.view.label}, "
+                f"{list(donor.meta.shape)} in {donor.view.label}; {hint}"
+            )
+        return good
+
+    def _merge(
+        self, slot: Slot, meta: TensorMeta, found: Sequence[Input | None]
+    ) -> TensorPlan | None:
+        names = [item.meta.name if item else None for item in found]
+        try:
+            values, origins = settings_for(
+                self.stage, self.method, self.module, slot.slice_, slot.t, slot.name, names
+            )
+        except RecipeError as error:
+            for diagnostic in error.diagnostics:
+                if str(diagnostic) not in self._seen:
+                    self._seen.add(str(diagnostic))
+                    self.problems.append(diagnostic)
+            return None
+        experts = [i for i in slot.slice_.experts(self.method.base) if found[i] is not None]
+        problem = self.method.problem(Settings(values), len(experts))
+        if problem:
+            self._problem(f"{self.method.name}: {problem} (tensor {slot.name})")
+            return None
+        base = slot.slice_.base if self.method.base != "ignored" else None
+        base_input = next(
+            (f for s, f in zip(slot.slice_.sources, found, strict=True) if s is base and f), None
+        )
+        inputs = tuple(item for i, item in enumerate(found) if item and i in experts)
+        in_dtype = CODES[self.stage.dtype] if self.stage.dtype else None
+        return TensorPlan(meta, "merge", base_input, inputs, values, origins, in_dtype)

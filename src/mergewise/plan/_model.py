@@ -1,0 +1,178 @@
+"""What a plan says: the fate of every tensor, before any data is read."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from mergewise.checkpoint import Checkpoint, TensorRef
+from mergewise.checkpoint._dtypes import BITS
+from mergewise.recipe import Recipe, Stage
+
+
+@dataclass(frozen=True)
+class TensorMeta:
+    """A tensor as headers describe it; dtype is a safetensors code such as ``BF16``."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def elements(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        return self.elements * BITS[self.dtype] // 8
+
+
+@dataclass(frozen=True)
+class View:
+    """A model that a stage takes in: a checkpoint, or the result of an earlier stage.
+
+    Attributes:
+        label: as the recipe calls it.
+        tensors: by name, in the order of the files.
+        config: its ``config.json``; None if it has none.
+        folder: where its small files lie.
+        checkpoint: the files; None for a stage.
+        stage: the number of the stage; None for a checkpoint.
+        tied: (head, embedding) if the model's output head is its embedding.
+    """
+
+    label: str
+    tensors: Mapping[str, TensorMeta]
+    config: dict[str, Any] | None
+    folder: Path
+    checkpoint: Checkpoint | None = None
+    stage: int | None = None
+    tied: tuple[str, str] | None = None
+
+    def ref(self, name: str) -> TensorRef | None:
+        return self.checkpoint.tensors[name] if self.checkpoint else None
+
+
+@dataclass(frozen=True)
+class Input:
+    """One input of an output tensor: a tensor of a model."""
+
+    view: View
+    meta: TensorMeta
+
+
+@dataclass(frozen=True)
+class TensorPlan:
+    """One output tensor.
+
+    Attributes:
+        fate: `merge` by the stage's method, or `copy` of the only input.
+        values: the method's parameters for this tensor; per-model ones one per expert.
+        origins: where each came from, in the same shape.
+        in_dtype: inputs are rounded to this first (a recipe's `dtype`); None for as they are.
+        reason: why it is copied.
+    """
+
+    meta: TensorMeta
+    fate: Literal["merge", "copy"]
+    base: Input | None
+    experts: tuple[Input, ...]
+    values: Mapping[str, Any] = field(default_factory=dict)
+    origins: Mapping[str, Any] = field(default_factory=dict)
+    in_dtype: str | None = None
+    reason: str = ""
+
+    @property
+    def inputs(self) -> tuple[Input, ...]:
+        return (self.base, *self.experts) if self.base else self.experts
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """One stage: its tensors in output order.
+
+    Attributes:
+        tensors: the output by name.
+        omitted: input tensors that are not written, with the reason.
+        maybe_tied: (head, embedding) if inputs disagree on tying: the head is left out if it
+            turns out equal to the embedding after merging.
+        tied: (head, embedding) if the output's head is its embedding for certain.
+        donor: the model whose config and tokenizer the output gets.
+        layers: for each output layer, the donor's layer it is described by; None for unchanged.
+    """
+
+    index: int
+    stage: Stage
+    tensors: Mapping[str, TensorPlan]
+    omitted: Mapping[str, str]
+    donor: View
+    views: tuple[View, ...]
+    maybe_tied: tuple[str, str] | None = None
+    tied: tuple[str, str] | None = None
+    layers: tuple[int, ...] | None = None
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def label(self) -> str:
+        return self.stage.name or f"stage {self.index + 1}"
+
+
+@dataclass(frozen=True)
+class MergePlan:
+    """Everything a merge will do.
+
+    Attributes:
+        stages: in order; the last one's tensors are the output.
+        checkpoints: every model on disk, by its label.
+        warnings: what is odd, but no reason to refuse.
+    """
+
+    recipe: Recipe
+    stages: tuple[StagePlan, ...]
+    checkpoints: Mapping[str, Checkpoint]
+    warnings: tuple[str, ...]
+
+    @property
+    def output(self) -> StagePlan:
+        return self.stages[-1]
+
+    @property
+    def seed(self) -> int:
+        return self.recipe.output.seed or 0
+
+    @property
+    def bytes_write(self) -> int:
+        """Bytes of output tensors."""
+        return sum(t.meta.nbytes for t in self.output.tensors.values())
+
+    @property
+    def bytes_read(self) -> int:
+        """Bytes of input tensors that the merge looks at; some methods read them again."""
+        seen: dict[tuple[str, str], int] = {}
+        for stage in self.stages:
+            for tensor in stage.tensors.values():
+                for item in tensor.inputs:
+                    if item.view.checkpoint:
+                        seen[item.view.label, item.meta.name] = item.meta.nbytes
+        return sum(seen.values())
+
+    @property
+    def elements(self) -> int:
+        return sum(t.meta.elements for t in self.output.tensors.values())
+
+    def digest(self) -> str:
+        """A hash of all that the output's bytes depend on: recipe, inputs, version."""
+        from mergewise import __version__
+
+        files = [
+            [label, file.name, stamp.size, stamp.mtime_ns]
+            for label, checkpoint in sorted(self.checkpoints.items())
+            for file, stamp in checkpoint.stamps.items()
+        ]
+        text = json.dumps([__version__, self.recipe.digest, self.seed, files])
+        return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,66 @@
+"""Open the models a recipe names."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from mergewise.checkpoint import Checkpoint, open_checkpoint, tied_head
+from mergewise.errors import MergewiseError, NotBuiltYetError
+from mergewise.plan._model import TensorMeta, View
+from mergewise.recipe import ModelRef, Recipe
+
+
+def resolve_path(ref: ModelRef, recipe: Recipe) -> Path:
+    """Where a reference points: relative to the current folder, else to the recipe's."""
+    path = Path(ref.path).expanduser()
+    if path.exists() or path.is_absolute():
+        return path
+    beside = Path(recipe.path).parent / path
+    return beside if recipe.path and beside.exists() else path
+
+
+def open_view(ref: ModelRef, recipe: Recipe) -> View:
+    """Open one model from its headers.
+
+    Raises:
+        NotBuiltYetError: for adapters and Hub revisions.
+        CheckpointError: if it cannot be read.
+    """
+    if ref.lora is not None:
+        raise NotBuiltYetError(
+            f"model {ref}: adapters (+{ref.lora}) are not merged on the fly yet; "
+            "merge the adapter into its base first, and name that folder"
+        )
+    path = resolve_path(ref, recipe)
+    if ref.revision is not None and not path.exists():
+        raise NotBuiltYetError(
+            f"model {ref}: downloading a revision from the Hub is not built yet; "
+            "download it and give the local folder"
+        )
+    checkpoint = open_checkpoint(path)
+    return View(
+        label=str(ref),
+        tensors={n: TensorMeta(n, t.dtype, t.shape) for n, t in checkpoint.tensors.items()},
+        config=checkpoint.config,
+        folder=checkpoint.folder,
+        checkpoint=checkpoint,
+        tied=tied_head(list(checkpoint.tensors), checkpoint.config),
+    )
+
+
+def tokenizer_fingerprint(view: View) -> str | None:
+    """A hash of the model's vocabulary file, to see whether models share it; None without one."""
+    for name in ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt"):
+        path = view.folder / name
+        if path.is_file():
+            return hashlib.sha256(path.read_bytes()).hexdigest()
+    return None
+
+
+def describe(error: MergewiseError) -> str:
+    """An error's text on one line, for a diagnostic."""
+    return " ".join(str(error).split())
+
+
+__all__ = ["Checkpoint", "describe", "open_view", "resolve_path", "tokenizer_fingerprint"]
