@@ -105,9 +105,7 @@ def test_wrong_total_is_a_warning(edited):
 def test_missing_shard(edited):
     folder = edited(lambda index: None)
     (folder / sorted(p.name for p in folder.glob("*.safetensors"))[1]).unlink()
-    with pytest.raises(
-        CheckpointError, match=r"named in .*index\.json but missing"
-    ):
+    with pytest.raises(CheckpointError, match=r"named in .*index\.json but missing"):
         open_checkpoint(folder)
 
 
