@@ -57,7 +57,8 @@ def models() -> dict[str, dict[str, np.ndarray]]:
         centre = 1.0 if "norm" in name else 0.0
         base[name] = (centre + 0.05 * draw.standard_normal(shape)).astype(np.float32)
     out = {"base": base}
-    for expert, (scale, moved) in zip(NAMES[1:], [(0.02, 1.0), (0.01, 0.6), (0.04, 0.3)], strict=True):
+    changes = [(0.02, 1.0), (0.01, 0.6), (0.04, 0.3)]
+    for expert, (scale, moved) in zip(NAMES[1:], changes, strict=True):
         out[expert] = {}
         for name, weights in base.items():
             step = scale * draw.standard_normal(weights.shape)

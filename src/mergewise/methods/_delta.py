@@ -15,7 +15,7 @@ from mergewise._lazy import torch
 from mergewise.methods._base import Inputs, Method
 from mergewise.methods._params import REQUIRED, Param, Settings
 from mergewise.methods._select import Everything
-from mergewise.methods._weights import cancel, combination, no_share
+from mergewise.methods._weights import cancel, combination, no_share, total
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -55,13 +55,13 @@ def elect(
     That sign is + where the votes sum to zero; parts that are zero never take part. `normalize`
     divides by the weights of the parts that did.
     """
-    positive = combination(votes, [1.0] * len(votes)) >= 0
+    positive = total(votes) >= 0
     agreeing = [torch.clamp(torch.where(positive, part, -part), min=0.0) for part in parts]
-    total = combination(agreeing, [1.0] * len(parts))
+    merged = total(agreeing)
     if normalize:
         share = combination([(part > 0) * 1.0 for part in agreeing], weights)
-        total = total / torch.where(share == 0, torch.ones_like(share), share)
-    return torch.where(positive, total, -total)
+        merged = merged / torch.where(share == 0, torch.ones_like(share), share)
+    return torch.where(positive, merged, -merged)
 
 
 class DeltaMethod(Method):
@@ -71,8 +71,8 @@ class DeltaMethod(Method):
     consensus: ClassVar[bool] = False
 
     def problem(self, p: Settings, experts: int) -> str | None:
-        total = not self.consensus and p.normalize
-        if total and cancel(p.weight) and any(p.weight):
+        divides = p.normalize and not self.consensus
+        if divides and cancel(p.weight) and any(p.weight):
             return no_share(p.weight)
         return self.selection.problem(p)
 
@@ -104,8 +104,8 @@ class DeltaMethod(Method):
                 kept = totals[f"kept_{i}"]
                 factors[i] = weight * totals[f"all_{i}"] / kept if kept > 0 else weight
         if p.normalize and not self.consensus and any(p.weight):
-            total = sum(p.weight)
-            factors = [factor / total for factor in factors]
+            whole = sum(p.weight)
+            factors = [factor / whole for factor in factors]
         return {"factor": factors}
 
     def combine(self, x: Inputs, s: Settings) -> Tensor:

@@ -15,7 +15,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Gram = list[list[float]]
-"""Inner products, in double precision."""
+"""Inner products, summed in double precision."""
+
+BLUR = 3e-4
+"""Lengths of sums of unit vectors below this are rounding of the float32 products, not lengths."""
 
 
 def gram_terms(vectors: Sequence[Tensor]) -> dict[str, Tensor]:
@@ -55,6 +58,15 @@ def length(gram: Gram, a: Sequence[float]) -> float:
     return math.sqrt(max(inner(gram, a, a), 0.0))
 
 
+def straight(cos: float) -> bool:
+    """Whether two vectors have no arc between them: they point the same or the opposite way.
+
+    Just short of opposite, the arc's coefficients grow without bound and amplify rounding.
+    """
+    sine_squared = 1.0 - cos * cos
+    return sine_squared <= (1e-16 if cos > 0 else BLUR**2)
+
+
 def walk(gram: Gram, start: Sequence[float], tangent: Sequence[float]) -> list[float]:
     """From the unit vector `start` along the great circle, as far as `tangent` is long."""
     distance = length(gram, tangent)
@@ -63,7 +75,7 @@ def walk(gram: Gram, start: Sequence[float], tangent: Sequence[float]) -> list[f
 
 
 def arc(cos: float, t: float) -> tuple[float, float]:
-    """Coefficients of spherical interpolation at `t`; the angle must not be 0 or 180 degrees."""
+    """Coefficients of spherical interpolation at `t`; the angle must not be `straight`."""
     angle = math.acos(cos)
     sine = math.sin(angle)
     return math.sin((1.0 - t) * angle) / sine, math.sin(t * angle) / sine

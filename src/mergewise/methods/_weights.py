@@ -35,8 +35,16 @@ def shares(weights: Sequence[float], switch: str = "normalize") -> list[float]:
     """
     if cancel(weights):
         raise MergewiseError(no_share(weights, switch))
-    total = sum(weights)
-    return [w / total for w in weights]
+    whole = sum(weights)
+    return [w / whole for w in weights]
+
+
+def total(vectors: Sequence[Tensor]) -> Tensor:
+    """The sum, added in order."""
+    out = vectors[0]
+    for vector in vectors[1:]:
+        out = out + vector
+    return out
 
 
 def combination(vectors: Sequence[Tensor], weights: Sequence[Any]) -> Tensor:

@@ -7,15 +7,12 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mergewise.methods._base import Inputs, Method
-from mergewise.methods._gram import Gram, gram_matrix, gram_terms, inner, length, norms, walk
+from mergewise.methods._gram import BLUR, Gram, gram_matrix, gram_terms, inner, length, norms, walk
 from mergewise.methods._params import Param, Settings
 from mergewise.methods._weights import combination
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-_NO_ANGLE = 1e-8
-"""Of the sine of an angle: below it, two directions are the same or opposite."""
 
 
 def _unit(size: int, i: int, value: float) -> list[float]:
@@ -25,14 +22,14 @@ def _unit(size: int, i: int, value: float) -> list[float]:
 def _start(gram: Gram, units: Sequence[Sequence[float]], tol: float) -> list[float]:
     mean = [sum(column) / len(units) for column in zip(*units, strict=True)]
     reach = length(gram, mean)
-    return [c / reach for c in mean] if reach > tol else list(units[0])
+    return [c / reach for c in mean] if reach > max(tol, BLUR) else list(units[0])
 
 
 def _towards(gram: Gram, point: Sequence[float], unit: Sequence[float]) -> list[float]:
     """The tangent at `point` that leads to `unit`; none if they are the same or opposite."""
     cos = max(-1.0, min(1.0, inner(gram, point, unit)))
     sine = math.sqrt(1.0 - cos * cos)
-    ratio = math.acos(cos) / sine if sine > _NO_ANGLE else float(cos > 0)
+    ratio = math.acos(cos) / sine if sine > BLUR else float(cos > 0)
     return [ratio * (u - cos * c) for u, c in zip(unit, point, strict=True)]
 
 

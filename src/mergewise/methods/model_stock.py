@@ -9,7 +9,7 @@ from mergewise._lazy import torch
 from mergewise.methods._base import Access, Inputs, Method
 from mergewise.methods._gram import cosine, gram_matrix, gram_terms
 from mergewise.methods._params import Param, Settings
-from mergewise.methods._weights import combination
+from mergewise.methods._weights import total
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -78,5 +78,4 @@ models:
         assert x.base is not None
         deltas = x.deltas
         ratio = _row_ratio(deltas) if s.filter_wise else s.ratio
-        mean = combination(deltas, [1.0 / len(deltas)] * len(deltas))
-        return x.base + mean * ratio
+        return x.base + total(deltas) / len(deltas) * ratio

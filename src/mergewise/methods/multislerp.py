@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from mergewise.methods._base import Inputs, Method
-from mergewise.methods._gram import gram_matrix, gram_terms, length, norms
+from mergewise.methods._gram import BLUR, gram_matrix, gram_terms, length, norms
 from mergewise.methods._params import REQUIRED, Param, Settings
 from mergewise.methods._weights import cancel, combination, no_share, shares
 
@@ -62,7 +62,7 @@ models:
         lengths = norms(gram)
         pull = [w / (size + p.eps) for w, size in zip(weights, lengths, strict=True)]
         reach = length(gram, pull)
-        if reach < p.eps:
+        if reach < max(p.eps, BLUR * sum(abs(w) for w in weights)):
             return {"share": weights}
         scale = sum(w * size for w, size in zip(weights, lengths, strict=True))
         return {"share": [scale * c / reach for c in pull]}

@@ -7,15 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from mergewise._lazy import torch
 from mergewise.methods._base import Access, Inputs, Method
-from mergewise.methods._gram import arc, cosine, gram_matrix, gram_terms
+from mergewise.methods._gram import BLUR, arc, cosine, gram_matrix, gram_terms, straight
 from mergewise.methods._params import REQUIRED, Param, Settings
 from mergewise.methods._weights import cancel, combination
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-_STRAIGHT = 1e-16
-"""Of sin² of the angle: below it, interpolation is linear."""
 
 
 def _vectors(x: Inputs) -> list[Tensor]:
@@ -28,10 +25,10 @@ def _arc_along(a: Tensor, b: Tensor, t: float, dim: int) -> Tensor:
     dot = (a * b).sum(dim=dim, keepdim=True)
     cos = torch.where(lengths > 0, dot / lengths, torch.zeros_like(dot)).clamp(-1.0, 1.0)
     angle, sine = torch.acos(cos), torch.sqrt(1.0 - cos * cos)
-    straight = sine * sine <= _STRAIGHT
-    safe = torch.where(straight, torch.ones_like(sine), sine)
+    no_arc = (sine <= 1e-8) | ((cos < 0) & (sine <= BLUR))
+    safe = torch.where(no_arc, torch.ones_like(sine), sine)
     ends = [
-        torch.where(straight, torch.full_like(cos, share), torch.sin(share * angle) / safe)
+        torch.where(no_arc, torch.full_like(cos, share), torch.sin(share * angle) / safe)
         for share in (1.0 - t, t)
     ]
     return ends[0] * a + ends[1] * b
@@ -40,7 +37,8 @@ def _arc_along(a: Tensor, b: Tensor, t: float, dim: int) -> Tensor:
 class NuSlerp(Method):
     """Spherical interpolation of two models or, with a base, of two task vectors.
 
-    If the weights cancel, the midpoint is taken.
+    If the weights cancel, the midpoint is taken; vectors without an arc between them (same or
+    opposite direction) are interpolated linearly.
     """
 
     name = "nuslerp"
@@ -78,8 +76,7 @@ models:
         if not p.nuslerp_flatten:
             return {"t": t}
         cos = cosine(gram_matrix(totals), 0, 1)
-        straight = 1.0 - cos * cos <= _STRAIGHT
-        return {"share": [1.0 - t, t] if straight else list(arc(cos, t))}
+        return {"share": [1.0 - t, t] if straight(cos) else list(arc(cos, t))}
 
     def combine(self, x: Inputs, s: Settings) -> Tensor:
         vectors = _vectors(x)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from mergewise._lazy import torch
 from mergewise.methods._base import Inputs, Method
 from mergewise.methods._params import Param, Settings
+from mergewise.methods._weights import total
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -18,10 +19,7 @@ def _touched(x: Inputs, s: Settings) -> list[Tensor]:
 
 
 def _count(masks: list[Tensor]) -> Tensor:
-    count = masks[0] * 1.0
-    for mask in masks[1:]:
-        count = count + mask * 1.0
-    return count
+    return total([mask * 1.0 for mask in masks])
 
 
 class Ram(Method):
@@ -45,11 +43,11 @@ models:
     def combine(self, x: Inputs, s: Settings) -> Tensor:
         assert x.base is not None
         masks = _touched(x, s)
-        count = _count(masks)
-        total = torch.zeros_like(x.base)
-        for delta, mask in zip(x.deltas, masks, strict=True):
-            total = total + torch.where(mask, delta, torch.zeros_like(delta))
-        return x.base + total / torch.clamp(count, min=1.0)
+        changes = [
+            torch.where(mask, delta, torch.zeros_like(delta))
+            for delta, mask in zip(x.deltas, masks, strict=True)
+        ]
+        return x.base + total(changes) / torch.clamp(_count(masks), min=1.0)
 
 
 class RamPlus(Method):
@@ -93,8 +91,8 @@ parameters: {r: 0.1, alpha: 0.2}
         masks = _touched(x, s)
         count = _count(masks)
         unique = count < 1.5
-        total = torch.zeros_like(x.base)
-        for i, (delta, mask) in enumerate(zip(x.deltas, masks, strict=True)):
-            sized = torch.where(unique, delta * s.enlarge[i], delta)
-            total = total + torch.where(mask, sized, torch.zeros_like(delta))
-        return x.base + total / torch.clamp(count, min=1.0)
+        changes = []
+        for delta, mask, factor in zip(x.deltas, masks, s.enlarge, strict=True):
+            sized = torch.where(unique, delta * factor, delta)
+            changes.append(torch.where(mask, sized, torch.zeros_like(delta)))
+        return x.base + total(changes) / torch.clamp(count, min=1.0)

@@ -9,7 +9,7 @@ from mergewise._lazy import torch
 from mergewise.methods._base import Inputs, Method
 from mergewise.methods._delta import INT8_MASK, SIGN, elect
 from mergewise.methods._params import Param, Settings
-from mergewise.methods._weights import combination
+from mergewise.methods._weights import total
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,7 +19,8 @@ class Sce(Method):
     """Elements on which the experts differ most, weighted by each expert's energy.
 
     The weights are each expert's mean squared (selected) change in the tensor, as a share of all
-    experts'. If no expert changed the tensor they are equal.
+    experts'. If no expert changed the tensor they are equal. Elements on which all experts agree
+    have no variance, and stay at the base's value if `select_topk` is below 1.
     """
 
     name = "sce"
@@ -46,12 +47,11 @@ parameters: {select_topk: 0.5}
     def scores(self, x: Inputs, s: Settings) -> list[Tensor]:
         # differences from the first expert: exactly zero where all agree
         steps = [delta - x.deltas[0] for delta in x.deltas]
-        mean = combination(steps, [1.0] * len(steps)) * (1.0 / len(steps))
-        squares = [(step - mean) * (step - mean) for step in steps]
-        return [combination(squares, [1.0] * len(steps))]
+        mean = total(steps) / len(steps)
+        return [total([(step - mean) * (step - mean) for step in steps])]
 
     def ranks(self, p: Settings, n: int, nonzero: Sequence[int]) -> list[list[int]]:
-        everything = p.select_topk >= 1 or nonzero[0] == 0
+        everything = p.select_topk >= 1
         return [[n if everything else int(p.select_topk * nonzero[0])]]
 
     def _selected(self, x: Inputs, s: Settings) -> list[Tensor]:
@@ -63,8 +63,8 @@ parameters: {select_topk: 0.5}
 
     def coefficients(self, totals: Mapping[str, float], p: Settings, n: int) -> dict[str, Any]:
         energy = [totals[f"energy_{i}"] for i in range(len(totals))]
-        total = sum(energy)
-        return {"share": [e / total if total > 0 else 1.0 / len(energy) for e in energy]}
+        whole = sum(energy)
+        return {"share": [e / whole if whole > 0 else 1.0 / len(energy) for e in energy]}
 
     def combine(self, x: Inputs, s: Settings) -> Tensor:
         assert x.base is not None
