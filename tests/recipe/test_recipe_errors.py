@@ -23,6 +23,10 @@ ERRORS = {
         "merge_method: linear\nmodels:\n  - model: a\n    weight: 1\n",
         "4:5: models[0]: unknown key `weight`; it is a parameter: put it under `parameters:`",
     ),
+    "misspelled parameter beside model": (
+        "merge_method: linear\nmodels:\n  - model: a\n    wieght: 1\n",
+        "unknown key `wieght`; did you mean `weight`? It is a parameter: put it under",
+    ),
     "parameter at the top": (LINEAR + "normalize: true\n", "5:1: unknown key `normalize`; it is a"),
     "layer_range in models": (
         LINEAR + "    layer_range: [0, 2]\n",
@@ -234,6 +238,11 @@ WARNINGS = {
     "parameter of other methods": (
         LINEAR + "parameters: {density: 0.5}\n",
         "5:14: warning: parameters.density has no effect on linear",
+    ),
+    "parameter of another name": (
+        "merge_method: multislerp\nmodels: [{model: a}]\n"
+        "parameters: {weight: 1, normalize: true}\n",
+        "parameters.normalize has no effect on multislerp; did you mean `normalize_weights`?",
     ),
     "shared parameter under a model": (
         LINEAR.replace("weight: 1", "weight: 1, normalize: false"),

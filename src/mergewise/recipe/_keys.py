@@ -63,5 +63,7 @@ def _stray(
         problems.unknown(at, f"{what}; {_EXPLAINED[key]}")
     elif key in TOP:
         problems.unknown(at, f"{what}; it belongs to the top level of the document")
+    elif "parameters" in known and (meant := suggest(key, parameters)):
+        problems.unknown(at, f"{what}{meant} It is a parameter: put it under `parameters:` here")
     else:
         problems.unknown(at, f"{what}; expected here: {', '.join(known)}")

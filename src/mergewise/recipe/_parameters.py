@@ -85,9 +85,9 @@ class ParameterReader:
         if name in method.params:
             return True
         if any(not param.native for param in self.declared.get(name, ())):
-            self.problems.warn(
-                at, f"{where}.{name} has no effect on {method.name}; {_accepted(method)}"
-            )
+            hint = "" if suggest(name, method.params) else f"; {_accepted(method)}"
+            text = f"{where}.{name} has no effect on {method.name}{hint}"
+            self.problems.warn(at, text, name, method.params)
             return True
         what = f"{where}: {method.name} has no parameter `{shorten(name)}`"
         options = method.params if suggest(name, method.params) else self.declared
