@@ -30,7 +30,7 @@ from mergewise.checkpoint._refuse import refuse_missing, refuse_other_formats, r
 from mergewise.checkpoint._safetensors import Header, TensorInfo, read_header
 from mergewise.errors import CheckpointError
 
-MAX_CONFIG = 16_000_000
+MAX_CONFIG = 8_000_000
 """Bytes of a config.json; real ones stay under one megabyte."""
 _SINGLE = "model.safetensors"
 
@@ -148,6 +148,7 @@ def _open_folder(path: Path) -> Checkpoint:
         return _assemble(path, path, [path / single], None, config, warnings)
     index = read_index(path / index_name)
     extra = [n for n in names if n.endswith(".safetensors") and n not in index.shards]
+    index.refuse_siblings(extra)
     if extra:
         warnings.append(f"{where(path)}: not in {index_name}, ignored: {_some(extra)}")
     files = [path / shard for shard in index.shards]

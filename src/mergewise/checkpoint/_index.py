@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 MAX_INDEX = 64_000_000
 """Bytes; an index takes about 100 a tensor."""
 MAX_SHARDS = 10_000
+_NUMBERED = re.compile(r"(.+)-\d{5}-of-(\d{5})\.safetensors")
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,20 @@ class Index:
     weight_map: Mapping[str, str]
     shards: tuple[str, ...]
     raw: dict[str, Any]
+
+    def refuse_siblings(self, others: Iterable[str]) -> None:
+        """Raise if one of `others`, files beside the index, belongs to the same set of shards.
+
+        Shards 1 and 2 "of 2" with an index that names only one of them: half the model would be
+        lost without a word. Files of another set are left over from something else.
+        """
+        families = {family for shard in self.shards if (family := _family(shard))}
+        for name in others:
+            if _family(name) in families:
+                raise CheckpointError(
+                    f"{where(self.path.with_name(name))}: this shard is not listed in "
+                    f"{self.path.name}, though it belongs with those that are; fetch both again"
+                )
 
     def compare(self, tensors: Mapping[str, TensorRef]) -> Iterator[str]:
         """Warnings about `tensors`, those found in the shards; raises for what is missing."""
@@ -86,6 +102,11 @@ def read_index(path: Path) -> Index:
             f"{where(path)}: {len(shards):,} shards; at most {MAX_SHARDS:,} are read"
         )
     return Index(path, weight_map, shards, raw)
+
+
+def _family(shard: str) -> tuple[str, str] | None:
+    match = _NUMBERED.fullmatch(shard)
+    return (match[1], match[2]) if match else None
 
 
 def _check_shard(path: Path, name: str, shard: Any) -> None:

@@ -12,6 +12,8 @@ from mergewise.errors import CheckpointError
 
 _MAX_DIGITS = 100
 _MAX_DEPTH = 100
+_MAX_CONTAINERS = 100_000
+_MAX_VALUES = 1_000_000
 
 
 class _BadJsonError(ValueError):
@@ -98,4 +100,11 @@ def parse_object(data: bytes, path: Path, what: str, *, naturals: bool = False) 
 
 def read_json(path: Path, what: str, limit: int) -> dict[str, Any]:
     """The JSON object in a file of at most `limit` bytes; raises CheckpointError."""
-    return parse_object(read_small(path, limit), path, what)
+    data = read_small(path, limit)
+    # counted before parsing: parsed JSON can take fifty times the memory of its text
+    if data.count(b"[") + data.count(b"{") > _MAX_CONTAINERS or data.count(b",") > _MAX_VALUES:
+        raise CheckpointError(
+            f"{where(path)}: the {what} holds more than {_MAX_CONTAINERS:,} lists and objects or "
+            f"{_MAX_VALUES:,} values; is this the file you mean?"
+        )
+    return parse_object(data, path, what)
