@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import subprocess
 import sys
 from typing import Any
@@ -12,10 +13,12 @@ import yaml
 from _driver import merge_tensor
 
 from mergewise import merge_state_dicts
+from mergewise.engine import _compile, _memory
 from mergewise.methods import Method, all_methods
 
 METHODS = sorted(all_methods())
 SHAPES = {"matrix": (24, 40), "vector": (37,), "scalar": (), "one": (1, 1), "conv": (6, 5, 3, 3)}
+NEEDS_ROWS = ("nuslerp", "model_stock", "arcee_fusion")
 State = dict[str, torch.Tensor]
 
 
@@ -153,6 +156,35 @@ def test_engine_equals_the_naive_driver(method: Method) -> None:
             )
             close = torch.allclose(merged[name], naive, rtol=1e-4, atol=1e-5)
             assert close, (name, more, merged[name], naive)
+
+
+def test_flat_methods_can_be_fused(
+    method: Method, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    if _compile.helpers() is None:
+        pytest.skip("no C compiler here")
+    base, experts = models(method)
+    for more in settings(method):
+        plain = run(method, base, experts, parameters=more)
+        with monkeypatch.context() as patch, caplog.at_level(logging.DEBUG):
+            patch.setattr(_memory, "FUSE_FROM_ELEMENTS", 0)
+            fused = run(method, base, experts, parameters=more)
+        torch.testing.assert_close(fused, plain, rtol=1e-5, atol=1e-6)
+    if method.name not in NEEDS_ROWS:
+        assert "plain torch" not in caplog.text
+
+
+@pytest.mark.parametrize("name", ["ties", "breadcrumbs"])
+def test_whole_model_thresholds_keep_the_largest_of_all_tensors(name: str) -> None:
+    base = {"small": torch.zeros(50), "large": torch.zeros(5, 10)}
+    expert = {"small": torch.arange(1.0, 51.0), "large": torch.arange(51.0, 101.0).reshape(5, 10)}
+    given = {"weight": 1.0, "density": 0.4, "granularity": "model"}
+    more = {"gamma": 0.2} if name == "breadcrumbs" else {}
+    merged = merge_state_dicts([expert], name, base=base, parameters=given | more)
+    # 40 of 100 magnitudes: 61 to 100, or 41 to 80 once the 20 largest are gone
+    kept = sorted(v for tensor in merged.values() for v in tensor.flatten().tolist() if v)
+    first = 41 if more else 61
+    assert kept == list(range(first, first + 40))
 
 
 def test_metadata_is_complete(method: Method) -> None:
