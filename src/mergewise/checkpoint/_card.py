@@ -15,8 +15,7 @@ _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _BODY = """\
 # {{ title }}
 
-A merge of trained models, made with [mergewise](https://pypi.org/project/mergewise/) \
-{{ versions.get("mergewise", "") }}.
+A merge of trained models, made with mergewise {{ versions.get("mergewise", "") }}.
 
 ## Method
 

@@ -13,7 +13,7 @@ from typing import Any
 from mergewise.checkpoint._config import text_config
 from mergewise.checkpoint._depth import with_layers
 from mergewise.checkpoint._files import read_small, stays_inside, where
-from mergewise.checkpoint._write import write_file
+from mergewise.checkpoint._write import make_folder, write_file
 from mergewise.errors import CheckpointError
 
 MAX_COPIED = 200_000_000
@@ -98,6 +98,7 @@ def copy_tokenizer(donor: Path, out: Path) -> Copied:
     file of the machine it is merged on.
 
     Raises:
+        CheckpointError: if `donor` cannot be listed.
         OutputError: if `out` cannot be written.
     """
     names, warnings = [], []
@@ -111,15 +112,19 @@ def copy_tokenizer(donor: Path, out: Path) -> Copied:
             warnings.append(f"not copied: {error}")
             continue
         target = out / name
-        target.parent.mkdir(parents=True, exist_ok=True)
+        if target.parent != out:
+            make_folder(target.parent)
         write_file(target, data)
         names.append(name)
     return Copied(tuple(names), tuple(warnings))
 
 
 def _sources(donor: Path) -> list[Path]:
-    files = [path for path in donor.iterdir() if _COPIED.fullmatch(path.name)]
     templates = donor / "additional_chat_templates"
-    if templates.is_dir() and not templates.is_symlink():
-        files += [path for path in templates.iterdir() if path.suffix == ".jinja"]
+    try:
+        files = [path for path in donor.iterdir() if _COPIED.fullmatch(path.name)]
+        if templates.is_dir() and not templates.is_symlink():
+            files += [path for path in templates.iterdir() if path.suffix == ".jinja"]
+    except OSError as error:
+        raise CheckpointError(f"{where(donor)}: cannot be listed: {error}") from None
     return sorted(files)

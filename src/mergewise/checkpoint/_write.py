@@ -208,6 +208,20 @@ def write_file(path: Path, data: bytes) -> None:
         raise _cannot_write(path, error) from None
 
 
+def make_folder(path: Path) -> None:
+    """Create a folder and its parents; one that exists is fine, a link in its place is not.
+
+    Raises:
+        OutputError: if it cannot be created, or is a link that would lead the output elsewhere.
+    """
+    if path.is_symlink():
+        raise OutputError(f"{where(path)}: a link, where a folder was expected; remove it")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _cannot_write(path, error) from None
+
+
 def _cannot_write(path: Path, error: OSError) -> OutputError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return OutputError(f"{where(path)}: no space left on the disk; free some and run again")

@@ -21,6 +21,7 @@ from mergewise.checkpoint import (
     stated_licence,
     write_config,
 )
+from mergewise.errors import CheckpointError, OutputError
 
 
 def test_config_is_edited_minimally(llama, tmp_path):
@@ -96,6 +97,23 @@ def test_hub_cache_links_are_copied(tmp_path):
     (blobs / "1").write_text("{}")
     (snapshot / "tokenizer.json").symlink_to("../../blobs/1")
     assert copy_tokenizer(snapshot, out).names == ("tokenizer.json",)
+
+
+def test_nothing_is_written_through_a_link_in_the_output(tmp_path):
+    donor, out, elsewhere = tmp_path / "donor", tmp_path / "out", tmp_path / "elsewhere"
+    (donor / "additional_chat_templates").mkdir(parents=True)
+    (donor / "additional_chat_templates/tool.jinja").write_text("x")
+    out.mkdir()
+    elsewhere.mkdir()
+    (out / "additional_chat_templates").symlink_to(elsewhere)
+    with pytest.raises(OutputError, match="a link, where a folder was expected"):
+        copy_tokenizer(donor, out)
+    assert not list(elsewhere.iterdir())
+
+
+def test_unlistable_donor(tmp_path):
+    with pytest.raises(CheckpointError, match="cannot be listed"):
+        copy_tokenizer(tmp_path / "absent", tmp_path)
 
 
 def card(**changes):
