@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
@@ -15,6 +16,7 @@ from rich.console import Console
 from mergewise.demo import run_demo
 from mergewise.demo._data import SEPARATOR, encode, find_examples, read_texts, train_tokenizer
 from mergewise.demo._picture import picture
+from mergewise.demo._run import try_command
 from mergewise.demo._settings import DOMAINS, EXPERTS, FAST, FULL
 from mergewise.demo._table import table
 from mergewise.errors import OutputError
@@ -60,6 +62,14 @@ def test_results_are_written(demo):
     ET.fromstring((out / "results.svg").read_text())
     assert "maths expert" in shown
     assert "text-generation" in shown
+
+
+def test_the_printed_command_runs(demo):
+    command = shlex.split(try_command(demo[0] / "merged" / "ties"))
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("Question: Tom has 3 apples")
+    assert len(done.stdout) > 40
 
 
 @pytest.mark.parametrize("name", ["models/base", "models/maths", "models/code", "merged/ties"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -166,7 +167,10 @@ def try_command(folder: Path) -> str:
         f"print(pipeline('text-generation', '{folder.as_posix()}')"
         "('Question: Tom has 3 apples', max_new_tokens=60)[0]['generated_text'])"
     )
-    return f'python -c "{code}"'
+    python = Path(sys.executable)
+    if python.is_relative_to(Path.cwd()):
+        python = python.relative_to(Path.cwd())
+    return f'{python} -c "{code}"'
 
 
 class _Clock:
