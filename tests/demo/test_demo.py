@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shlex
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -19,32 +19,17 @@ from mergewise.demo._picture import picture
 from mergewise.demo._run import try_command
 from mergewise.demo._settings import DOMAINS, EXPERTS, FAST, FULL
 from mergewise.demo._table import table
+from mergewise.engine import merge
 from mergewise.errors import OutputError
 
 TINY = replace(FAST, base_steps=60, expert_steps=40, heldout_tokens=1024)
 
 
-def average(recipe: Path, out: Path, *, overwrite: bool) -> None:
-    """Stands in for `mergewise.merge`: the mean of the two experts, whatever the recipe."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    assert overwrite
-    folders = [recipe.parent.parent / "models" / name for name in EXPERTS]
-    first, second = (AutoModelForCausalLM.from_pretrained(folder) for folder in folders)
-    other = dict(second.named_parameters())
-    for name, parameter in first.named_parameters():
-        parameter.data = (parameter.data + other[name].data) / 2
-    first.save_pretrained(out)
-    AutoTokenizer.from_pretrained(folders[0]).save_pretrained(out)
-
-
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
     out = tmp_path_factory.mktemp("demo") / "out"
-    console = Console(record=True, width=120, quiet=False, file=sys.stderr)
-    results = run_demo(
-        out, console=console, settings=replace(TINY, examples=("linear", "ties")), merge=average
-    )
+    console = Console(record=True, width=120, file=io.StringIO())
+    results = run_demo(out, console=console, settings=TINY, merge=merge)
     return out, results, console.export_text()
 
 
@@ -53,7 +38,18 @@ def test_experts_are_better_than_the_base_at_their_own_task(demo):
     scores = results["scores"]
     for expert in EXPERTS:
         assert scores[expert][expert]["loss"] < scores["base"][expert]["loss"] - 0.05
-    assert list(scores) == ["base", "maths", "code", "linear", "ties"]
+
+
+def test_every_example_is_merged_and_scored(demo):
+    _, results, _ = demo
+    examples = sorted(path.stem for path in find_examples().glob("*.yml"))
+    assert list(results["scores"]) == ["base", *EXPERTS, *examples]
+
+
+def test_an_even_mix_is_better_at_each_task_than_the_other_expert(demo):
+    scores = demo[1]["scores"]
+    for kind, other in (("maths", "code"), ("code", "maths")):
+        assert scores["linear"][kind]["loss"] < scores[other][kind]["loss"]
 
 
 def test_results_are_written(demo):
@@ -90,7 +86,7 @@ def test_trained_models_are_reused_until_the_schedule_changes(demo, tmp_path):
     console = Console(quiet=True)
     settings = replace(TINY, examples=("linear",))
     before = (out / "models/base/model.safetensors").stat().st_mtime_ns
-    again = run_demo(out, console=console, settings=settings, merge=average)
+    again = run_demo(out, console=console, settings=settings, merge=merge)
     assert again["models_reused"]
     assert (out / "models/base/model.safetensors").stat().st_mtime_ns == before
     texts = read_texts(find_examples(), "train")
@@ -103,7 +99,7 @@ def test_trained_models_are_reused_until_the_schedule_changes(demo, tmp_path):
 def test_a_folder_of_other_things_is_left_alone(tmp_path):
     (tmp_path / "thesis.txt").write_text("precious")
     with pytest.raises(OutputError, match="not empty and was not made by the demo"):
-        run_demo(tmp_path, console=Console(quiet=True), settings=TINY, merge=average)
+        run_demo(tmp_path, console=Console(quiet=True), settings=TINY, merge=merge)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
