@@ -131,5 +131,6 @@ def helpers() -> ctypes.CDLL | None:
     library = load(PRELUDE + Path(__file__).with_name("_native.c").read_text())
     if library is not None:
         library.mw_bracket.restype = ctypes.c_int64
+        library.mw_keys.restype = None
         library.mw_row_ranks.restype = None
     return library

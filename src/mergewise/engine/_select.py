@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 _TOP = (1 << 64) - 1
 _COLLECT = 1 << 24  # most keys (128 MiB) collected for one threshold
-_RUN = 1024  # elements per sampled run
+_RUN = 2048  # elements per sampled run
 _BINS = 4096
 
 
@@ -47,6 +47,19 @@ def keys(score: Tensor, start: int, tensor_key: int, stream: int) -> np.ndarray[
     import numpy as np
     import torch
 
+    library = _compile.helpers()
+    if library is not None:
+        out = np.empty(score.numel(), dtype=np.uint64)
+        score = score.contiguous()
+        library.mw_keys(
+            ctypes.c_void_p(score.data_ptr()),
+            ctypes.c_uint64(start),
+            ctypes.c_int64(score.numel()),
+            ctypes.c_uint32(tensor_key & 0xFFFFFFFF),
+            ctypes.c_uint32(stream & 0xFFFFFFFF),
+            ctypes.c_void_p(out.ctypes.data),
+        )
+        return out
     tie = hash_positions(torch.arange(start, start + score.numel()), tensor_key, stream)
     low = tie.numpy().view(np.uint32) ^ np.uint32(0x80000000)
     high = score.contiguous().numpy().view(np.uint32).astype(np.uint64)
@@ -110,7 +123,7 @@ def _sample_ranges(task: TensorTask, share: float) -> list[Range]:
 def _bracket_by_sample(tasks: list[TensorTask], targets: list[_Target], n: int) -> Work:
     import numpy as np
 
-    size = min(max(n // 64, 1 << 16), 1 << 22)
+    size = min(max(n // 128, 1 << 16), 1 << 22)
     items = [(task, where) for task in tasks for where in _sample_ranges(task, size / n)]
     batches = [items[at : at + 64] for at in range(0, len(items), 64)]
     scores = sorted({t.score for t in targets})
@@ -120,8 +133,8 @@ def _bracket_by_sample(tasks: list[TensorTask], targets: list[_Target], n: int) 
         m = len(sample)
         for target in (t for t in targets if t.score == score):
             q = target.rank / n
-            # six standard deviations, three times over: runs are not independent draws
-            slack = math.ceil(18 * math.sqrt(m * q * (1 - q))) + 16
+            # eight standard deviations of independent draws; spread runs do about as well
+            slack = math.ceil(8 * math.sqrt(m * q * (1 - q))) + 16
             first, last = math.floor(q * m) - slack, math.ceil(q * m) + slack
             target.high = int(sample[first]) if first >= 0 else _TOP
             target.low = int(sample[last]) if last < m else 0
@@ -161,7 +174,7 @@ def _count(
     import numpy as np
 
     stream = task.keys.tie[target.score]
-    library = _compile.helpers() if task.options.fuse else None
+    library = _compile.helpers()
     if library is None:
         all_keys = keys(score, start, task.keys.tensor, stream)
         low, high = np.uint64(target.low), np.uint64(target.high)
