@@ -19,7 +19,6 @@ from mergewise.demo._picture import picture
 from mergewise.demo._run import try_command
 from mergewise.demo._settings import DOMAINS, EXPERTS, FAST, FULL
 from mergewise.demo._table import table
-from mergewise.engine import merge
 from mergewise.errors import OutputError
 
 TINY = replace(FAST, base_steps=60, expert_steps=40, heldout_tokens=1024)
@@ -29,7 +28,7 @@ TINY = replace(FAST, base_steps=60, expert_steps=40, heldout_tokens=1024)
 def demo(tmp_path_factory):
     out = tmp_path_factory.mktemp("demo") / "out"
     console = Console(record=True, width=120, file=io.StringIO())
-    results = run_demo(out, console=console, settings=TINY, merge=merge)
+    results = run_demo(out, console=console, settings=TINY)
     return out, results, console.export_text()
 
 
@@ -86,7 +85,7 @@ def test_trained_models_are_reused_until_the_schedule_changes(demo, tmp_path):
     console = Console(quiet=True)
     settings = replace(TINY, examples=("linear",))
     before = (out / "models/base/model.safetensors").stat().st_mtime_ns
-    again = run_demo(out, console=console, settings=settings, merge=merge)
+    again = run_demo(out, console=console, settings=settings)
     assert again["models_reused"]
     assert (out / "models/base/model.safetensors").stat().st_mtime_ns == before
     texts = read_texts(find_examples(), "train")
@@ -99,7 +98,7 @@ def test_trained_models_are_reused_until_the_schedule_changes(demo, tmp_path):
 def test_a_folder_of_other_things_is_left_alone(tmp_path):
     (tmp_path / "thesis.txt").write_text("precious")
     with pytest.raises(OutputError, match="not empty and was not made by the demo"):
-        run_demo(tmp_path, console=Console(quiet=True), settings=TINY, merge=merge)
+        run_demo(tmp_path, console=Console(quiet=True), settings=TINY)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 

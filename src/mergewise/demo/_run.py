@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 RESULTS = "results.json"
 PICTURE = "results.svg"
-Merge = Callable[..., Any]
 
 
 def run_demo(
@@ -28,7 +27,6 @@ def run_demo(
     fast: bool = False,
     console: Console | None = None,
     settings: Settings | None = None,
-    merge: Merge | None = None,
 ) -> dict[str, Any]:
     """Train a base and two experts on real text, merge them, and compare.
 
@@ -40,7 +38,6 @@ def run_demo(
         fast: much smaller models and schedule, for a look at the mechanics only.
         console: where progress and the table go; standard error if absent.
         settings: other sizes; overrides `fast`.
-        merge: called as ``merge(recipe, out, overwrite=True)``; `mergewise.merge` if absent.
 
     Returns:
         What is written to `results.json`: ``scores[model][kind]`` with ``loss`` in nats a token
@@ -65,7 +62,7 @@ def run_demo(
     with _threads(4), _quiet_transformers():
         reused = ensure_models(out / "models", read_texts(examples, "train"), settings, console)
         clock.lap("training")
-        merged = _merge_all(recipes, out, merge, console)
+        merged = _merge_all(recipes, out, console)
         clock.lap("merging")
         scores = _score_all(out, merged, read_texts(examples, "heldout"), settings, console)
         clock.lap("scoring")
@@ -108,13 +105,9 @@ def _claim(out: Path) -> None:
         raise OutputError(f"cannot write to {out}: {error.strerror}; give another folder") from None
 
 
-def _merge_all(
-    recipes: list[Path], out: Path, merge: Merge | None, console: Console
-) -> dict[str, Path]:
-    if merge is None:
-        import mergewise
+def _merge_all(recipes: list[Path], out: Path, console: Console) -> dict[str, Path]:
+    import mergewise
 
-        merge = mergewise.merge
     here = out / "recipes"
     here.mkdir(exist_ok=True)
     merged = {}
@@ -123,7 +116,7 @@ def _merge_all(
         text = recipe.read_text("utf-8").replace("demo/models/", f"{out.as_posix()}/models/")
         local.write_text(text, "utf-8")
         start = time.perf_counter()
-        merge(local, out / "merged" / recipe.stem, overwrite=True)
+        mergewise.merge(local, out / "merged" / recipe.stem, overwrite=True)
         console.print(f"merged {recipe.stem} in {time.perf_counter() - start:.2f} s")
         merged[recipe.stem] = out / "merged" / recipe.stem
     return merged
