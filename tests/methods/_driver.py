@@ -27,6 +27,7 @@ class WholeTensor(Inputs):
         self.base, self.experts = base, experts
         self.columns = columns
         self.ranks: list[Tensor] = []
+        self.masks: list[Tensor] = []
         self._seed = seed
 
     def noise(self, expert: int) -> Tensor:

@@ -53,6 +53,7 @@ class Block:
         shape: the shape in which the method wants to see them (`[-1]` or `[rows, columns]` or
             the tensor's own).
         ranks: row ranks of the scores, float32, flat.
+        masks: what the method made of the ranks, bool, flat.
     """
 
     start: int
@@ -62,6 +63,7 @@ class Block:
     columns: int
     shape: Sequence[int]
     ranks: list[Tensor] = field(default_factory=list)
+    masks: list[Tensor] = field(default_factory=list)
 
 
 class _AtLeast(Inputs):
@@ -81,6 +83,7 @@ class TorchInputs(_AtLeast):
         self.base = views[0] if block.has_base else None
         self.experts = views[1:] if block.has_base else views
         self.ranks = [r.to(device).reshape(block.shape) for r in block.ranks]
+        self.masks = [m.to(device).reshape(block.shape) for m in block.masks]
         self.columns = block.columns
         self._block = block
         self._keys = keys
@@ -102,12 +105,16 @@ class TorchInputs(_AtLeast):
 class TracedInputs(_AtLeast):
     """The same as expressions. Integer scalars are numbered as `Keys.flat` gives them."""
 
-    def __init__(self, experts: int, has_base: bool, ranks: int, columns: Any) -> None:
+    def __init__(
+        self, experts: int, has_base: bool, ranks: int, masks: int, columns: int
+    ) -> None:
         count = experts + has_base
-        inputs: list[Any] = [Expr("input", (i,), "f") for i in range(count + ranks)]
+        kinds = "f" * (count + ranks) + "b" * masks
+        inputs: list[Any] = [Expr("input", (i,), kind) for i, kind in enumerate(kinds)]
         self.base = inputs[0] if has_base else None
         self.experts = inputs[has_base:count]
-        self.ranks = inputs[count:]
+        self.ranks = inputs[count : count + ranks]
+        self.masks = inputs[count + ranks :]
         self.columns = columns
         self._count = experts
 

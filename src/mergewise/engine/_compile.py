@@ -132,5 +132,6 @@ def helpers() -> ctypes.CDLL | None:
     if library is not None:
         library.mw_bracket.restype = ctypes.c_int64
         library.mw_keys.restype = None
-        library.mw_row_ranks.restype = None
+        library.mw_row_keys.restype = None
+        library.mw_place_ranks.restype = None
     return library

@@ -13,8 +13,9 @@ _TYPES = {
     "float32": ("float", "{}", "{}"),
     "bfloat16": ("uint16_t", "mw_from_bf16({})", "mw_to_bf16({})"),
     "float16": ("_Float16", "(float){}", "(_Float16)({})"),
+    "bool": ("uint8_t", "{}", "{}"),
 }
-FUSIBLE = frozenset(_TYPES)
+FUSIBLE = frozenset(("float32", "bfloat16", "float16"))
 
 _CODE = {
     "add": "({} + {})", "sub": "({} - {})", "mul": "({} * {})", "div": "({} / {})",
@@ -78,18 +79,22 @@ def emit(
     writer = _Writer()
     body = []
     for i, dtype in enumerate(inputs):
-        body.append(f"float x{i} = {_TYPES[dtype][1].format(f'in{i}[i]')};")
-    results = [(writer.name(as_float(e)), dtype) for e, dtype in outputs]
+        kind = "int32_t" if dtype == "bool" else "float"
+        body.append(f"{kind} x{i} = {_TYPES[dtype][1].format(f'in{i}[i]')};")
+    results = [(writer.name(e if d == "bool" else as_float(e)), d) for e, d in outputs]
     totals = [writer.name(as_float(e)) for e in sums.values()]
     body += writer.lines
-    body += [f"bad{i} |= mw_not_finite(x{i});" for i in range(len(inputs))]
+    numbers = [i for i, dtype in enumerate(inputs) if dtype != "bool"]
+    body += [f"bad{i} |= mw_not_finite(x{i});" for i in numbers]
     for j, (value, dtype) in enumerate(results):
         body.append(f"out{j}[i] = {_TYPES[dtype][2].format(value)};")
+        if dtype == "bool":
+            continue
         stored = _TYPES[dtype][1].format(f"out{j}[i]") if dtype == "float16" else value
         body.append(f"badout |= mw_not_finite({stored});")
     body += [f"sum{j} += (double){value};" for j, value in enumerate(totals)]
 
-    flags = [f"bad{i}" for i in range(len(inputs))] + ["badout"]
+    flags = [f"bad{i}" for i in numbers] + ["badout"]
     accumulators = [f"sum{j}" for j in range(len(totals))]
     reductions = [f"reduction(|:{','.join(flags)})"]
     if accumulators:
@@ -111,7 +116,7 @@ def emit(
         "}",
         *(f"sums[{j}] = {a};" for j, a in enumerate(accumulators)),
         "uint64_t bad = 0;",
-        *(f"bad |= (uint64_t)(bad{i} != 0) << {i};" for i in range(len(inputs))),
+        *(f"bad |= (uint64_t)(bad{i} != 0) << {i};" for i in numbers),
         "return bad | (uint64_t)(badout != 0) << 63;",
         "}",
     ]

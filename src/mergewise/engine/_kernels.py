@@ -108,6 +108,15 @@ class Kernels:
         found = self.method.scores(x, self.settings)
         return Result([t.to("cpu", torch.float32).flatten() for t in found], bad=self._bad(x))
 
+    def masks(self, block: Block) -> Result:
+        """The masks that the method makes of a block's ranks, bool, flat; or none."""
+        fused = self._fused("masks", block)
+        if fused:
+            return fused(block, self._scalars)
+        x = self._inputs(block)
+        found = self.method.masks(x, self.settings)
+        return Result([m.to("cpu").flatten() for m in found], bad=self._bad(x))
+
     def terms(self, block: Block) -> Result:
         """Sums of the method's terms over a block, in float64."""
         fused = self._fused("terms", block)
@@ -154,7 +163,7 @@ class Kernels:
         out = str(self.out_dtype).removeprefix("torch.")
         key = (
             type(self.method), stage, self._scalars.structure, dtypes, block.has_base,
-            len(block.ranks), columns, out,
+            len(block.ranks), len(block.masks), columns, out,
         )  # fmt: skip
         with _lock:
             if key not in _cache:
@@ -166,15 +175,18 @@ class Kernels:
         self, stage: str, block: Block, dtypes: tuple[str, ...], out: str
     ) -> Callable[[Block, Any], Result] | None:
         experts = len(block.tensors) - block.has_base
-        x = TracedInputs(experts, block.has_base, len(block.ranks), block.columns)
+        extra = (len(block.ranks), len(block.masks))
+        x = TracedInputs(experts, block.has_base, *extra, block.columns)
         s = settings(self._scalars.traced)
-        inputs = [*dtypes, *["float32"] * len(block.ranks)]
+        inputs = [*dtypes, *["float32"] * extra[0], *["bool"] * extra[1]]
         size = (len(self._scalars.floats), len(self._scalars.ints))
         try:
-            if stage == "scores":
-                outputs = [(e, "float32") for e in self.method.scores(x, s)]  # type: ignore[misc]
-                source = _emit.emit("kernel", inputs, outputs, {}, *size)  # type: ignore[arg-type]
-                return _Loaded.make(source, [torch.float32] * len(outputs), [])
+            if stage in ("scores", "masks"):
+                found: list[Any] = getattr(self.method, stage)(x, s)
+                dtype = torch.float32 if stage == "scores" else torch.bool
+                name = str(dtype).removeprefix("torch.")
+                source = _emit.emit("kernel", inputs, [(e, name) for e in found], {}, *size)
+                return _Loaded.make(source, [dtype] * len(found), [])
             if stage == "terms":
                 terms: Any = self.method.terms(x, s)
                 return _Loaded.make(_emit.emit("kernel", inputs, [], terms, *size), [], list(terms))
@@ -203,7 +215,7 @@ class _Loaded:
     def __call__(self, block: Block, scalars: Any) -> Result:
         out = [torch.empty(block.size, dtype=d) for d in self._outputs]
         sums = (ctypes.c_double * max(1, len(self._sums)))()
-        inputs = [t.contiguous() for t in (*block.tensors, *block.ranks)]
+        inputs = [t.contiguous() for t in (*block.tensors, *block.ranks, *block.masks)]
         bad = self._function(
             _pointers(inputs),
             _pointers(out),

@@ -56,44 +56,23 @@ int64_t mw_bracket(const float *score, uint64_t start, int64_t n, uint32_t k0, u
     return above;
 }
 
-static int64_t mw_gcd(int64_t a, int64_t b) {
-    while (b) { int64_t t = a % b; a = b; b = t; }
-    return a;
+/* Keys that order a row's elements by (score, hash of position) and end in the column; the hash
+   has what room the column's `column_bits` leave of 32 bits. */
+void mw_row_keys(const float *score, uint64_t start, int64_t rows, int64_t columns,
+                 int32_t column_bits, uint32_t k0, uint32_t k1, uint64_t *out) {
+    const uint32_t mask = (1u << column_bits) - 1u;
+    for (int64_t r = 0; r < rows; r++)
+        for (int64_t c = 0; c < columns; c++) {
+            const int64_t i = r * columns + c;
+            out[i] = (mw_key(score[i], mw_hash(start + i, k0, k1)) & ~(uint64_t)mask) | (uint64_t)c;
+        }
 }
 
-/* Ranks of each row's scores, 0 for the smallest. Equal scores are ordered along a walk through
-   the row with a random start and stride (a stable radix sort of the walk), so that no column is
-   preferred. `work` has room for 2 * columns. */
-void mw_row_ranks(const float *score, int64_t first_row, int64_t rows, int64_t columns,
-                  uint32_t k0, uint32_t k1, float *rank, uint64_t *work) {
-    for (int64_t r = 0; r < rows; r++) {
-        const float *row = score + r * columns;
-        uint64_t *from = work, *to = work + columns;
-        uint32_t counts[4][256];
-        memset(counts, 0, sizeof counts);
-        uint32_t h = (uint32_t)mw_hash((uint64_t)(first_row + r), k0, k1);
-        int64_t stride = 1 + h % columns, at = (h >> 7) % columns;
-        while (mw_gcd(stride, columns) != 1) stride = stride % columns + 1;
-        for (int64_t j = 0; j < columns; j++) {
-            uint32_t bits;
-            memcpy(&bits, row + at, 4);
-            counts[0][bits & 255]++;
-            counts[1][bits >> 8 & 255]++;
-            counts[2][bits >> 16 & 255]++;
-            counts[3][bits >> 24]++;
-            from[j] = (uint64_t)bits << 32 | (uint64_t)at;
-            at += stride;
-            if (at >= columns) at -= columns;
-        }
-        for (int pass = 0; pass < 4; pass++) {
-            uint32_t *count = counts[pass], total = 0;
-            int shift = 32 + 8 * pass;
-            if (count[from[0] >> shift & 255] == columns) continue; /* all equal here */
-            for (int b = 0; b < 256; b++) { uint32_t c = count[b]; count[b] = total; total += c; }
-            for (int64_t j = 0; j < columns; j++) to[count[from[j] >> shift & 255]++] = from[j];
-            uint64_t *swap = from; from = to; to = swap;
-        }
-        for (int64_t j = 0; j < columns; j++)
-            rank[r * columns + (int64_t)(from[j] & 0xffffffffu)] = (float)j;
-    }
+/* Writes each element's rank from a row's sorted keys. */
+void mw_place_ranks(const uint64_t *keys, int64_t rows, int64_t columns, int32_t column_bits,
+                    float *rank) {
+    const uint32_t mask = (1u << column_bits) - 1u;
+    for (int64_t r = 0; r < rows; r++)
+        for (int64_t c = 0; c < columns; c++)
+            rank[r * columns + (keys[r * columns + c] & mask)] = (float)c;
 }

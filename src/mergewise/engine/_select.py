@@ -60,7 +60,14 @@ def keys(score: Tensor, start: int, tensor_key: int, stream: int) -> np.ndarray[
             ctypes.c_void_p(out.ctypes.data),
         )
         return out
-    tie = hash_positions(torch.arange(start, start + score.numel()), tensor_key, stream)
+    positions = torch.arange(start, start + score.numel())
+    return composite(score, hash_positions(positions, tensor_key, stream))
+
+
+def composite(score: Tensor, tie: Tensor) -> np.ndarray[Any, Any]:
+    """Float32 scores and int32 hashes as uint64 keys that order by score, then hash."""
+    import numpy as np
+
     low = tie.numpy().view(np.uint32) ^ np.uint32(0x80000000)
     high = score.contiguous().numpy().view(np.uint32).astype(np.uint64)
     return (high << np.uint64(32)) | low

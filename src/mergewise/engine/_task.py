@@ -90,6 +90,8 @@ class TensorTask:
         self._ranked = self.method.ranked(self.kernels.settings)
         if self._ranked and self.access is Access.FLAT:
             self.access = Access.ROWS
+        self._masks: dict[Range, list[Any]] = {}
+        self._masked = self._ranked and bool(self.kernels.masks(self._tiny()).tensors)
 
     def ranges(self) -> list[Range]:
         """The blocks as (start, size); whole rows for row methods."""
@@ -112,13 +114,25 @@ class TensorTask:
         has_base = self.base is not None
         block = Block(start, size, tensors, has_base, self.columns, shapes[self.access])
         if self._ranked:
-            scores = self._checked(self.kernels.scores(block)).tensors
-            row = start // self.columns
-            block.ranks = [
-                row_ranks(score, row, self.columns, (self.keys.tensor, self.keys.tie[i]))
-                for i, score in enumerate(scores)
-            ]
+            self._rank(block, where)
         return block
+
+    def _rank(self, block: Block, where: Range) -> None:
+        """Give a block the masks its ranks make, if the method wants no more; else its ranks."""
+        import numpy as np
+
+        packed = self._masks.pop(where, None)
+        if packed is not None:
+            flags = [np.unpackbits(m, count=block.size).view(np.bool_) for m in packed]
+            block.masks = [torch.from_numpy(f) for f in flags]
+            return
+        scores = self._checked(self.kernels.scores(block)).tensors
+        block.ranks = [
+            row_ranks(score, block.start, self.columns, (self.keys.tensor, self.keys.tie[i]))
+            for i, score in enumerate(scores)
+        ]
+        if self._masked:
+            block.masks, block.ranks = self.kernels.masks(block).tensors, []
 
     def scores(self, where: Range) -> list[Tensor]:
         return self._checked(self.kernels.scores(self.load(where))).tensors
@@ -160,7 +174,12 @@ class TensorTask:
         return self._checked(self.kernels.combine(self.load(where))).tensors[0]
 
     def _terms(self, where: Range) -> dict[str, float]:
-        return self._checked(self.kernels.terms(self.load(where))).sums
+        import numpy as np
+
+        block = self.load(where)
+        if block.masks:  # a bit an element, until `merged` asks for this block
+            self._masks[where] = [np.packbits(mask.numpy()) for mask in block.masks]
+        return self._checked(self.kernels.terms(block)).sums
 
     def _tiny(self) -> Block:
         """A block of zeros, to see what a method computes at all."""
@@ -171,7 +190,7 @@ class TensorTask:
         if self.access is Access.WHOLE:
             shape = (1,) * len(self.shape)
         ranks = [torch.zeros(size)] * len(self.experts) if self._ranked else []
-        return Block(0, size, tensors, self.base is not None, size, shape, ranks)
+        return Block(0, size, tensors, self.base is not None, self.columns, shape, ranks)
 
     def _checked(self, result: Result) -> Result:
         if not result.bad or not self.options.check:

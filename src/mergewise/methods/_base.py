@@ -5,7 +5,8 @@ asks what it needs and feeds it, tensor by tensor and block by block:
 
 1. `scores` and `ranks` (optional): a score for every element, and which order statistics of it
    are wanted. The engine finds them exactly, without sorting, and hands them back as
-   ``s.thresholds``.
+   ``s.thresholds``: ``s.thresholds[i][j].value`` is the score at which the j-th wanted number of
+   score i is reached. Ranks within rows are given instead to methods that ask (`ranked`).
 2. `terms` (optional): elementwise expressions whose sums over the whole tensor are wanted, such
    as the products that make a Gram matrix.
 3. `coefficients` (optional): plain Python on those sums, once per tensor.
@@ -52,12 +53,14 @@ class Inputs:
         experts: the other models' blocks, in the recipe's order.
         ranks: where `Method.ranked` asked for it, each score's rank within its row as a float
             (0 = smallest, columns − 1 = largest); else empty.
+        masks: what `Method.masks` made of the ranks, if it made something; else empty.
         columns: elements per row (for FLAT blocks, the whole tensor's last axis).
     """
 
     base: Tensor | None
     experts: Sequence[Tensor]
     ranks: Sequence[Tensor]
+    masks: Sequence[Tensor]
     columns: int
 
     @property
@@ -134,8 +137,17 @@ class Method(ABC):
     counts_nonzero: ClassVar[bool] = False
 
     def ranked(self, p: Settings) -> bool:
-        """Whether ``x.ranks`` (each score's rank within its row) is needed."""
+        """Whether ``x.ranks`` (each score's rank within its row) is needed; `ranks` then asks for
+        nothing."""
         return False
+
+    def masks(self, x: Inputs, s: Settings) -> list[Tensor]:
+        """Masks made from ``x.ranks``, if that is all the ranks are for; [] otherwise.
+
+        Ranks are costly. With masks they are found once; `terms` and `combine` are given
+        ``x.masks`` and no ranks.
+        """
+        return []
 
     def terms(self, x: Inputs, s: Settings) -> dict[str, Tensor]:
         """Elementwise expressions to be summed over the whole tensor; {} for none."""

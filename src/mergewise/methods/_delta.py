@@ -85,6 +85,11 @@ class DeltaMethod(Method):
     def ranked(self, p: Settings) -> bool:
         return self.selection.ranked(p)
 
+    def masks(self, x: Inputs, s: Settings) -> list[Tensor]:
+        if not self.selection.masks_suffice(s):
+            return []
+        return [self.selection.mask(x, s, i, delta) for i, delta in enumerate(x.deltas)]
+
     def _matches_norm(self, s: Settings) -> bool:
         return s.rescale and getattr(s, "rescale_by", "l1") == "l1"
 

@@ -57,6 +57,14 @@ class Everything:
         """Whether ranks within rows are wanted."""
         return False
 
+    def mask(self, x: Inputs, s: Settings, i: int, delta: Tensor) -> Tensor:
+        """Which elements of expert i's task vector are kept."""
+        raise NotImplementedError
+
+    def masks_suffice(self, s: Settings) -> bool:
+        """Whether ranks serve the masks alone, which can then be made once."""
+        return self.ranked(s)
+
     def kept(self, x: Inputs, s: Settings, i: int, delta: Tensor) -> Tensor:
         """`delta` with the elements that are not selected set to zero."""
         return delta
@@ -73,6 +81,9 @@ def _top_of_row(rank: Tensor, columns: int, density: Any) -> Tensor:
 
 
 class _ByMagnitude(Everything):
+    def kept(self, x: Inputs, s: Settings, i: int, delta: Tensor) -> Tensor:
+        return _keep(delta, x.masks[i] if x.masks else self.mask(x, s, i, delta))
+
     def scores(self, x: Inputs) -> list[Tensor]:
         return [delta.abs() for delta in x.deltas]
 
@@ -114,12 +125,12 @@ class Largest(_ByMagnitude):
     def wanted(self, p: Settings, i: int, n: int) -> list[int]:
         return [kept_count(p.density[i], n)]
 
-    def kept(self, x: Inputs, s: Settings, i: int, delta: Tensor) -> Tensor:
+    def mask(self, x: Inputs, s: Settings, i: int, delta: Tensor) -> Tensor:
         if s.granularity == "row":
-            return _keep(delta, _top_of_row(x.ranks[i], x.columns, s.density[i]))
+            return _top_of_row(x.ranks[i], x.columns, s.density[i])
         if s.ties_at_threshold == "keep":
-            return _keep(delta, delta.abs() >= s.thresholds[i][0].value)
-        return _keep(delta, x.at_least(delta.abs(), s.thresholds[i][0], i))
+            return delta.abs() >= s.thresholds[i][0].value
+        return x.at_least(delta.abs(), s.thresholds[i][0], i)
 
 
 class Middle(_ByMagnitude):
@@ -137,12 +148,12 @@ class Middle(_ByMagnitude):
         outliers = min(int(p.gamma[i] * n), n - kept)
         return [outliers, outliers + kept]
 
-    def kept(self, x: Inputs, s: Settings, i: int, delta: Tensor) -> Tensor:
+    def mask(self, x: Inputs, s: Settings, i: int, delta: Tensor) -> Tensor:
         if s.granularity == "row":
-            return _keep(delta, self._middle_of_row(x, s, i))
+            return self._middle_of_row(x, s, i)
         size = delta.abs()
         outlier = x.at_least(size, s.thresholds[i][0], i)
-        return _keep(delta, x.at_least(size, s.thresholds[i][1], i) & ~outlier)
+        return x.at_least(size, s.thresholds[i][1], i) & ~outlier
 
     def _middle_of_row(self, x: Inputs, s: Settings, i: int) -> Tensor:
         density, gamma, rank = s.density[i], s.gamma[i], x.ranks[i]
@@ -177,10 +188,18 @@ class Chance(Everything):
         """The chance to be kept: one number, or one for every element."""
         return s.density[i]
 
+    def mask(self, x: Inputs, s: Settings, i: int, delta: Tensor) -> Tensor:
+        return x.noise(i) < self.probability(x, s, i)
+
+    def masks_suffice(self, s: Settings) -> bool:
+        return self.ranked(s) and not (s.rescale and s.rescale_by == "density")
+
     def kept(self, x: Inputs, s: Settings, i: int, delta: Tensor) -> Tensor:
-        chance = self.probability(x, s, i)
-        kept = _keep(delta, x.noise(i) < chance)
+        if x.masks:
+            return _keep(delta, x.masks[i])
+        kept = _keep(delta, self.mask(x, s, i, delta))
         if s.rescale and s.rescale_by == "density":
+            chance = self.probability(x, s, i)
             return kept / (chance + (chance == 0) * 1.0)
         return kept
 
