@@ -1,0 +1,5 @@
+"""``python -m mergewise.cli``."""
+
+from mergewise.cli import main
+
+main()

@@ -1,0 +1,51 @@
+"""Stopping a merge, and saying how to go on."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shlex
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import FrameType
+
+from mergewise.cli._output import count
+
+
+@contextlib.contextmanager
+def terminable() -> Iterator[None]:
+    """Make SIGTERM do what Ctrl-C does, so that the lock is released and files are kept."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _interrupt(signum: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def finished_files(out: Path) -> int | None:
+    """How many files of an unfinished merge lie in `out`; None if there is no such merge."""
+    from mergewise.engine._journal import WORK
+
+    try:
+        journal = json.loads((out / WORK / "journal.json").read_text("utf-8"))
+        return len(journal["done"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def how_to_continue(out: Path, arguments: Sequence[str]) -> str:
+    """The last words of an interrupted merge: what is kept, and the command that goes on."""
+    kept = finished_files(out)
+    command = shlex.join(["mergewise", *(a for a in arguments if a != "--restart")])
+    if not kept:
+        return f"interrupted before the first file was finished; begin again with\n  {command}"
+    return f"interrupted; {count(kept, 'finished file')} kept in {out}. Continue with\n  {command}"

@@ -1,0 +1,114 @@
+"""`mergewise merge`: run a recipe."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from mergewise._units import show_bytes
+from mergewise.cli._interrupt import finished_files, how_to_continue, terminable
+from mergewise.cli._options import (
+    json_option,
+    our_command,
+    read_device,
+    read_recipe,
+    read_size,
+    recipe_options,
+)
+from mergewise.cli._output import Output, count
+from mergewise.cli._progress import progress, show_seconds
+from mergewise.constants import DEFAULT_SHARD_BYTES
+
+if TYPE_CHECKING:
+    from mergewise.engine import MergeResult
+    from mergewise.plan import MergePlan
+
+
+@our_command(name="merge")
+@click.argument("recipe", type=click.Path())
+@click.argument("folder", metavar="OUT", type=click.Path(path_type=Path))
+@click.option("--device", default="auto", callback=read_device, help="auto, cpu or cuda:N.")
+@click.option(
+    "--workers", metavar="N", type=click.IntRange(min=1), help="Threads (one per processor)."
+)
+@click.option("--memory", metavar="SIZE", callback=read_size, help="Most memory, such as 4GB.")
+@click.option(
+    "--shard-size", metavar="SIZE", callback=read_size, default=str(DEFAULT_SHARD_BYTES),
+    help="Most bytes of one file (5GB). Finished files survive an interruption.",
+)  # fmt: skip
+@click.option("--overwrite", is_flag=True, help="Replace what OUT holds.")
+@click.option("--restart", is_flag=True, help="Discard an unfinished merge in OUT.")
+@click.option("--allow-nonfinite", is_flag=True, help="Go on when an input holds NaN or infinity.")
+@click.option("--full-hashes", is_flag=True, help="Record SHA-256 of every file; reads all twice.")
+@recipe_options
+@json_option
+def command(
+    out: Output,
+    recipe: str,
+    folder: Path,
+    overrides: tuple[str, ...],
+    lenient: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Merge models as RECIPE says, into the folder OUT.
+
+    OUT is an ordinary Hugging Face folder. Interrupted, the same command continues. Prints OUT.
+    """
+    from mergewise.plan import build_plan
+
+    plan = build_plan(read_recipe(out, recipe, lenient, overrides))
+    _announce(out, plan, folder, options)
+    start = time.monotonic()
+    result = _run(out, plan, folder, options)
+    seconds = time.monotonic() - start
+    for warning in result.warnings[len(plan.warnings) :]:
+        out.warn(warning)
+    resumed = f", {count(result.resumed, 'file')} from before" if result.resumed else ""
+    size = show_bytes(result.bytes_written)
+    out.note(
+        f"wrote {size} in {count(len(result.files), 'file')}{resumed}, {show_seconds(seconds)}"
+    )
+    if as_json:
+        out.json(_as_dict(result, seconds))
+    else:
+        out.line(str(result.out))
+
+
+def _announce(out: Output, plan: MergePlan, folder: Path, options: dict[str, Any]) -> None:
+    from mergewise.engine._budget import choose_workers
+
+    workers = choose_workers(plan, options["workers"], options["memory"])
+    methods = ", then ".join(stage.stage.method for stage in plan.stages)
+    out.note(f"{methods} of {', '.join(plan.checkpoints)}")
+    out.note(
+        f"reads {show_bytes(plan.bytes_read)}, writes {show_bytes(plan.bytes_write)} "
+        f"({count(plan.elements, 'parameter')}) to {folder}, {count(workers, 'worker')}"
+    )
+    for warning in plan.warnings:
+        out.warn(warning)
+    kept = finished_files(folder)
+    if kept is not None and not options["restart"]:
+        out.note(f"continuing the unfinished merge in {folder}: {count(kept, 'file')} finished")
+
+
+def _run(out: Output, plan: MergePlan, folder: Path, options: dict[str, Any]) -> MergeResult:
+    out.when_interrupted = lambda: how_to_continue(folder, out.arguments)
+    with terminable(), progress(out) as report:
+        from mergewise.engine import merge
+
+        return merge(plan, folder, progress=report, **options)
+
+
+def _as_dict(result: MergeResult, seconds: float) -> dict[str, Any]:
+    return {
+        "out": str(result.out),
+        "files": list(result.files),
+        "bytes": result.bytes_written,
+        "resumed_files": result.resumed,
+        "seconds": round(seconds, 3),
+        "warnings": list(result.warnings),
+    }

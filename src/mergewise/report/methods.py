@@ -1,0 +1,101 @@
+"""What there is to know about a merge method, from its declaration."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from mergewise.report.tables import facts, indented, table, text
+from mergewise.report.text import show_value
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from rich.console import RenderableType
+
+    from mergewise.methods import Method, Param
+
+_BASES = {"required": "yes", "optional": "if given", "ignored": "no"}
+
+
+def methods_list(methods: Iterable[Method]) -> list[RenderableType]:
+    """One row for each method."""
+    rows = [[m.name, m.summary, _BASES[m.base], _models(m), m.source] for m in methods]
+    return [table(["method", "what it does", "base", "models", "from"], rows)]
+
+
+def method_page(method: Method) -> list[RenderableType]:
+    """One method: formula, needs, parameters, example."""
+    lines = [
+        ("formula", method.formula),
+        ("needs", _needs(method)),
+        ("from", method.source),
+        ("variant", method.variant),
+    ]
+    page: list[RenderableType] = [
+        text(f"{method.name}: {method.summary}", "bold"),
+        indented(facts(lines)),
+    ]
+    if method.params:
+        headers = ["parameter", "type", "default", "allowed", "per model", "meaning"]
+        rows = [_parameter(name, param) for name, param in method.params.items()]
+        page += [text("Parameters", "bold"), indented(table(headers, rows))]
+    if any(p.native for p in method.params.values()):
+        page.append(indented(text("* not in mergekit")))
+    if method.example:
+        page += [text("Example", "bold")]
+        page += [text(f"  {line}") for line in method.example.strip().splitlines()]
+    return page
+
+
+def method_dict(method: Method) -> dict[str, Any]:
+    """One method as plain values, ready for JSON."""
+    least, most = method.experts
+    return {
+        "name": method.name,
+        "summary": method.summary,
+        "base": method.base,
+        "models_besides_base": {"least": least, "most": most},
+        "random": method.random,
+        "formula": method.formula,
+        "source": method.source,
+        "variant": method.variant,
+        "parameters": {name: _param_dict(param) for name, param in method.params.items()},
+        "example": method.example.strip(),
+    }
+
+
+def _param_dict(param: Param) -> dict[str, Any]:
+    return {
+        "type": param.kind.__name__,
+        "required": param.required,
+        "default": None if param.required else param.default,
+        "allowed": param.range,
+        "per_model": param.per_model,
+        "native": param.native,
+        "help": param.help,
+    }
+
+
+def _parameter(name: str, param: Param) -> list[str]:
+    default = "required" if param.required else show_value(param.default)
+    per_model = "yes" if param.per_model else ""
+    mark = "*" if param.native else ""
+    return [name + mark, param.kind.__name__, default, param.range, per_model, param.help]
+
+
+def _models(method: Method) -> str:
+    least, most = method.experts
+    if most is None:
+        return f"{least} or more"
+    return str(least) if least == most else f"{least} to {most}"
+
+
+def _needs(method: Method) -> str:
+    plural = "" if method.experts == (1, 1) else "s"
+    besides = {
+        "required": f"a base model and {_models(method)} other{plural}",
+        "optional": f"{_models(method)} model{plural} besides the base; the base may be left out",
+        "ignored": f"{_models(method)} model{plural}; a base model counts as one of them",
+    }
+    seed = "; random, repeatable by `seed`" if method.random else ""
+    return besides[method.base] + seed

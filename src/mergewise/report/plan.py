@@ -1,0 +1,213 @@
+"""A merge plan as people read it, and as plain values for JSON."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mergewise._units import show_bytes
+from mergewise.checkpoint import main_layers
+from mergewise.engine._budget import estimate
+from mergewise.plan import (
+    MergePlan,
+    StagePlan,
+    TensorPlan,
+    View,
+    alike_tensors,
+    only_some_have,
+    role_of,
+    tensor_dict,
+)
+from mergewise.report.parameters import Spread, spread
+from mergewise.report.tables import facts, indented, table, text
+from mergewise.report.text import count, show_count, show_shape
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+
+def plan_page(plan: MergePlan, *, every: bool = False) -> list[RenderableType]:
+    """The whole plan; tensors alike share a row unless `every`."""
+    page: list[RenderableType] = [text(_headline(plan), "bold"), indented(facts(_facts(plan)))]
+    for stage in plan.stages:
+        page += _stage(stage, every, named=len(plan.stages) > 1)
+    return page
+
+
+def plan_dict(plan: MergePlan) -> dict[str, Any]:
+    """The whole plan as plain values."""
+    costs = Costs.of(plan)
+    config = plan.output.donor.config or {}
+    return {
+        "recipe": plan.recipe.path,
+        "digest": plan.digest(),
+        "seed": plan.seed,
+        "output": {
+            "architectures": config.get("architectures"),
+            "layers": _layers(plan),
+            "tensors": len(plan.output.tensors),
+            "parameters": plan.elements,
+            "config_from": plan.output.donor.label,
+        },
+        "bytes_read": plan.bytes_read,
+        "bytes_written": plan.bytes_write,
+        "free_disk": {"folder": costs.folder, "bytes": costs.free},
+        "peak_memory": {str(workers): size for workers, size in costs.peaks.items()},
+        "warnings": list(plan.warnings),
+        "stages": [_stage_dict(stage) for stage in plan.stages],
+    }
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What a merge takes beside its inputs; bytes throughout.
+
+    Attributes:
+        peaks: estimated peak memory by number of workers.
+        largest: the tensor that decides it.
+        folder: where `free` was looked up: the current folder.
+    """
+
+    peaks: dict[int, int]
+    largest: str
+    folder: str
+    free: int
+
+    @classmethod
+    def of(cls, plan: MergePlan) -> Costs:
+        memory = estimate(plan)
+        most = os.cpu_count() or 1
+        wanted = sorted({n for n in (1, 2, 4, 8, 16) if n < most} | {most})
+        here = Path.cwd()
+        peaks = {workers: memory.peak(workers) for workers in wanted}
+        return cls(peaks, memory.largest, str(here), shutil.disk_usage(here).free)
+
+
+def _headline(plan: MergePlan) -> str:
+    methods = ", then ".join(stage.stage.method for stage in plan.stages)
+    architecture = (plan.output.donor.config or {}).get("architectures")
+    named = architecture[0] if isinstance(architecture, list) and architecture else "a model"
+    return f"{methods} → {named}, {show_count(plan.elements)} parameters"
+
+
+def _layers(plan: MergePlan) -> int | None:
+    group = main_layers(plan.output.tensors)
+    return group.count if group else None
+
+
+def _facts(plan: MergePlan) -> list[tuple[str, str]]:
+    costs = Costs.of(plan)
+    layers = _layers(plan)
+    shape = count(len(plan.output.tensors), "tensor")
+    peaks = [f"{show_bytes(size)} with {count(n, 'worker')}" for n, size in costs.peaks.items()]
+    return [
+        ("output", f"{shape} in {count(layers, 'layer')}" if layers else shape),
+        ("config from", f"{plan.output.donor.label}, with its tokenizer"),
+        ("reads", show_bytes(plan.bytes_read)),
+        ("writes", f"{show_bytes(plan.bytes_write)}; {show_bytes(costs.free)} free here"),
+        ("memory", f"about {', '.join(peaks)}"),
+        ("seed", str(plan.seed)),
+    ]
+
+
+def _stage(stage: StagePlan, every: bool, *, named: bool) -> list[RenderableType]:
+    merged = [t for t in stage.tensors.values() if t.fate == "merge"]
+    found = spread(merged)
+    title = f"{stage.label}: {stage.stage.method}" if named else "Models"
+    page: list[RenderableType] = [text(title, "bold"), indented(_models(stage, found))]
+    if found.shared:
+        page += [text("Parameters of every tensor", "bold"), indented(facts(found.shared))]
+    page += [text("Tensors", "bold"), indented(_tensors(stage, found, every))]
+    return page + _oddities(stage)
+
+
+def _models(stage: StagePlan, found: Spread) -> RenderableType:
+    names = list(dict.fromkeys(name for name, _ in found.models))
+    rows = []
+    for view in stage.views:
+        cells = [found.models.get((name, view.label), "") for name in names]
+        rows.append([view.label, role_of(stage, view.label), *_size(view), *cells])
+    return table(["model", "role", "dtype", "parameters", *names], rows, ["parameters"])
+
+
+def _size(view: View) -> tuple[str, str]:
+    types = dict.fromkeys(meta.dtype for meta in view.tensors.values())
+    return " ".join(types), show_count(sum(meta.elements for meta in view.tensors.values()))
+
+
+def _tensors(stage: StagePlan, found: Spread, every: bool) -> RenderableType:
+    if every:
+        groups: list[tuple[str, tuple[TensorPlan, ...]]] = [
+            (name, (tensor,)) for name, tensor in stage.tensors.items()
+        ]
+    else:
+        groups = [(group.pattern, group.items) for group in alike_tensors(stage)]
+    headers = ["tensor", "number", "fate", "dtype", "shape", *found.varying]
+    rows = [_row(pattern, items, found) for pattern, items in groups]
+    return table(headers, rows, ["number"])
+
+
+def _row(pattern: str, items: tuple[TensorPlan, ...], found: Spread) -> list[str]:
+    first = items[0]
+    cells = [found.of(name, items) for name in found.varying]
+    return [
+        pattern,
+        str(len(items)),
+        first.fate,
+        first.meta.dtype,
+        show_shape(first.meta.shape),
+        *cells,
+    ]
+
+
+def _oddities(stage: StagePlan) -> list[RenderableType]:
+    """What is not simply merged, and why."""
+    copied = [
+        (group.pattern, group.items[0].reason)
+        for group in alike_tensors(stage)
+        if group.items[0].reason
+    ]
+    partial = [
+        (name, f"not in {', '.join(models)}")
+        for name, models in only_some_have(stage).items()
+        if stage.tensors[name].fate == "merge"
+    ]
+    page: list[RenderableType] = []
+    for title, rows in (
+        ("Copied", copied),
+        ("Merged of fewer models", partial),
+        ("Not written", list(stage.omitted.items())),
+    ):
+        if rows:
+            page += [text(title, "bold"), indented(facts(rows))]
+    return page
+
+
+def _stage_dict(stage: StagePlan) -> dict[str, Any]:
+    return {
+        "name": stage.label,
+        "method": stage.stage.method,
+        "dtype": stage.stage.dtype,
+        "out_dtype": stage.stage.out_dtype,
+        "models": [_model_dict(stage, view) for view in stage.views],
+        "tensors": [tensor_dict(stage, name) for name in stage.tensors],
+        "omitted": dict(stage.omitted),
+        "only_some_models_have": only_some_have(stage),
+        "warnings": list(stage.warnings),
+    }
+
+
+def _model_dict(stage: StagePlan, view: View) -> dict[str, Any]:
+    return {
+        "model": view.label,
+        "role": role_of(stage, view.label),
+        "stage": view.stage is not None,
+        "folder": str(view.folder),
+        "dtypes": sorted({meta.dtype for meta in view.tensors.values()}),
+        "tensors": len(view.tensors),
+        "parameters": sum(meta.elements for meta in view.tensors.values()),
+        "bytes": sum(meta.nbytes for meta in view.tensors.values()),
+    }
