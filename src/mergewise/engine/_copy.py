@@ -47,4 +47,10 @@ class CopyTask:
                 f"tensor {self.source.name} of model {self.source.model} holds NaN or infinity; "
                 "repair that model, or pass --allow-nonfinite (allow_nonfinite=True)"
             )
-        return block.to(self.out_dtype)
+        out = block.to(self.out_dtype)
+        if self.options.check and out.dtype != block.dtype and not finite(out):
+            raise NonFiniteError(
+                f"tensor {self.name} holds numbers that do not fit "
+                f"{str(self.out_dtype).removeprefix('torch.')}; choose a wider dtype"
+            )
+        return out

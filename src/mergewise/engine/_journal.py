@@ -19,6 +19,8 @@ from mergewise.checkpoint import write_file
 from mergewise.errors import OutputError
 
 WORK = ".mergewise"
+_FINISHED = ".mergewise-finished"
+_MARK = "publishing"
 _FORMAT = 1
 
 
@@ -42,29 +44,50 @@ class Workspace:
         self.folder = out / WORK
         self._identity = {"format": _FORMAT, **identity}
         self._check(overwrite)
-        made = not out.exists()
+        self._made = not out.exists()
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._lock = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT, 0o666)
         except OSError as error:
-            raise OutputError(
-                f"{out}: cannot be written to ({error.strerror}); choose another output folder"
-            ) from None
-        self._made = made
+            raise self._unusable(error) from None
         self._take_lock()
-        self.done: dict[str, str] = self._resume(restart)
+        try:
+            self._check(overwrite)  # the merge that held the lock before may have filled it
+            self.done: dict[str, str] = self._resume(restart)
+        except OSError as error:
+            self.release()
+            raise self._unusable(error) from None
+        except BaseException:
+            self.release()
+            raise
+
+    def _unusable(self, error: OSError) -> OutputError:
+        return OutputError(
+            f"{self.out}: cannot be written to ({error.strerror}); choose another output folder"
+        )
 
     def _check(self, overwrite: bool) -> None:
         if self.out.exists() and not self.out.is_dir():
             raise OutputError(f"{self.out}: is a file; give a folder for the output")
+        if self.folder.is_symlink():
+            raise OutputError(f"{self.folder}: is a link, where a folder was expected; remove it")
+        shutil.rmtree(self.out / _FINISHED, ignore_errors=True)
         held = []
-        with contextlib.suppress(FileNotFoundError):
+        try:
             held = sorted(p.name for p in self.out.iterdir() if p.name != WORK)
-        if held and not overwrite and not (self.folder / "publishing").exists():
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise self._unusable(error) from None
+        if held and not overwrite and not self._publishing:
             raise OutputError(
                 f"{self.out}: is not empty ({', '.join(held[:3])}"
                 f"{', …' if len(held) > 3 else ''}); choose another folder, or pass --overwrite"
             )
+
+    @property
+    def _publishing(self) -> bool:
+        return (self.folder / _MARK).exists()
 
     def _take_lock(self) -> None:
         try:
@@ -73,6 +96,9 @@ class Workspace:
             return
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # the one who held it may have finished just now, and removed it
+            if not os.path.samestat(os.fstat(self._lock), (self.folder / "lock").stat()):
+                raise BlockingIOError
         except OSError:
             os.close(self._lock)
             raise OutputError(
@@ -94,19 +120,26 @@ class Workspace:
             raise self._refuse("its journal cannot be read") from None
         if found != json.loads(json.dumps(self._identity)):
             raise self._refuse("it followed another recipe, other inputs or other options")
-        self._clear(keep={path.name, "publishing", *done})
+        self._clear(keep={path.name, *done})
         return done
 
     def _refuse(self, reason: str) -> OutputError:
-        self.release()
         return OutputError(
             f"{self.out}: holds an unfinished merge that cannot be continued: {reason}; "
             "pass --restart to discard it, or choose another folder"
         )
 
     def _clear(self, keep: set[str] | frozenset[str] = frozenset()) -> None:
+        """Delete what an earlier run left, but for `keep`.
+
+        The mark of a begun publication stays even on a restart: what OUT held before is gone.
+        """
         for path in self.folder.iterdir():
-            if path.name != "lock" and path.name not in keep:
+            if path.name in {"lock", _MARK, *keep}:
+                continue
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
                 path.unlink()
 
     def _write(self, done: dict[str, str]) -> None:
@@ -118,9 +151,14 @@ class Workspace:
         self.done[filename] = checksum
         self._write(self.done)
 
+    def locate(self, filename: str) -> Path:
+        """Where a finished shard lies: here or, if publication was interrupted, in OUT."""
+        here = self.folder / filename
+        return self.out / filename if self._publishing and not here.exists() else here
+
     def begin_publishing(self) -> None:
         """From here on the old content of OUT goes; a later run must finish, not refuse."""
-        write_file(self.folder / "publishing", b"")
+        write_file(self.folder / _MARK, b"")
 
     def release(self) -> None:
         """Give up the lock; what is unfinished stays for the next run."""
@@ -128,16 +166,22 @@ class Workspace:
             os.close(self._lock)
 
     def remove(self) -> None:
-        """Everything is published: the working folder goes."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        """Everything is published, or nothing is worth keeping: the working folder goes.
+
+        It is renamed first: a run killed in between finds all of it, or none.
+        """
+        finished = self.out / _FINISHED
+        with contextlib.suppress(OSError):
+            self.folder.replace(finished)
+        shutil.rmtree(finished, ignore_errors=True)
         self.release()
 
     def abandon(self) -> None:
-        """Nothing worth keeping was made: leave OUT as it was found."""
-        if not self.done:
-            self.remove()
-            if self._made:
-                with contextlib.suppress(OSError):
-                    self.out.rmdir()
-        else:
+        """Keep what the next run can use; if that is nothing, leave OUT as it was found."""
+        if self.done or self._publishing:
             self.release()
+            return
+        self.remove()
+        if self._made:
+            with contextlib.suppress(OSError):
+                self.out.rmdir()

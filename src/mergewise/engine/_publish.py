@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import shlex
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,13 +26,16 @@ from mergewise.checkpoint import (
     write_file,
 )
 from mergewise.checkpoint._dtypes import TORCH_NAMES
+from mergewise.checkpoint._write import make_folder
 from mergewise.engine._journal import Workspace
+from mergewise.errors import OutputError
 from mergewise.methods import get_method
 from mergewise.plan import MergePlan
 
 RECIPE_FILE = "mergekit_config.yml"
 PROVENANCE_FILE = "mergewise_provenance.json"
 _INDEX = "model.safetensors.index.json"
+_WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors")
 
 
 def publish(
@@ -44,32 +50,78 @@ def publish(
     """Move the shards into the output folder and write everything else; returns warnings.
 
     The config comes last: whatever interrupts this, a folder with a config is complete.
+
+    Raises:
+        OutputError: if a file cannot be written, moved or removed.
     """
-    out = space.out
-    space.begin_publishing()
-    for stale in [out / "config.json", *out.glob("*.safetensors.index.json")]:
-        stale.unlink(missing_ok=True)
-    names = {layout.filename for layout in layouts}
-    for stale in out.glob("model*.safetensors"):
-        if stale.name not in names or (space.folder / stale.name).exists():
-            stale.unlink()
-    for name in sorted(names):
-        if (space.folder / name).exists():
-            (space.folder / name).replace(out / name)
-    copied = copy_tokenizer(plan.output.donor.folder, out)
-    write_file(out / RECIPE_FILE, plan.recipe.text.encode())
-    write_file(out / PROVENANCE_FILE, _provenance(plan, space, settings, full_hashes))
-    write_file(out / "README.md", _card(plan, out).encode())
-    if len(layouts) > 1:
-        write_file(out / _INDEX, index_json(layouts))
-    config = _config(plan, tied)
-    if config is not None:
-        write_config(out, config)
+    config = describe(plan, tied)
+    small = space.folder / "files"
+    try:
+        shutil.rmtree(small, ignore_errors=True)
+        small.mkdir()
+        copied = copy_tokenizer(plan.output.donor.folder, small)
+        write_file(small / RECIPE_FILE, plan.recipe.text.encode())
+        write_file(small / PROVENANCE_FILE, _provenance(plan, space, settings, full_hashes))
+        write_file(small / "README.md", _card(plan, space.out).encode())
+        if len(layouts) > 1:
+            write_file(small / _INDEX, index_json(layouts))
+        if config is not None:
+            write_config(small, config)
+        space.begin_publishing()
+        _move_weights(space, {layout.filename for layout in layouts})
+        _move_small(small, space.out)
+    except OSError as error:
+        raise OutputError(
+            f"{space.out}: the finished merge cannot be moved there: {error}; "
+            "see to it, and run the same command again"
+        ) from None
     space.remove()
     return list(copied.warnings)
 
 
-def _config(plan: MergePlan, tied: bool | None) -> dict[str, Any] | None:
+def _move_weights(space: Workspace, names: set[str]) -> None:
+    """Replace the weights in the output folder by the new ones, which makes it unfinished."""
+    out = space.out
+    for stale in [out / "config.json", *sorted(out.glob("*.safetensors.index.json"))]:
+        stale.unlink(missing_ok=True)
+    for old in sorted(out.iterdir()):
+        if _WEIGHTS.fullmatch(old.name) and old.name not in names:
+            old.unlink()
+    for name in sorted(names):
+        if (space.folder / name).exists():
+            (space.folder / name).replace(out / name)
+
+
+def _move_small(small: Path, out: Path) -> None:
+    files = sorted(path for path in small.rglob("*") if path.is_file())
+    for file in files:
+        if file != small / "config.json":
+            target = out / file.relative_to(small)
+            if target.parent != out:
+                make_folder(target.parent)
+            file.replace(target)
+    if (small / "config.json").exists():
+        _flush(out)
+        (small / "config.json").replace(out / "config.json")
+    _flush(out)
+
+
+def _flush(folder: Path) -> None:
+    """Have the renames so far on disk."""
+    if os.name == "posix":
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def describe(plan: MergePlan, tied: bool | None) -> dict[str, Any] | None:
+    """The output's config; None if the donor has none.
+
+    Raises:
+        CheckpointError: if the donor's config cannot describe the output's layers.
+    """
     output = plan.output
     if output.donor.config is None:
         return None
@@ -100,7 +152,7 @@ def _provenance(
         for model, checkpoint in zip(record["inputs"], plan.checkpoints.values(), strict=True):
             for entry, path in zip(model["files"], checkpoint.files, strict=True):
                 entry["sha256"] = sha256_file(path)
-        record["outputs_sha256"] = {n: sha256_file(space.out / n) for n in space.done}
+        record["outputs_sha256"] = {n: sha256_file(space.locate(n)) for n in space.done}
     return (json.dumps(record, indent=2) + "\n").encode()
 
 

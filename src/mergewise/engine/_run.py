@@ -182,7 +182,7 @@ class _Run:
         options = Options(plan.seed, self.device, fuse=fuse, check=self.check)
         scheduler = Scheduler(self.workers)
         stamps = {p: s for c in plan.checkpoints.values() for p, s in c.stamps.items()}
-        with FileReader(stamps) as reader, _single_threaded_torch(self.workers):
+        with FileReader(stamps) as reader, _single_threaded_torch():
             tasks = Tasks(plan, reader, options)
             tasks.find_thresholds(scheduler)
             tied = self._tied(tasks, scheduler)
@@ -209,7 +209,7 @@ class _Run:
         for layout in layouts:
             writer = ShardWriter(space.folder, layout, tasks, count.add)
             recorded = space.done.get(layout.filename)
-            if recorded and writer.intact(recorded):
+            if recorded and writer.intact(space.locate(layout.filename), recorded):
                 count.add(sum(layout.sizes.values()))
                 resumed += 1
                 continue
@@ -243,15 +243,19 @@ class _Run:
         return large and self.device == "cpu" and _compile.helpers() is not None
 
     def _refuse_own_inputs(self) -> None:
+        out = self.out.resolve()
         for label, checkpoint in self.plan.checkpoints.items():
-            if checkpoint.folder.resolve() == self.out.resolve():
+            # files may be links into the output folder
+            folders = {checkpoint.folder.resolve(), *(f.resolve().parent for f in checkpoint.files)}
+            if out in folders:
                 raise OutputError(
-                    f"{self.out}: is the folder of the input {label}; choose another output folder"
+                    f"{self.out}: is the folder of the input {label}, or holds its files; "
+                    "choose another output folder"
                 )
 
     def _check_space(self, space: Workspace) -> None:
-        done = sum((space.folder / n).stat().st_size for n in space.done if (space.folder / n).exists())
-        need = self.plan.bytes_write - done
+        places = [space.locate(name) for name in space.done]
+        need = self.plan.bytes_write - sum(p.stat().st_size for p in places if p.is_file())
         free = shutil.disk_usage(space.folder).free
         if need > free:
             raise OutputError(
@@ -282,14 +286,11 @@ class _Counter:
 
 
 @contextmanager
-def _single_threaded_torch(workers: int) -> Iterator[None]:
-    """With several workers, each torch operation uses one thread."""
+def _single_threaded_torch() -> Iterator[None]:
+    """Workers are the only threads: torch's own would add sums up in another order."""
     before = torch.get_num_threads()
-    if workers > 1:
-        torch.set_num_threads(1)
+    torch.set_num_threads(1)
     try:
         yield
     finally:
         torch.set_num_threads(before)
-
-

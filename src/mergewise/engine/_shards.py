@@ -11,11 +11,11 @@ import xxhash
 
 from mergewise._lazy import torch
 from mergewise.checkpoint import ShardLayout, create_shard, write_at
+from mergewise.checkpoint._write import _cannot_write
 from mergewise.engine._schedule import Scheduler
 from mergewise.engine._stages import Task, Tasks
 from mergewise.engine._task import Range
 from mergewise.engine._work import Parallel, Work
-from mergewise.errors import OutputError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -46,24 +46,25 @@ class ShardWriter:
         Raises:
             OutputError: if it cannot be written (no space, say).
         """
-        self._partial.unlink(missing_ok=True)
-        self._file = create_shard(self._partial, self._layout)
         try:
-            scheduler.run(self._merge(name) for name in self._layout.offsets)
-            os.fsync(self._file)
+            self._partial.unlink(missing_ok=True)
+            self._file = create_shard(self._partial, self._layout)
+            try:
+                scheduler.run(self._merge(name) for name in self._layout.offsets)
+                os.fsync(self._file)
+            finally:
+                os.close(self._file)
+            self._partial.replace(self._path)
         except OSError as error:
-            raise OutputError(f"{self._partial}: cannot be written: {error}") from None
-        finally:
-            os.close(self._file)
-        self._partial.replace(self._path)
+            raise _cannot_write(self._partial, error) from None
         return self._checksum(self._digests)
 
-    def intact(self, checksum: str) -> bool:
-        """Whether the finished file still has the checksum it was recorded with."""
-        if not self._path.is_file() or self._path.stat().st_size != self._layout.size:
+    def intact(self, path: Path, checksum: str) -> bool:
+        """Whether the finished shard at `path` still has the checksum it was recorded with."""
+        if not path.is_file() or path.stat().st_size != self._layout.size:
             return False
         digests = {}
-        with self._path.open("rb") as file:
+        with path.open("rb") as file:
             if file.read(len(self._layout.header)) != self._layout.header:
                 return False
             for name, offset in self._layout.offsets.items():

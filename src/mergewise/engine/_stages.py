@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from mergewise._lazy import torch
@@ -50,7 +51,9 @@ class StageSource:
                 self._whole = self._task.merged((0, self._task.size))
             return self._whole[start : start + size]
         if self._task.access is Access.FLAT:
-            return self._task.merged((start, size))
+            block = self._task.merged((start, size))
+            # a copied block may lie in a buffer that reading another input reuses
+            return block.clone() if isinstance(self._task, CopyTask) else block
         columns = self._task.columns
         first = start // columns * columns
         last = min(-(-(start + size) // columns) * columns, self._task.size)
@@ -94,18 +97,20 @@ class Tasks:
     def make(self, stage: int, tensor: TensorPlan) -> Task:
         sources = [self._source(stage, item) for item in tensor.inputs]
         dtype = torch_dtype(tensor.meta.dtype)
+        document = self._plan.stages[stage].stage
+        options = replace(self._options, seed=document.seed or 0)
         if tensor.fate == "copy":
-            return CopyTask(tensor.meta.name, tensor.meta.shape, sources[0], dtype, self._options)
+            return CopyTask(tensor.meta.name, tensor.meta.shape, sources[0], dtype, options)
         has_base = tensor.base is not None
         return TensorTask(
             name=tensor.meta.name,
             shape=tensor.meta.shape,
-            method=get_method(self._plan.stages[stage].stage.method),
+            method=get_method(document.method),
             values=tensor.values,
             base=sources[0] if has_base else None,
             experts=sources[has_base:],
             out_dtype=dtype,
-            options=self._options,
+            options=options,
             in_dtype=torch_dtype(tensor.in_dtype) if tensor.in_dtype else None,
         )
 
