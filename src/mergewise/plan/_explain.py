@@ -117,7 +117,7 @@ def find_tensors(plan: MergePlan, query: str) -> list[tuple[StagePlan, str]]:
 def closest_tensors(plan: MergePlan, query: str) -> list[str]:
     """Up to three names like `query`, for a message."""
     names = dict.fromkeys(n for s in plan.stages for n in (*s.tensors, *s.omitted))
-    return difflib.get_close_matches(query, names, n=3, cutoff=0.5)
+    return difflib.get_close_matches(query, names, n=3, cutoff=0.6)
 
 
 def role_of(stage: StagePlan, label: str) -> str:

@@ -25,8 +25,15 @@ class Spread:
     varying: list[str] = field(default_factory=list)
 
     def of(self, name: str, tensors: Iterable[TensorPlan]) -> str:
-        """The values of a varying parameter, in the order of tensors; nothing for copied ones."""
-        return show_range(_flat(t.values[name]) for t in tensors if name in t.values)
+        """The values of a varying parameter, in the order of tensors; nothing for copied ones.
+
+        Models that differ are separated by semicolons, in the order of the models.
+        """
+        values = [t.values[name] for t in tensors if name in t.values]
+        if not values or not isinstance(values[0], list):
+            return show_range(values)
+        ranges = [show_range(of_model) for of_model in zip(*values, strict=True)]
+        return ranges[0] if len(set(ranges)) == 1 else "; ".join(ranges)
 
 
 def spread(tensors: Sequence[TensorPlan]) -> Spread:
@@ -36,9 +43,9 @@ def spread(tensors: Sequence[TensorPlan]) -> Spread:
         return found
     defaults = []
     for name in tensors[0].values:
-        values = {_flat(t.values[name]) for t in tensors}
+        values = {_hashable(t.values[name]) for t in tensors}
         if _is_default(tensors, name):
-            defaults.append(f"{name} {show_range(values)}")
+            defaults.append(f"{name} {_default(tensors[0].values[name])}")
             continue
         if isinstance(tensors[0].values[name], list):
             _per_model(found, tensors, name)
@@ -51,11 +58,12 @@ def spread(tensors: Sequence[TensorPlan]) -> Spread:
     return found
 
 
-def _flat(value: Any) -> Any:
-    """A value to compare: a list as text in the order of models, or its item if all agree."""
-    if not isinstance(value, list):
-        return value
-    return value[0] if len(set(value)) == 1 else ", ".join(map(show_value, value))
+def _hashable(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _default(value: Any) -> str:
+    return show_value(value[0] if isinstance(value, list) else value)
 
 
 def _is_default(tensors: Sequence[TensorPlan], name: str) -> bool:

@@ -33,7 +33,7 @@ def show_value(value: Any) -> str:
 
 
 def show_range(values: Iterable[Any]) -> str:
-    """The values of several tensors: one if all agree, all of a few, else ``low … high``."""
+    """The values of several tensors: one if all agree, each of a few, else ``low … high``."""
     given = list(values)
     distinct = list(dict.fromkeys(given))
     if len(distinct) > 1 and len(given) <= _FEW:

@@ -1,5 +1,0 @@
-"""``python -m mergewise.cli``."""
-
-from mergewise.cli import main
-
-main()

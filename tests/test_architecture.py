@@ -1,0 +1,103 @@
+"""Imports point one way, and nothing on the way to a plan imports torch."""
+
+import ast
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1] / "src/mergewise"
+
+COMMON = {"errors", "constants", "_units", "_lazy", "__init__"}
+LIBRARY = {"methods", "recipe", "checkpoint", "plan", "engine"}
+ALLOWED = {
+    "methods": {"errors", "_lazy"},
+    "recipe": {*COMMON, "methods"},
+    "checkpoint": COMMON,
+    "plan": {*COMMON, "methods", "recipe", "checkpoint"},
+    "engine": {*COMMON, "methods", "recipe", "checkpoint", "plan"},
+    "report": {*COMMON, *LIBRARY},
+    "transforms": {*COMMON, *LIBRARY},
+    "forms": {*COMMON, *LIBRARY, "transforms"},
+    "evidence": {*COMMON, *LIBRARY},
+    "guides": {*COMMON, *LIBRARY, "evidence", "transforms", "forms", "report"},
+    "demo": {*COMMON, *LIBRARY, "evidence", "guides", "transforms", "forms", "report"},
+}
+SKINS = {"cli", "web"}
+TENSORS = {"torch", "numpy", "transformers", "safetensors", "tokenizers"}
+FILES = sorted(ROOT.rglob("*.py"))
+
+
+def area(path: Path) -> str:
+    return path.relative_to(ROOT).parts[0].removesuffix(".py")
+
+
+def imports(tree: ast.AST) -> list[str]:
+    """Full names of all modules imported anywhere in a tree."""
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            # `from mergewise import plan` names a package or a lazily loaded function
+            found += [f"{node.module}.{a.name}" for a in node.names]
+    return found
+
+
+def ours(path: Path) -> set[str]:
+    """The parts of mergewise that a file imports, other than its own."""
+    found = set()
+    for name in imports(ast.parse(path.read_text("utf-8"))):
+        parts = name.split(".")
+        if parts[0] == "mergewise":
+            inside = len(parts) > 1 and not parts[1].startswith("__")
+            found.add(parts[1] if inside else "__init__")
+    return found - {area(path)}
+
+
+def at_import(path: Path) -> set[str]:
+    """First names of what a file imports when it is imported itself."""
+
+    def visible(node: ast.AST):
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef):
+                continue
+            if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
+                continue
+            yield child
+            yield from visible(child)
+
+    body = list(visible(ast.parse(path.read_text("utf-8"))))
+    statements = [n for n in body if isinstance(n, ast.Import | ast.ImportFrom)]
+    return {name.split(".")[0] for node in statements for name in imports(node)}
+
+
+def named(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def test_every_package_says_what_it_may_import():
+    packages = {area(path) for path in FILES if path.parent != ROOT}
+    assert packages <= ALLOWED.keys() | SKINS
+
+
+def test_imports_point_one_way():
+    inner = [path for path in FILES if area(path) in ALLOWED]
+    astray = {named(p): found for p in inner if (found := ours(p) - ALLOWED[area(p)])}
+    assert astray == {}
+
+
+def test_nothing_below_imports_a_skin():
+    below = [p for p in FILES if area(p) not in {*SKINS, "__main__"}]
+    assert {named(p): found for p in below if (found := ours(p) & SKINS)} == {}
+
+
+def test_tensor_libraries_are_imported_when_used():
+    assert {named(p): found for p in FILES if (found := at_import(p) & TENSORS)} == {}
+
+
+def test_the_checks_see_imports(tmp_path):
+    file = tmp_path / "x.py"
+    file.write_text(
+        "import torch\ndef f():\n    import numpy\n    from mergewise.cli import main\n"
+    )
+    assert at_import(file) == {"torch"}
+    assert "mergewise.cli.main" in imports(ast.parse(file.read_text()))
