@@ -93,7 +93,8 @@ def test_killed_at_random_moments(models: Path, tmp_path: Path) -> None:
                 if (out / "config.json").exists() and not (out / ".mergewise").exists():
                     break
             assert child.exitcode in (0, -9), (tmp_path / "log").read_text()
-            assert contents(out) == wanted, method
+            left = {n for n in contents(out) if n.startswith(".mergewise-finished")}
+            assert {n: d for n, d in contents(out).items() if n not in left} == wanted, method
     assert resumed >= KILLS // 4, "too few kills left anything to go on with"
 
 

@@ -203,7 +203,7 @@ class _Builder:
         self.problems += fates.problems
         if self.problems:
             return None
-        return StagePlan(
+        planned = StagePlan(
             index=index,
             stage=stage,
             tensors=tensors,
@@ -215,6 +215,12 @@ class _Builder:
             layers=layers,
             warnings=(*fates.warnings, *_config_warnings(donor, list(views.values()))),
         )
+        try:
+            _stage_config(planned)
+        except MergewiseError as error:
+            self._problem(stage.position, f"slices: {describe(error)}, in {donor.label}")
+            return None
+        return planned
 
 
 def _references(stage: Stage) -> list[tuple[ModelRef, Position]]:
@@ -230,7 +236,9 @@ def _references(stage: Stage) -> list[tuple[ModelRef, Position]]:
 
 def _untie(slot: Slot, views: list[View]) -> Slot:
     """A tied model's head is its embedding, whatever else its file may hold."""
-    names = [view.tied[1] if view.tied else name for view, name in zip(views, slot.inputs, strict=True)]
+    names = [
+        view.tied[1] if view.tied else name for view, name in zip(views, slot.inputs, strict=True)
+    ]
     return replace(slot, inputs=tuple(names))
 
 
