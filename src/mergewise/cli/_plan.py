@@ -60,8 +60,8 @@ def _explain(out: Output, plan: MergePlan, query: str, as_json: bool) -> None:
     if as_json:
         out.json([explanation(stage, name) for stage, name in found])
         return
-    for stage, name in found:
-        out.data(*tensor_page(stage, name, named=len(plan.stages) > 1))
+    named = len(plan.stages) > 1
+    out.data(*(part for stage, name in found for part in tensor_page(stage, name, named=named)))
 
 
 def _find(plan: MergePlan, query: str) -> list[tuple[StagePlan, str]]:

@@ -57,4 +57,4 @@ def _tensors(tensors: Sequence[TensorSummary], every: bool) -> RenderableType:
 def _row(group: Alike[TensorSummary]) -> list[str]:
     first, number = group.items[0], len(group.items)
     parameters = show_count(first.parameters * number)
-    return [group.pattern, str(number), first.dtype, show_shape(first.shape), parameters]
+    return [group.pattern, f"{number:,}", first.dtype, show_shape(first.shape), parameters]

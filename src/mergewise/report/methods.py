@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 from mergewise.report.tables import facts, indented, table, text
@@ -19,8 +20,14 @@ _BASES = {"required": "yes", "optional": "if given", "ignored": "no"}
 
 def methods_list(methods: Iterable[Method]) -> list[RenderableType]:
     """One row for each method."""
-    rows = [[m.name, m.summary, _BASES[m.base], _models(m), m.source] for m in methods]
+    rows = [[m.name, m.summary, _BASES[m.base], _models(m), _origin(m)] for m in methods]
     return [table(["method", "what it does", "base", "models", "from"], rows)]
+
+
+def _origin(method: Method) -> str:
+    """The paper's number, or what stands before the first bracket."""
+    found = re.search(r"arXiv (\d{4}\.\d{4,5})", method.source)
+    return f"arXiv {found[1]}" if found else method.source.split(" (")[0]
 
 
 def method_page(method: Method) -> list[RenderableType]:

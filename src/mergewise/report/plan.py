@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from mergewise._units import show_bytes
 from mergewise.checkpoint import main_layers
 from mergewise.engine._budget import estimate
 from mergewise.plan import (
+    Alike,
     MergePlan,
     StagePlan,
     TensorPlan,
@@ -120,8 +122,10 @@ def _stage(stage: StagePlan, every: bool, *, named: bool) -> list[RenderableType
     page: list[RenderableType] = [text(title, "bold"), indented(_models(stage, found))]
     if found.shared:
         page += [text("Parameters of every tensor", "bold"), indented(facts(found.shared))]
-    page += [text("Tensors", "bold"), indented(_tensors(stage, found, every))]
-    return page + _oddities(stage)
+    groups = alike_tensors(stage)
+    rows = [Alike(name, (t,)) for name, t in stage.tensors.items()] if every else groups
+    page += [text("Tensors", "bold"), indented(_tensors(rows, found))]
+    return page + _oddities(stage, groups)
 
 
 def _models(stage: StagePlan, found: Spread) -> RenderableType:
@@ -138,38 +142,21 @@ def _size(view: View) -> tuple[str, str]:
     return " ".join(types), show_count(sum(meta.elements for meta in view.tensors.values()))
 
 
-def _tensors(stage: StagePlan, found: Spread, every: bool) -> RenderableType:
-    if every:
-        groups: list[tuple[str, tuple[TensorPlan, ...]]] = [
-            (name, (tensor,)) for name, tensor in stage.tensors.items()
-        ]
-    else:
-        groups = [(group.pattern, group.items) for group in alike_tensors(stage)]
+def _tensors(groups: Sequence[Alike[TensorPlan]], found: Spread) -> RenderableType:
     headers = ["tensor", "number", "fate", "dtype", "shape", *found.varying]
-    rows = [_row(pattern, items, found) for pattern, items in groups]
-    return table(headers, rows, ["number"])
+    return table(headers, [_row(group, found) for group in groups], ["number"])
 
 
-def _row(pattern: str, items: tuple[TensorPlan, ...], found: Spread) -> list[str]:
-    first = items[0]
-    cells = [found.of(name, items) for name in found.varying]
-    return [
-        pattern,
-        str(len(items)),
-        first.fate,
-        first.meta.dtype,
-        show_shape(first.meta.shape),
-        *cells,
-    ]
+def _row(group: Alike[TensorPlan], found: Spread) -> list[str]:
+    first, number = group.items[0], len(group.items)
+    cells = [found.of(name, group.items) for name in found.varying]
+    shape = show_shape(first.meta.shape)
+    return [group.pattern, f"{number:,}", first.fate, first.meta.dtype, shape, *cells]
 
 
-def _oddities(stage: StagePlan) -> list[RenderableType]:
+def _oddities(stage: StagePlan, groups: Sequence[Alike[TensorPlan]]) -> list[RenderableType]:
     """What is not simply merged, and why."""
-    copied = [
-        (group.pattern, group.items[0].reason)
-        for group in alike_tensors(stage)
-        if group.items[0].reason
-    ]
+    copied = [(g.pattern, g.items[0].reason) for g in groups if g.items[0].reason]
     partial = [
         (name, f"not in {', '.join(models)}")
         for name, models in only_some_have(stage).items()
