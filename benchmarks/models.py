@@ -19,6 +19,7 @@ from mergewise.checkpoint import create_shard, plan_shards, write_at
 
 SHAPES = {
     # hidden, feed-forward, layers, heads, key-value heads, vocabulary
+    "tiny": (32, 64, 2, 4, 4, 64),
     "0.2B": (1024, 2816, 12, 16, 4, 32000),
     "1.1B": (2048, 5632, 22, 32, 4, 32000),
 }

@@ -26,6 +26,7 @@ int64_t mw_bracket(const float *score, uint64_t start, int64_t n, uint32_t k0, u
     const uint32_t ls = low >> 32, lt = (uint32_t)low, hs = high >> 32, ht = (uint32_t)high;
     const uint32_t *bits = (const uint32_t *)score;
     uint8_t inside[MW_CHUNK] __attribute__((aligned(64)));
+    uint32_t tie[MW_CHUNK] __attribute__((aligned(64)));
     for (int64_t from = 0; from < n; from += MW_CHUNK) {
         const int64_t m = n - from < MW_CHUNK ? n - from : MW_CHUNK;
         const uint32_t lo0 = (uint32_t)(start + from), hi0 = (uint32_t)((start + from) >> 32);
@@ -39,6 +40,7 @@ int64_t mw_bracket(const float *score, uint64_t start, int64_t n, uint32_t k0, u
             over += up;
             any |= in;
             inside[j] = (uint8_t)in;
+            tie[j] = t;
         }
         above += over;
         if (!any) continue;
@@ -47,8 +49,8 @@ int64_t mw_bracket(const float *score, uint64_t start, int64_t n, uint32_t k0, u
             uint64_t word;
             memcpy(&word, inside + j, 8);
             for (; word; word &= word - 1) {
-                const int64_t i = from + j + (__builtin_ctzll(word) >> 3);
-                found[kept++] = mw_key(score[i], mw_hash(start + i, k0, k1));
+                const int64_t i = j + (__builtin_ctzll(word) >> 3);
+                found[kept++] = ((uint64_t)bits[from + i] << 32) | tie[i];
             }
         }
     }

@@ -140,8 +140,8 @@ def _bracket_by_sample(tasks: list[TensorTask], targets: list[_Target], n: int) 
         m = len(sample)
         for target in (t for t in targets if t.score == score):
             q = target.rank / n
-            # eight standard deviations of independent draws; spread runs do about as well
-            slack = math.ceil(8 * math.sqrt(m * q * (1 - q))) + 16
+            # six standard deviations of independent draws; spread runs do about as well
+            slack = math.ceil(6 * math.sqrt(m * q * (1 - q))) + 16
             first, last = math.floor(q * m) - slack, math.ceil(q * m) + slack
             target.high = int(sample[first]) if first >= 0 else _TOP
             target.low = int(sample[last]) if last < m else 0
