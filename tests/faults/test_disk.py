@@ -140,7 +140,7 @@ def test_a_file_in_the_place_of_the_folder(models: Path, tmp_path: Path) -> None
     (tmp_path / "out").write_text("mine")
     with pytest.raises(OutputError, match="is a file; give a folder"):
         merge(recipe(models, "linear"), tmp_path / "out")
-    with pytest.raises(OutputError, match="cannot be written to .*choose another"):
+    with pytest.raises(OutputError, match=r"cannot be written to .*choose another"):
         merge(recipe(models, "linear"), tmp_path / "out" / "below")
     assert (tmp_path / "out").read_text() == "mine"
 

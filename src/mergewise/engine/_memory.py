@@ -12,6 +12,7 @@ from mergewise.engine._model import model_thresholds
 from mergewise.engine._schedule import Scheduler
 from mergewise.engine._sources import Source, TensorSource
 from mergewise.engine._task import Options, Range, TensorTask
+from mergewise.engine._threads import one_torch_thread
 from mergewise.engine._work import Parallel, Work
 from mergewise.errors import IncompatibleModelsError, MergewiseError
 from mergewise.methods import Method, Settings, get_method
@@ -104,8 +105,9 @@ def merge_state_dicts(
             )
         )
     scheduler = Scheduler(workers or os.cpu_count() or 1)
-    shared = scheduler.run_one(model_thresholds(tasks))
-    scheduler.run(_fill(task, shared.get(task.name), out[task.name]) for task in tasks)
+    with one_torch_thread():
+        shared = scheduler.run_one(model_thresholds(tasks))
+        scheduler.run(_fill(task, shared.get(task.name), out[task.name]) for task in tasks)
     return out
 
 
@@ -154,9 +156,7 @@ def _check_models(method: Method, experts: Sequence[StateDict], base: StateDict 
                 )
 
 
-def complete_parameters(
-    method: Method, given: Mapping[str, Any], experts: int
-) -> dict[str, Any]:
+def complete_parameters(method: Method, given: Mapping[str, Any], experts: int) -> dict[str, Any]:
     """All of a method's parameters: given values checked, defaults filled in, one per expert.
 
     Raises:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from mergewise.engine._schedule import Scheduler
 from mergewise.engine._shards import ShardWriter
 from mergewise.engine._stages import Task, Tasks
 from mergewise.engine._task import Options
+from mergewise.engine._threads import one_torch_thread
 from mergewise.engine._work import Work
 from mergewise.errors import InterruptedMergeError, MergewiseError, OutputError
 from mergewise.plan import MergePlan, build_plan
@@ -182,7 +182,7 @@ class _Run:
         options = Options(plan.seed, self.device, fuse=fuse, check=self.check)
         scheduler = Scheduler(self.workers)
         stamps = {p: s for c in plan.checkpoints.values() for p, s in c.stamps.items()}
-        with FileReader(stamps) as reader, _single_threaded_torch():
+        with FileReader(stamps) as reader, one_torch_thread():
             tasks = Tasks(plan, reader, options)
             tasks.find_thresholds(scheduler)
             tied = self._tied(tasks, scheduler)
@@ -283,14 +283,3 @@ class _Counter:
         self._done += count
         if self._progress:
             self._progress(self._done, self._total)
-
-
-@contextmanager
-def _single_threaded_torch() -> Iterator[None]:
-    """Workers are the only threads: torch's own would add sums up in another order."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
