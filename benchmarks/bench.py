@@ -80,15 +80,14 @@ def measure(command: Sequence[str]) -> Usage:
     Raises:
         RuntimeError: with the end of its output, if it fails.
     """
-    with open(os.devnull, "rb") as nothing:
-        start = time.perf_counter()
-        process = subprocess.Popen(
-            command, stdin=nothing, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-        )
-        assert process.stdout is not None
-        output = process.stdout.read()
-        _, status, used = os.wait4(process.pid, 0)
-        wall = time.perf_counter() - start
+    start = time.perf_counter()
+    process = subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    assert process.stdout is not None
+    output = process.stdout.read()
+    _, status, used = os.wait4(process.pid, 0)
+    wall = time.perf_counter() - start
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise RuntimeError(f"{' '.join(command)} failed:\n{output.decode()[-2000:]}")
@@ -119,7 +118,9 @@ class Bench:
 
     def merge(self, recipe: Path) -> Usage:
         shutil.rmtree(self.out, ignore_errors=True)
-        return measure([sys.executable, "-m", "mergewise", "merge", str(recipe), str(self.out), "-q"])
+        return measure(
+            [sys.executable, "-m", "mergewise", "merge", str(recipe), str(self.out), "-q"]
+        )
 
     def copy(self, inputs: list[Path]) -> Usage:
         files = [str(path / "model.safetensors") for path in inputs]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -75,15 +76,15 @@ def make(folder: Path, size: str, seed: int, change: int | None) -> None:
     path = folder / layout.filename
     path.unlink(missing_ok=True)
     file = create_shard(path, layout)
-    with open(file, "wb", closefd=True):
-        for i, (name, shape) in enumerate(names):
-            weights = _normal(seed, i, shape) * 0.02
-            if change is not None:
-                # how much a layer changed differs from layer to layer, as in real fine-tunes
-                scale = 4e-4 * (1 + i % 5)
-                weights = weights.bfloat16().float() + _normal(seed + change + 1, i, shape) * scale
-            data = weights.bfloat16().view(torch.uint8).numpy().reshape(-1)
-            write_at(file, memoryview(data), layout.offsets[name])
+    for i, (name, shape) in enumerate(names):
+        weights = _normal(seed, i, shape) * 0.02
+        if change is not None:
+            # how much a layer changed differs from layer to layer, as in real fine-tunes
+            scale = 4e-4 * (1 + i % 5)
+            weights = weights.bfloat16().float() + _normal(seed + change + 1, i, shape) * scale
+        data = weights.bfloat16().view(torch.uint8).numpy().reshape(-1)
+        write_at(file, memoryview(data), layout.offsets[name])
+    os.close(file)
     (folder / "config.json").write_text(json.dumps(config(size), indent=2))
 
 

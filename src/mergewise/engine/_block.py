@@ -105,9 +105,7 @@ class TorchInputs(_AtLeast):
 class TracedInputs(_AtLeast):
     """The same as expressions. Integer scalars are numbered as `Keys.flat` gives them."""
 
-    def __init__(
-        self, experts: int, has_base: bool, ranks: int, masks: int, columns: int
-    ) -> None:
+    def __init__(self, experts: int, has_base: bool, ranks: int, masks: int, columns: int) -> None:
         count = experts + has_base
         kinds = "f" * (count + ranks) + "b" * masks
         inputs: list[Any] = [Expr("input", (i,), kind) for i, kind in enumerate(kinds)]

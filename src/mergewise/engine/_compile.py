@@ -23,10 +23,10 @@ from mergewise.constants import cache_dir, fuse_allowed
 log = logging.getLogger(__name__)
 
 # No contraction into fused multiply-adds: results equal plain torch's, bit for bit.
-_FLAGS = (
-    "-O3 -std=gnu11 -fPIC -shared -w -ffp-contract=off -fno-math-errno -fno-trapping-math "
-    "-fopenmp-simd"
-).split()
+_FLAGS = [
+    "-O3", "-std=gnu11", "-fPIC", "-shared", "-w", "-ffp-contract=off", "-fno-math-errno",
+    "-fno-trapping-math", "-fopenmp-simd",
+]  # fmt: skip
 
 PRELUDE = """
 #include <stdint.h>

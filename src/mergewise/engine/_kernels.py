@@ -50,6 +50,7 @@ class Result:
 
 
 _cache: dict[Any, Any] = {}
+_counts: dict[Any, int] = {}
 _lock = threading.Lock()
 
 
@@ -139,13 +140,16 @@ class Kernels:
             bad |= 1 << OUTPUT_BIT
         return Result([out.contiguous()], bad=bad)
 
-    def has_terms(self, block: Block) -> bool:
-        """Whether the method has terms at all with these settings (tried on a tiny block)."""
-        return bool(self.method.terms(self._inputs(block), self.settings))
+    def count(self, stage: str, tiny: Callable[[], Block]) -> int:
+        """How many tensors `scores`, `masks` or `terms` gives with these settings.
 
-    def has_scores(self, block: Block) -> int:
-        """How many scores the method wants thresholds or ranks of."""
-        return len(self.method.scores(self._inputs(block), self.settings))
+        Tried once for each structure of the settings, on the block that `tiny` makes.
+        """
+        key = (type(self.method), stage, self._scalars.structure, len(self.keys.noise))
+        if key not in _counts:
+            function = getattr(self.method, stage)
+            _counts[key] = len(function(self._inputs(tiny()), self.settings))
+        return _counts[key]
 
     def _inputs(self, block: Block) -> TorchInputs:
         return TorchInputs(block, self.keys, self.compute, self.device)

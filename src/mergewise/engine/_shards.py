@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import xxhash
 
@@ -96,4 +96,5 @@ class ShardWriter:
 
 def raw_bytes(tensor: Tensor) -> memoryview:
     """A flat tensor's bytes without a copy."""
-    return memoryview(tensor.contiguous().view(torch.uint8).numpy())
+    data: Any = tensor.contiguous().view(torch.uint8).numpy()
+    return memoryview(data)

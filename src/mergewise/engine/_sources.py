@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from mergewise._lazy import torch
@@ -25,7 +24,7 @@ class Source(Protocol):
 
     model: str
     name: str
-    shape: Sequence[int]
+    shape: tuple[int, ...]
     dtype: torch.dtype
 
     def prepare(self) -> Work:

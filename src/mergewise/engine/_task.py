@@ -91,7 +91,7 @@ class TensorTask:
         if self._ranked and self.access is Access.FLAT:
             self.access = Access.ROWS
         self._masks: dict[Range, list[Any]] = {}
-        self._masked = self._ranked and bool(self.kernels.masks(self._tiny()).tensors)
+        self._masked = self._ranked and self.kernels.count("masks", self._tiny) > 0
 
     def ranges(self) -> list[Range]:
         """The blocks as (start, size); whole rows for row methods."""
@@ -106,16 +106,17 @@ class TensorTask:
         """Read one block of every input, and its row ranks if the method wants them."""
         start, size = where
         tensors = [s.read(start, size, slot) for slot, s in enumerate(self._sources)]
-        shapes = {
-            Access.FLAT: (-1,),
-            Access.ROWS: (-1, self.columns),
-            Access.WHOLE: self.shape,
-        }
         has_base = self.base is not None
-        block = Block(start, size, tensors, has_base, self.columns, shapes[self.access])
+        block = Block(start, size, tensors, has_base, self.columns, self._seen(self.shape))
         if self._ranked:
             self._rank(block, where)
         return block
+
+    def _seen(self, whole: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape in which the method sees a block."""
+        if self.access is Access.WHOLE:
+            return whole
+        return (-1, self.columns) if self.access is Access.ROWS else (-1,)
 
     def _rank(self, block: Block, where: Range) -> None:
         """Give a block the masks its ranks make, if the method wants no more; else its ranks."""
@@ -156,7 +157,7 @@ class TensorTask:
         if thresholds is not None:
             self.kernels.extend({"thresholds": thresholds})
         totals: dict[str, float] = {}
-        if self.kernels.has_terms(self._tiny()):
+        if self.kernels.count("terms", self._tiny):
             parts = yield Parallel(self._terms, self.ranges())
             totals = {name: math.fsum(part[name] for part in parts) for name in parts[0]}
         try:
@@ -167,7 +168,7 @@ class TensorTask:
             self.kernels.extend(more)
 
     def wants_thresholds(self) -> bool:
-        return not self._ranked and bool(self.size) and self.kernels.has_scores(self._tiny()) > 0
+        return not self._ranked and bool(self.size) and self.kernels.count("scores", self._tiny) > 0
 
     def merged(self, where: Range) -> Tensor:
         """One block of the output, flat, in the output's type. Call after `prepare`."""
@@ -186,9 +187,7 @@ class TensorTask:
         dtypes = [source.dtype for source in self._sources]
         size = self.columns if self.access is Access.ROWS else 1
         tensors = [torch.zeros(size, dtype=d) for d in dtypes]
-        shape = (1, size) if self.access is Access.ROWS else (-1,)
-        if self.access is Access.WHOLE:
-            shape = (1,) * len(self.shape)
+        shape = self._seen((1,) * len(self.shape))
         ranks = [torch.zeros(size)] * len(self.experts) if self._ranked else []
         return Block(0, size, tensors, self.base is not None, self.columns, shape, ranks)
 

@@ -20,6 +20,7 @@ class Expr:
     """A node: an operation on earlier nodes. `kind` is 'f' (float32), 'i' (int32), 'b' (mask)."""
 
     __slots__ = ("args", "kind", "op")
+    __hash__ = object.__hash__
 
     def __init__(self, op: str, args: tuple[Any, ...], kind: str) -> None:
         self.op = op
@@ -36,6 +37,72 @@ class Expr:
         if name in _METHODS:
             return lambda *args, **kwargs: _call(name, (self, *args), kwargs)
         raise Untraceable(f"uses .{name}")
+
+    def __add__(self, other: Any) -> Expr:
+        return _floats("add", self, other)
+
+    def __sub__(self, other: Any) -> Expr:
+        return _floats("sub", self, other)
+
+    def __mul__(self, other: Any) -> Expr:
+        return _floats("mul", self, other)
+
+    def __truediv__(self, other: Any) -> Expr:
+        return _div(self, other)
+
+    def __radd__(self, other: Any) -> Expr:
+        return _floats("add", other, self)
+
+    def __rsub__(self, other: Any) -> Expr:
+        return _floats("sub", other, self)
+
+    def __rmul__(self, other: Any) -> Expr:
+        return _floats("mul", other, self)
+
+    def __rtruediv__(self, other: Any) -> Expr:
+        return _div(other, self)
+
+    def __pow__(self, power: Any) -> Expr:
+        return _pow(self, power)
+
+    def __neg__(self) -> Expr:
+        return _floats("neg", self)
+
+    def __abs__(self) -> Expr:
+        return _floats("abs", self)
+
+    def __invert__(self) -> Expr:
+        return _invert(self)
+
+    def __and__(self, other: Any) -> Expr:
+        return _logic("and", self, other)
+
+    def __rand__(self, other: Any) -> Expr:
+        return _logic("and", other, self)
+
+    def __or__(self, other: Any) -> Expr:
+        return _logic("or", self, other)
+
+    def __ror__(self, other: Any) -> Expr:
+        return _logic("or", other, self)
+
+    def __gt__(self, other: Any) -> Expr:
+        return _compare("gt", self, other)
+
+    def __ge__(self, other: Any) -> Expr:
+        return _compare("ge", self, other)
+
+    def __lt__(self, other: Any) -> Expr:
+        return _compare("lt", self, other)
+
+    def __le__(self, other: Any) -> Expr:
+        return _compare("le", self, other)
+
+    def __eq__(self, other: Any) -> Expr:  # type: ignore[override]
+        return _compare("eq", self, other)
+
+    def __ne__(self, other: Any) -> Expr:  # type: ignore[override]
+        return _compare("ne", self, other)
 
     @classmethod
     def __torch_function__(
@@ -63,6 +130,21 @@ def as_float(e: Expr) -> Expr:
     if e.kind == "i":
         raise Untraceable("integer arithmetic")
     return e if e.kind == "f" else Expr("to_float", (e,), "f")
+
+
+def _is_number(e: Expr) -> bool:
+    """Whether the expression is one number for all elements."""
+    if e.op in ("const_f", "const_b", "fs"):
+        return True
+    return bool(e.args) and all(isinstance(a, Expr) and _is_number(a) for a in e.args)
+
+
+def _div(a: Any, b: Any) -> Expr:
+    left, right = _wrap(a), _wrap(b)
+    if _is_number(left) and not _is_number(right):
+        # torch computes number / tensor as reciprocal * number
+        return _floats("mul", _floats("div", 1.0, right), left)
+    return _floats("div", left, right)
 
 
 def _compare(op: str, a: Any, b: Any) -> Expr:
@@ -116,8 +198,8 @@ _METHODS: dict[str, Callable[..., Expr]] = {
     "add": lambda a, b: _floats("add", a, b),
     "sub": lambda a, b: _floats("sub", a, b),
     "mul": lambda a, b: _floats("mul", a, b),
-    "div": lambda a, b: _floats("div", a, b),
-    "true_divide": lambda a, b: _floats("div", a, b),
+    "div": _div,
+    "true_divide": _div,
     "neg": lambda a: _floats("neg", a),
     "abs": lambda a: _floats("abs", a),
     "sqrt": lambda a: _floats("sqrt", a),
@@ -152,28 +234,3 @@ def _call(name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> Expr:
         return _METHODS[name](*args, **kwargs)
     except TypeError as problem:
         raise Untraceable(f"calls {name} in a way that is not recorded: {problem}") from None
-
-
-def _operator(name: str, swap: bool = False) -> Callable[..., Expr]:
-    if swap:
-        return lambda self, other: _call(name, (other, self), {})
-    return lambda self, other: _call(name, (self, other), {})
-
-
-for _dunder, _name in {
-    "add": "add", "sub": "sub", "mul": "mul", "truediv": "div", "and": "logical_and",
-    "or": "logical_or",
-}.items():  # fmt: skip
-    setattr(Expr, f"__{_dunder}__", _operator(_name))
-    if _name != "div":
-        setattr(Expr, f"__r{_dunder}__", _operator(_name, swap=True))
-for _name in ("gt", "ge", "lt", "le", "eq", "ne"):
-    setattr(Expr, f"__{_name}__", _operator(_name))
-Expr.__hash__ = object.__hash__  # type: ignore[method-assign]
-# torch computes number / tensor as reciprocal * number
-Expr.__rtruediv__ = lambda s, o: _floats("mul", _floats("div", 1.0, s), o)  # type: ignore[attr-defined]
-Expr.__neg__ = lambda s: _call("neg", (s,), {})  # type: ignore[attr-defined]
-Expr.__invert__ = _invert  # type: ignore[attr-defined]
-Expr.__abs__ = lambda s: _call("abs", (s,), {})  # type: ignore[attr-defined]
-Expr.__pow__ = _pow  # type: ignore[attr-defined]
-

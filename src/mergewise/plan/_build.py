@@ -10,7 +10,7 @@ from mergewise.checkpoint import find_layers
 from mergewise.errors import Diagnostic, MergewiseError, RecipeError
 from mergewise.methods import get_method
 from mergewise.plan._fates import Fates
-from mergewise.plan._model import MergePlan, StagePlan, TensorMeta, TensorPlan, View
+from mergewise.plan._model import MergePlan, StagePlan, TensorPlan, View
 from mergewise.plan._slots import Slot, slice_slots, whole_model_slots
 from mergewise.plan._views import describe, open_view, tokenizer_fingerprint
 from mergewise.recipe import ModelRef, Module, Recipe, Stage, load_recipe
@@ -90,6 +90,7 @@ class _Builder:
             folder=planned.donor.folder,
             stage=planned.index,
             tied=planned.tied,
+            maybe_tied=planned.maybe_tied,
         )
 
     def _stage(self, index: int, stage: Stage) -> StagePlan | None:
@@ -184,21 +185,21 @@ class _Builder:
         slots: list[Slot],
         layers: tuple[int, ...] | None,
     ) -> StagePlan | None:
-        tie = next((v.tied for v in views.values() if v.tied), None)
+        ties = [v.tied or v.maybe_tied for v in views.values()]
+        tie = next((pair for pair in ties if pair), None)
         all_tied = tie is not None and all(v.tied for v in views.values())
         omitted: dict[str, str] = {}
         tensors: dict[str, TensorPlan] = {}
         fates = Fates(stage, get_method(stage.method), module)
-        for slot in slots:
+        for slot in slots if all_tied else _with_head(slots, tie):
             used = [views[source.model] for source in slot.slice_.sources]
-            if tie and slot.name == tie[0]:
-                if all_tied:
-                    omitted[slot.name] = f"tied to {tie[1]}, which is written once"
-                    continue
-                slot = _untie(slot, used)
-            planned = fates.decide(slot, used)
-            if planned:
-                tensors[slot.name] = planned
+            is_head = tie is not None and slot.name == tie[0]
+            if is_head and all_tied:
+                omitted[slot.name] = f"tied to {tie[1] if tie else ''}, which is written once"
+                continue
+            tensor = fates.decide(_untie(slot, used) if is_head else slot, used)
+            if tensor:
+                tensors[slot.name] = tensor
         fates.finish()
         self.problems += fates.problems
         if self.problems:
@@ -234,6 +235,14 @@ def _references(stage: Stage) -> list[tuple[ModelRef, Position]]:
     return found
 
 
+def _with_head(slots: list[Slot], tie: tuple[str, str] | None) -> list[Slot]:
+    """Give a head to the output if some models have one, and those of its last slice do not."""
+    if tie is None or any(slot.name == tie[0] for slot in slots):
+        return slots
+    last = slots[-1].slice_
+    return [*slots, Slot(tie[0], last, 0.0, (None,) * len(last.sources))]
+
+
 def _untie(slot: Slot, views: list[View]) -> Slot:
     """A tied model's head is its embedding, whatever else its file may hold."""
     names = [
@@ -266,7 +275,3 @@ def _stage_config(planned: StagePlan) -> dict[str, object] | None:
 
     config = planned.donor.config
     return with_layers(config, list(planned.layers)) if config and planned.layers else config
-
-
-def stage_meta(planned: StagePlan) -> dict[str, TensorMeta]:
-    return {name: t.meta for name, t in planned.tensors.items()}

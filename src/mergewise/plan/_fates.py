@@ -58,9 +58,9 @@ class Fates:
         for models, names in self._missing.items():
             some = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if names[4:] else "")
             self._problem(
-                f"{len(names)} tensor{'s' * (len(names) > 1)} not in {models}: {some}; merge models "
-                "of one architecture, `exclude` these names, or set `missing: available` (merge "
-                "the models that have them) or `missing: copy`"
+                f"{len(names)} tensor{'s' * (len(names) > 1)} not in {models}: {some}; "
+                "merge models of one architecture, `exclude` these names, or set "
+                "`missing: available` (merge the models that have them) or `missing: copy`"
             )
 
     def _problem(self, message: str) -> None:
@@ -82,9 +82,7 @@ class Fates:
         wanted = self.stage.out_dtype or self.stage.dtype
         return CODES[wanted] if wanted and given in FLOATS else given
 
-    def _integer(
-        self, meta: TensorMeta, donor: Input, found: Sequence[Input | None]
-    ) -> TensorPlan:
+    def _integer(self, meta: TensorMeta, donor: Input, found: Sequence[Input | None]) -> TensorPlan:
         kinds = {(i.meta.dtype, i.meta.shape) for i in found if i}
         if len(kinds) > 1:
             self.warnings.append(

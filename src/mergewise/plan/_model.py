@@ -44,6 +44,7 @@ class View:
         checkpoint: the files; None for a stage.
         stage: the number of the stage; None for a checkpoint.
         tied: (head, embedding) if the model's output head is its embedding.
+        maybe_tied: the same, if that shows only once the stage is computed; it has a head then.
     """
 
     label: str
@@ -53,6 +54,7 @@ class View:
     checkpoint: Checkpoint | None = None
     stage: int | None = None
     tied: tuple[str, str] | None = None
+    maybe_tied: tuple[str, str] | None = None
 
     def ref(self, name: str) -> TensorRef | None:
         return self.checkpoint.tensors[name] if self.checkpoint else None

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mergewise.checkpoint import find_layers, is_pre_layer
-from mergewise.checkpoint._layers import LayerGroup, layer_index, renumber
+from mergewise.checkpoint._layers import LayerGroup, layer_index, layer_prefix, renumber
 from mergewise.plan._model import View
 from mergewise.recipe import Slice
 
@@ -38,7 +38,8 @@ def whole_model_slots(slice_: Slice, views: Sequence[View]) -> list[Slot]:
     slots = []
     for name in names:
         group = _group_of(name, groups)
-        t = place(layer_index(name), group.count) if group else 0.0
+        layer = layer_index(name)
+        t = place(layer, group.count) if group and layer is not None else 0.0
         present = tuple(name if name in view.tensors else None for view in views)
         slots.append(Slot(name, slice_, t, present))
     return slots
@@ -68,12 +69,12 @@ def slice_slots(slices: Sequence[Slice], views: Sequence[Sequence[View]]) -> lis
 
 
 def _group_of(name: str, groups: Sequence[LayerGroup]) -> LayerGroup | None:
-    return next((g for g in groups if name.startswith(g.prefix)), None)
+    return next((g for g in groups if g.prefix == layer_prefix(name)), None)
 
 
 def _outside(models: Sequence[View], group: LayerGroup) -> list[str]:
     names = dict.fromkeys(name for view in models for name in view.tensors)
-    return [name for name in names if not name.startswith(group.prefix)]
+    return [name for name in names if layer_prefix(name) != group.prefix]
 
 
 def _outer(name: str, slice_: Slice, models: Sequence[View]) -> Slot:
