@@ -191,7 +191,9 @@ class _Builder:
         omitted: dict[str, str] = {}
         tensors: dict[str, TensorPlan] = {}
         fates = Fates(stage, get_method(stage.method), module)
-        for slot in slots if all_tied else _with_head(slots, tie):
+        if tie and not all_tied and layers is not None:
+            slots = _with_head(slots, tie, views)
+        for slot in slots:
             used = [views[source.model] for source in slot.slice_.sources]
             is_head = tie is not None and slot.name == tie[0]
             if is_head and all_tied:
@@ -235,11 +237,14 @@ def _references(stage: Stage) -> list[tuple[ModelRef, Position]]:
     return found
 
 
-def _with_head(slots: list[Slot], tie: tuple[str, str] | None) -> list[Slot]:
-    """Give a head to the output if some models have one, and those of its last slice do not."""
-    if tie is None or any(slot.name == tie[0] for slot in slots):
-        return slots
+def _with_head(
+    slots: list[Slot], tie: tuple[str, str], views: Mapping[ModelRef, View]
+) -> list[Slot]:
+    """Slots with a head, if it is to come from a last slice whose files hold none: it is tied."""
     last = slots[-1].slice_
+    lacks = all(slot.name != tie[0] for slot in slots)
+    if not lacks or not any(views[source.model].tied for source in last.sources):
+        return slots
     return [*slots, Slot(tie[0], last, 0.0, (None,) * len(last.sources))]
 
 
