@@ -1,34 +1,26 @@
-"""What a merge will do, from headers alone."""
+"""What a merge will do, from headers alone.
+
+The package can be called: ``mergewise.plan(recipe)`` is `build_plan`. Importing a package makes it
+an attribute of its parent, so from then on that name means the package and not a function.
+"""
 
 from __future__ import annotations
 
-from mergewise.plan._build import build_plan
-from mergewise.plan._explain import (
-    Alike,
-    alike_tensors,
-    closest_tensors,
-    collapse,
-    find_tensors,
-    only_some_have,
-    role_of,
-    tensor_dict,
-)
-from mergewise.plan._model import Input, MergePlan, StagePlan, TensorMeta, TensorPlan, View
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
 
-__all__ = [
-    "Alike",
-    "Input",
-    "MergePlan",
-    "StagePlan",
-    "TensorMeta",
-    "TensorPlan",
-    "View",
-    "alike_tensors",
-    "build_plan",
-    "closest_tensors",
-    "collapse",
-    "find_tensors",
-    "only_some_have",
-    "role_of",
-    "tensor_dict",
-]
+from mergewise.plan._build import build_plan
+from mergewise.plan._model import Input, MergePlan, StagePlan, TensorMeta, TensorPlan, View
+from mergewise.recipe import Recipe
+
+__all__ = ["Input", "MergePlan", "StagePlan", "TensorMeta", "TensorPlan", "View", "build_plan"]
+
+
+class _Callable(ModuleType):
+    def __call__(self, recipe: Recipe | str | Path | Mapping[str, object]) -> MergePlan:
+        return build_plan(recipe)
+
+
+sys.modules[__name__].__class__ = _Callable
