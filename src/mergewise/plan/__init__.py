@@ -12,10 +12,36 @@ from pathlib import Path
 from types import ModuleType
 
 from mergewise.plan._build import build_plan
+from mergewise.plan._explain import (
+    Alike,
+    alike_tensors,
+    closest_tensors,
+    collapse,
+    find_tensors,
+    only_some_have,
+    role_of,
+    tensor_dict,
+)
 from mergewise.plan._model import Input, MergePlan, StagePlan, TensorMeta, TensorPlan, View
 from mergewise.recipe import Recipe
 
-__all__ = ["Input", "MergePlan", "StagePlan", "TensorMeta", "TensorPlan", "View", "build_plan"]
+__all__ = [
+    "Alike",
+    "Input",
+    "MergePlan",
+    "StagePlan",
+    "TensorMeta",
+    "TensorPlan",
+    "View",
+    "alike_tensors",
+    "build_plan",
+    "closest_tensors",
+    "collapse",
+    "find_tensors",
+    "only_some_have",
+    "role_of",
+    "tensor_dict",
+]
 
 
 class _Callable(ModuleType):
