@@ -123,8 +123,10 @@ class Bench:
         )
 
     def copy(self, inputs: list[Path]) -> Usage:
+        target = self.folder / "copied"
+        target.unlink(missing_ok=True)
         files = [str(path / "model.safetensors") for path in inputs]
-        script = [sys.executable, str(HERE / "plain_copy.py"), str(self.folder / "copied"), *files]
+        script = [sys.executable, str(HERE / "plain_copy.py"), str(target), *files]
         return measure(script)
 
     def mergekit(self, recipe: Path) -> Usage:

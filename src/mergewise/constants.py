@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-BLOCK_ELEMENTS = 1 << 18
-"""Elements per block: a few hundred kilobytes per model, so a block of four models stays in cache.
-Part of what a result depends on (sums are taken block by block), so it is not an option."""
+BLOCK_ELEMENTS = 1 << 20
+"""Elements per block for compiled loops: larger blocks mean fewer calls. Part of what a result
+depends on (sums are taken block by block), so it is not an option."""
+
+PLAIN_BLOCK_ELEMENTS = 1 << 18
+"""Elements per block in plain torch, where every operation makes a float32 copy of the block."""
 
 FUSE_FROM_ELEMENTS = 1 << 22
 """Below this many output elements, compiling kernels costs more than it saves."""

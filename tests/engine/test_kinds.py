@@ -60,7 +60,6 @@ def test_float64_is_computed_as_such(method: str) -> None:
     assert not torch.equal(wide.float().double(), wide)
 
 
-@pytest.mark.xfail(strict=True, reason="at_least compares float64 scores with float32 thresholds")
 @pytest.mark.parametrize("density", [0.1, 0.5, 0.77])
 def test_exactly_k_of_float64(density: float) -> None:
     """Thresholds are of float32 scores; comparing them with float64 ones must not lose any."""

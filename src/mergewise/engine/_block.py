@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from mergewise._lazy import torch
-from mergewise.engine._random import hash_positions, stream_key, uniform
+from mergewise.engine._random import hash_positions, order_positions, stream_key, uniform
 from mergewise.engine._trace import Expr
 from mergewise.methods import Inputs, Settings
 
@@ -90,16 +90,23 @@ class TorchInputs(_AtLeast):
         self._device = device
         self.all = views
 
-    def _hash(self, stream: int) -> Tensor:
-        block = self._block
-        position = torch.arange(block.start, block.start + block.size, device=self._device)
-        return hash_positions(position, self._keys.tensor, stream).reshape(block.shape)
+    def _positions(self) -> Tensor:
+        start = self._block.start
+        return torch.arange(start, start + self._block.size, device=self._device)
 
     def noise(self, expert: int) -> Tensor:
-        return uniform(self._hash(self._keys.noise[expert]))
+        stream = self._keys.noise[expert]
+        hashed = hash_positions(self._positions(), self._keys.tensor, stream)
+        return uniform(hashed).reshape(self._block.shape)
+
+    def at_least(self, score: Tensor, threshold: Any, expert: int) -> Tensor:
+        # thresholds are picked among float32 scores
+        return super().at_least(score.to(torch.float32), threshold, expert)
 
     def _tie(self, expert: int) -> Tensor:
-        return self._hash(self._keys.tie[expert])
+        stream = self._keys.tie[expert]
+        order = order_positions(self._positions(), self._keys.tensor, stream)
+        return order.reshape(self._block.shape)
 
 
 class TracedInputs(_AtLeast):
@@ -116,14 +123,14 @@ class TracedInputs(_AtLeast):
         self.columns = columns
         self._count = experts
 
-    def _hash(self, slot: int) -> Expr:
-        return Expr("hash", (Expr("is", (0,), "i"), Expr("is", (slot,), "i")), "i")
+    def _positions(self, op: str, slot: int) -> Expr:
+        return Expr(op, (Expr("is", (0,), "i"), Expr("is", (slot,), "i")), "i")
 
     def noise(self, expert: int) -> Any:
-        return Expr("uniform", (self._hash(1 + expert),), "f")
+        return Expr("uniform", (self._positions("hash", 1 + expert),), "f")
 
     def _tie(self, expert: int) -> Any:
-        return self._hash(1 + self._count + expert)
+        return self._positions("order", 1 + self._count + expert)
 
 
 @dataclass

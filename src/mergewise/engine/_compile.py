@@ -40,8 +40,11 @@ static inline uint32_t mw_mix(uint32_t x) {
 static inline int32_t mw_hash2(uint32_t lo, uint32_t hi, uint32_t k0, uint32_t k1) {
     return (int32_t)mw_mix(mw_mix(lo ^ k0) + (hi * 0x9e3779b9u + k1));
 }
-static inline int32_t mw_hash(uint64_t position, uint32_t k0, uint32_t k1) {
-    return mw_hash2((uint32_t)position, (uint32_t)(position >> 32), k0, k1);
+static inline int32_t mw_order2(uint32_t lo, uint32_t hi, uint32_t k0, uint32_t k1) {
+    return (int32_t)((mw_mix(lo ^ k0) + hi * 0x9e3779b9u) * (k1 | 1u));
+}
+static inline int32_t mw_order(uint64_t position, uint32_t k0, uint32_t k1) {
+    return mw_order2((uint32_t)position, (uint32_t)(position >> 32), k0, k1);
 }
 static inline float mw_uniform(int32_t h) { return (float)((uint32_t)h >> 8) * 0x1p-24f; }
 static inline float mw_from_bf16(uint16_t v) {

@@ -34,7 +34,7 @@ class CopyTask:
         self.access = Access.FLAT
 
     def ranges(self) -> list[Range]:
-        step = self.options.block
+        step = self.options.step
         return [(at, min(step, self.size - at)) for at in range(0, self.size, step)]
 
     def prepare(self, thresholds: Any = None) -> Work:

@@ -25,7 +25,8 @@ _CODE = {
     "eq": "({} == {})", "ne": "({} != {})",
     "and": "({} & {})", "or": "({} | {})", "not": "(!{})",
     "where": "({} ? {} : {})", "to_float": "((float){})",
-    "hash": "mw_hash2(lo, hi, {}, {})", "uniform": "mw_uniform({})",
+    "hash": "mw_hash2(lo, hi, {}, {})", "order": "mw_order2(lo, hi, {}, {})",
+    "uniform": "mw_uniform({})",
 }  # fmt: skip
 _C_KIND = {"f": "float", "i": "int32_t", "b": "int32_t"}
 

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mergewise._lazy import torch
-from mergewise.constants import BLOCK_ELEMENTS, FUSE_FROM_ELEMENTS
+from mergewise.constants import FUSE_FROM_ELEMENTS
+from mergewise.engine import _compile
 from mergewise.engine._model import model_thresholds
 from mergewise.engine._schedule import Scheduler
 from mergewise.engine._sources import Source, TensorSource
@@ -77,8 +78,8 @@ def merge_state_dicts(
     options = Options(
         seed=seed,
         device=device,
-        block=block_size or BLOCK_ELEMENTS,
-        fuse=elements >= FUSE_FROM_ELEMENTS,
+        block=block_size,
+        fuse=elements >= FUSE_FROM_ELEMENTS and _compile.helpers() is not None,
         check=not allow_nonfinite,
     )
     out = {name: torch.empty(t.shape, dtype=_out(t, dtype)) for name, t in donor.items()}

@@ -12,7 +12,7 @@ static inline uint64_t mw_key(float score, int32_t tie) {
 /* Keys of a run of scores. */
 void mw_keys(const float *score, uint64_t start, int64_t n, uint32_t k0, uint32_t k1,
              uint64_t *out) {
-    for (int64_t i = 0; i < n; i++) out[i] = mw_key(score[i], mw_hash(start + i, k0, k1));
+    for (int64_t i = 0; i < n; i++) out[i] = mw_key(score[i], mw_order(start + i, k0, k1));
 }
 
 #define MW_CHUNK 1024
@@ -34,7 +34,7 @@ int64_t mw_bracket(const float *score, uint64_t start, int64_t n, uint32_t k0, u
 #pragma omp simd reduction(+ : over) reduction(| : any)
         for (int64_t j = 0; j < m; j++) {
             const uint32_t b = bits[from + j], lo = lo0 + (uint32_t)j, hi = hi0 + (lo < lo0);
-            const uint32_t t = (uint32_t)mw_hash2(lo, hi, k0, k1) ^ 0x80000000u;
+            const uint32_t t = (uint32_t)mw_order2(lo, hi, k0, k1) ^ 0x80000000u;
             const uint32_t up = (b > hs) | ((b == hs) & (t > ht));
             const uint32_t in = ((b > ls) | ((b == ls) & (t >= lt))) & (up ^ 1u);
             over += up;
@@ -66,7 +66,7 @@ void mw_row_keys(const float *score, uint64_t start, int64_t rows, int64_t colum
     for (int64_t r = 0; r < rows; r++)
         for (int64_t c = 0; c < columns; c++) {
             const int64_t i = r * columns + c;
-            out[i] = (mw_key(score[i], mw_hash(start + i, k0, k1)) & ~(uint64_t)mask) | (uint64_t)c;
+            out[i] = (mw_key(score[i], mw_order(start + i, k0, k1)) & ~(uint64_t)mask) | (uint64_t)c;
         }
 }
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from mergewise._lazy import torch
 from mergewise.engine import _compile
-from mergewise.engine._random import hash_positions
+from mergewise.engine._random import order_positions
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -61,7 +61,7 @@ def _keys(score: Tensor, start: int, columns: int, bits: int, keys: tuple[int, i
 
     from mergewise.engine._select import composite
 
-    tie = hash_positions(torch.arange(start, start + score.numel()), *keys)
+    tie = order_positions(torch.arange(start, start + score.numel()), *keys)
     mask = np.uint64((1 << bits) - 1)
     column = np.arange(score.numel(), dtype=np.uint64) % np.uint64(columns)
     return (composite(score, tie) & ~mask) | column

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from mergewise.engine import _compile
 from mergewise.engine._block import Threshold
-from mergewise.engine._random import hash_positions
+from mergewise.engine._random import order_positions
 from mergewise.engine._task import Range, TensorTask
 from mergewise.engine._work import Parallel, Work
 
@@ -61,7 +61,7 @@ def keys(score: Tensor, start: int, tensor_key: int, stream: int) -> np.ndarray[
         )
         return out
     positions = torch.arange(start, start + score.numel())
-    return composite(score, hash_positions(positions, tensor_key, stream))
+    return composite(score, order_positions(positions, tensor_key, stream))
 
 
 def composite(score: Tensor, tie: Tensor) -> np.ndarray[Any, Any]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from mergewise._lazy import torch
-from mergewise.constants import BLOCK_ELEMENTS
+from mergewise.constants import BLOCK_ELEMENTS, PLAIN_BLOCK_ELEMENTS
 from mergewise.engine._block import Block, Keys, Threshold
 from mergewise.engine._kernels import OUTPUT_BIT, Kernels, Result
 from mergewise.engine._ranks import row_ranks
@@ -29,16 +29,22 @@ class Options:
     """What a run decides for all its tasks.
 
     Attributes:
-        block: elements per block.
+        block: elements per block; None for what suits the way of computing.
         fuse: allow compiled kernels.
         check: refuse NaN and infinity.
     """
 
     seed: int = 0
     device: str = "cpu"
-    block: int = BLOCK_ELEMENTS
+    block: int | None = None
     fuse: bool = True
     check: bool = True
+
+    @property
+    def step(self) -> int:
+        """Elements per block."""
+        plain = not self.fuse and self.device == "cpu"
+        return self.block or (PLAIN_BLOCK_ELEMENTS if plain else BLOCK_ELEMENTS)
 
 
 def row_length(shape: Sequence[int]) -> int:
@@ -95,7 +101,7 @@ class TensorTask:
 
     def ranges(self) -> list[Range]:
         """The blocks as (start, size); whole rows for row methods."""
-        step = self.options.block
+        step = self.options.step
         if self.access is Access.WHOLE:
             step = max(1, self.size)
         elif self.access is Access.ROWS:
