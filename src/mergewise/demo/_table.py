@@ -9,6 +9,7 @@ from mergewise.demo._settings import DOMAINS, EXPERTS
 
 if TYPE_CHECKING:
     from rich.table import Table
+    from rich.text import Text
 
 Scores = Mapping[str, Mapping[str, Mapping[str, float]]]
 
@@ -35,7 +36,7 @@ def table(scores: Scores) -> Table:
     return result
 
 
-def _columns(scores: Scores) -> list[list[str]]:
+def _columns(scores: Scores) -> list[list[Text]]:
     columns = []
     for kind in (*DOMAINS, "mean"):
         losses = [value(model, kind, "loss") for model in scores.values()]
@@ -51,5 +52,9 @@ def value(model: Mapping[str, Mapping[str, float]], kind: str, metric: str) -> f
     return sum(model[k][metric] for k in kinds) / len(kinds)
 
 
-def _cells(texts: list[str], numbers: list[float], best: float) -> list[str]:
-    return [f"[bold]{t}[/bold]" if n == best else t for t, n in zip(texts, numbers, strict=True)]
+def _cells(texts: list[str], numbers: list[float], best: float) -> list[Text]:
+    from rich.text import Text
+
+    # styled text, not markup: a console may have markup switched off
+    styles = ["bold" if number == best else "" for number in numbers]
+    return [Text(text, style) for text, style in zip(texts, styles, strict=True)]
