@@ -134,8 +134,9 @@ def test_table_marks_the_best_of_each_column():
         "ties": {kind: {"loss": 1.0, "accuracy": 0.1} for kind in DOMAINS},
     }
     cells = [list(column.cells) for column in table(scores).columns]
-    assert cells[1] == ["2.000", "[bold]1.000[/bold]"]
-    assert cells[2] == ["[bold]20.0%[/bold]", "10.0%"]
+    marked = [[cell.plain for cell in column if cell.style == "bold"] for column in cells[1:3]]
+    assert marked == [["1.000"], ["20.0%"]]
+    assert [cell.plain for cell in cells[1]] == ["2.000", "1.000"]
 
 
 def test_picture_puts_lower_losses_to_the_left_and_escapes_names():
