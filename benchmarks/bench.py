@@ -1,8 +1,7 @@
 """Speed and memory of merges, against a plain copy and against mergekit.
 
-    make bench                                  # both sizes, every method
-    python benchmarks/bench.py --sizes 0.2B --methods linear,ties --runs 5
-    python benchmarks/bench.py --peer           # also mergekit 0.1.5 (minutes per method)
+    make bench                                       # both sizes, every method
+    make bench ARGS='--sizes 0.2B --methods linear,ties --runs 5 --no-peer'
 
 Whole processes are measured, page cache warm, each method next to a plain copy of the same bytes
 (`plain_copy.py`), so that a ratio holds even where the machine's speed drifts. Columns:
@@ -11,7 +10,9 @@ Whole processes are measured, page cache warm, each method next to a plain copy 
     process / copy  wall time of the whole process, over the copy's
     start-up        the same command on a model of a few kilobytes
 
-mergekit is run from `.venv-mergekit` (benchmarks/mergekit_reference/install.sh makes it).
+mergekit 0.1.5 is run once per method, cold, from `.venv-mergekit` if that exists
+(benchmarks/mergekit_reference/install.sh makes it); that takes about ten times as long as the rest.
+The second table compares start-up: help, and a merge of a few kilobytes.
 """
 
 from __future__ import annotations
@@ -139,6 +140,26 @@ class Bench:
         write_recipe(recipe, method, models)
         return statistics.median(self.merge(recipe).wall for _ in range(self.runs))
 
+    def start_ups(self, peer: bool) -> dict[str, Usage]:
+        """What a command costs that has next to nothing to do."""
+        models = make_all(self.folder, "tiny")
+        recipe = self.folder / "tiny-linear.yml"
+        write_recipe(recipe, "linear", models)
+        commands = {
+            "mergewise --help": lambda: measure([sys.executable, "-m", "mergewise", "--help"]),
+            "mergewise plan": lambda: measure(
+                [sys.executable, "-m", "mergewise", "plan", str(recipe)]
+            ),
+            "mergewise merge": lambda: self.merge(recipe),
+        }
+        if peer:
+            commands["mergekit-yaml --help"] = lambda: measure([str(MERGEKIT), "--help"])
+            commands["mergekit-yaml"] = lambda: self.mergekit(recipe)
+        return {
+            name: min((run() for _ in range(self.runs)), key=lambda usage: usage.wall)
+            for name, run in commands.items()
+        }
+
     def row(self, size: str, method: str, models: list[Path]) -> Row:
         recipe = self.folder / f"{size}-{method}.yml"
         inputs = write_recipe(recipe, method, models)
@@ -184,13 +205,27 @@ def table(rows: list[Row]) -> Table:
     return shown
 
 
+def start_table(starts: dict[str, Usage]) -> Table:
+    """Start-up costs, the fastest of the runs."""
+    shown = Table(title="start-up: help, and a merge of a few kilobytes")
+    for name in ("command", "wall s", "CPU s", "peak MB"):
+        shown.add_column(name, justify="left" if name == "command" else "right")
+    for name, usage in starts.items():
+        row = (f"{usage.wall:.2f}", f"{usage.cpu:.2f}", f"{usage.memory / 1e6:.0f}")
+        shown.add_row(name, *row)
+    return shown
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--folder", type=Path, default=HERE / "out", help="for models and results")
     parser.add_argument("--sizes", default="0.2B,1.1B")
     parser.add_argument("--methods", default=",".join(METHODS))
     parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--peer", action="store_true", help="also run mergekit 0.1.5, once each")
+    parser.add_argument(
+        "--peer", action=argparse.BooleanOptionalAction, default=MERGEKIT.exists(),
+        help="also run mergekit 0.1.5, once each (default: if it is installed)",
+    )  # fmt: skip
     options = parser.parse_args()
     if options.peer and not MERGEKIT.exists():
         parser.error(f"{MERGEKIT} is absent; run benchmarks/mergekit_reference/install.sh first")
@@ -210,8 +245,14 @@ def main() -> None:
             rows.append(row)
             console.print(table([row]))
     console.print(table(rows))
+    starts = bench.start_ups(options.peer)
+    console.print(start_table(starts))
     result = options.folder / "bench.json"
-    result.write_text(json.dumps([asdict(row) for row in rows], indent=1))
+    found = {
+        "merges": [asdict(row) for row in rows],
+        "start_up": {name: asdict(usage) for name, usage in starts.items()},
+    }
+    result.write_text(json.dumps(found, indent=1))
     console.print(f"written to {result}")
 
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from mergewise._lazy import torch
 from mergewise.engine._kernels import finite
 from mergewise.engine._sources import Source
-from mergewise.engine._task import Options, Range
-from mergewise.engine._work import Work
+from mergewise.engine._task import Options
+from mergewise.engine._work import Range, Work
 from mergewise.errors import NonFiniteError
 from mergewise.methods import Access
 

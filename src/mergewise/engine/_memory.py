@@ -12,9 +12,9 @@ from mergewise.engine import _compile
 from mergewise.engine._model import model_thresholds
 from mergewise.engine._schedule import Scheduler
 from mergewise.engine._sources import Source, TensorSource
-from mergewise.engine._task import Options, Range, TensorTask
+from mergewise.engine._task import Options, TensorTask
 from mergewise.engine._threads import one_torch_thread
-from mergewise.engine._work import Parallel, Work
+from mergewise.engine._work import Parallel, Range, Work
 from mergewise.errors import IncompatibleModelsError, MergewiseError
 from mergewise.methods import Method, Settings, get_method
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from mergewise._lazy import torch
 from mergewise.engine import _compile
+from mergewise.engine._keys import composite
 from mergewise.engine._random import order_positions
 
 if TYPE_CHECKING:
@@ -58,8 +59,6 @@ def row_ranks(score: Tensor, start: int, columns: int, keys: tuple[int, int]) ->
 def _keys(score: Tensor, start: int, columns: int, bits: int, keys: tuple[int, int]) -> Any:
     """Keys that order by (score, hash of position) and end in the column, as uint64."""
     import numpy as np
-
-    from mergewise.engine._select import composite
 
     tie = order_positions(torch.arange(start, start + score.numel()), *keys)
     mask = np.uint64((1 << bits) - 1)

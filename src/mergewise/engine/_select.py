@@ -16,13 +16,14 @@ from typing import TYPE_CHECKING, Any
 
 from mergewise.engine import _compile
 from mergewise.engine._block import Threshold
-from mergewise.engine._random import order_positions
-from mergewise.engine._task import Range, TensorTask
-from mergewise.engine._work import Parallel, Work
+from mergewise.engine._keys import keys
+from mergewise.engine._work import Parallel, Range, Work
 
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
+
+    from mergewise.engine._task import TensorTask
 
 _TOP = (1 << 64) - 1
 _COLLECT = 1 << 24  # most keys (128 MiB) collected for one threshold
@@ -40,37 +41,6 @@ class _Target:
     high: int = _TOP
     above: int = 0
     found: int | None = None
-
-
-def keys(score: Tensor, start: int, tensor_key: int, stream: int) -> np.ndarray[Any, Any]:
-    """The keys of a run of scores that begins at element `start`, as uint64."""
-    import numpy as np
-    import torch
-
-    library = _compile.helpers()
-    if library is not None:
-        out = np.empty(score.numel(), dtype=np.uint64)
-        score = score.contiguous()
-        library.mw_keys(
-            ctypes.c_void_p(score.data_ptr()),
-            ctypes.c_uint64(start),
-            ctypes.c_int64(score.numel()),
-            ctypes.c_uint32(tensor_key & 0xFFFFFFFF),
-            ctypes.c_uint32(stream & 0xFFFFFFFF),
-            ctypes.c_void_p(out.ctypes.data),
-        )
-        return out
-    positions = torch.arange(start, start + score.numel())
-    return composite(score, order_positions(positions, tensor_key, stream))
-
-
-def composite(score: Tensor, tie: Tensor) -> np.ndarray[Any, Any]:
-    """Float32 scores and int32 hashes as uint64 keys that order by score, then hash."""
-    import numpy as np
-
-    low = tie.numpy().view(np.uint32) ^ np.uint32(0x80000000)
-    high = score.contiguous().numpy().view(np.uint32).astype(np.uint64)
-    return (high << np.uint64(32)) | low
 
 
 def select(tasks: list[TensorTask]) -> Work:

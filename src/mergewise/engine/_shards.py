@@ -14,8 +14,7 @@ from mergewise.checkpoint import ShardLayout, create_shard, write_at
 from mergewise.checkpoint._write import _cannot_write
 from mergewise.engine._schedule import Scheduler
 from mergewise.engine._stages import Task, Tasks
-from mergewise.engine._task import Range
-from mergewise.engine._work import Parallel, Work
+from mergewise.engine._work import Parallel, Range, Work
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -12,16 +12,14 @@ from mergewise.constants import BLOCK_ELEMENTS, PLAIN_BLOCK_ELEMENTS
 from mergewise.engine._block import Block, Keys, Threshold
 from mergewise.engine._kernels import OUTPUT_BIT, Kernels, Result
 from mergewise.engine._ranks import row_ranks
+from mergewise.engine._select import select
 from mergewise.engine._sources import Source, cast
-from mergewise.engine._work import Parallel, Work
+from mergewise.engine._work import Parallel, Range, Work
 from mergewise.errors import MergewiseError, NonFiniteError
 from mergewise.methods import Access, Method
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-
-Range = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -153,8 +151,6 @@ class TensorTask:
 
     def prepare(self, thresholds: list[list[Threshold]] | None = None) -> Work:
         """Everything `combine` needs: thresholds (unless given), totals, coefficients."""
-        from mergewise.engine._select import select
-
         if not self.size:
             return
         yield from self.prepare_inputs()

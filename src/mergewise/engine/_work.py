@@ -20,4 +20,7 @@ class Parallel:
     items: Sequence[Any]
 
 
+Range = tuple[int, int]
+"""A run of elements: (start, size)."""
+
 Work = Generator[Parallel, list[Any], Any]
