@@ -103,3 +103,12 @@ def test_slices_of_a_tied_and_an_untied_model(first: bool, last: bool, tmp_path:
     assert not tied
     assert torch.equal(state[HEAD], load(Path(b))[EMBEDDING if last else HEAD])
     assert torch.equal(state[EMBEDDING], load(Path(a))[EMBEDDING])
+
+
+def test_copied_heads_are_compared_by_content(tmp_path: Path) -> None:
+    a = model(tmp_path, "a", tied=False, head=3.0, seed=1)
+    b = model(tmp_path, "b", tied=True, head=None, seed=2)
+    document = linear(b, base_model=a, merge_method="task_arithmetic", exclude=[HEAD, EMBEDDING])
+    state, tied = merged(document, tmp_path / "out")
+    assert not tied
+    assert torch.equal(state[HEAD], load(Path(a))[HEAD])
