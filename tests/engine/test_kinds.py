@@ -10,6 +10,9 @@ import torch
 from small_models import NO_BASE, PARAMETERS, assert_same, load, near, save
 
 from mergewise import merge, merge_state_dicts
+from mergewise.engine._block import Block, Keys
+from mergewise.engine._kernels import Kernels, finite
+from mergewise.engine._run import pick_device
 from mergewise.errors import IncompatibleModelsError, MergewiseError
 from mergewise.methods import all_methods, get_method
 
@@ -135,3 +138,28 @@ def test_models_that_do_not_fit_together() -> None:
         run("linear", None, [one, {"w": torch.ones(3), "x": torch.ones(2)}])
     with pytest.raises(MergewiseError, match="pass base="):
         merge_state_dicts([one], "ties", parameters={"weight": 1.0})
+
+
+def test_nan_in_eight_bits_is_noticed() -> None:
+    numbers = torch.ones(3).to(torch.float8_e4m3fn)
+    assert finite(numbers)
+    numbers.view(torch.uint8)[1] = 0x7F
+    assert not finite(numbers)
+
+
+def test_compiled_loops_are_given_host_memory_only() -> None:
+    kernels = Kernels(
+        get_method("linear"), {"share": [1.0]}, Keys.of(0, "w", 1), torch.float32, fuse=True
+    )
+    elsewhere = Block(0, 4, [torch.empty(4, device="meta")], False, 4, (-1,))
+    assert kernels._fused("combine", elsewhere) is None
+
+
+@pytest.mark.parametrize("device", ["meta", "mps", "gpu", "cuda:99"])
+def test_devices_that_cannot_compute_are_refused(device: str) -> None:
+    with pytest.raises(MergewiseError, match="device"):
+        pick_device(device)
+
+
+def test_one_name_for_the_processor() -> None:
+    assert pick_device("cpu:0") == "cpu"

@@ -163,6 +163,8 @@ class Kernels:
         dtypes = tuple(_dtype_name(t) for t in block.tensors)
         if not set(dtypes) <= _emit.FUSIBLE:
             return None
+        if any(t.device.type != "cpu" for t in block.tensors):  # C is given addresses
+            return None
         columns = block.columns if block.ranks else None
         out = str(self.out_dtype).removeprefix("torch.")
         key = (
@@ -239,4 +241,5 @@ def _pointers(tensors: list[Tensor]) -> Any:
 def finite(tensor: Tensor) -> bool:
     """Whether a floating-point tensor holds neither NaN nor infinity."""
     total = tensor.sum(dtype=torch.float64)
-    return bool(torch.isfinite(total)) or bool(torch.isfinite(tensor).all())
+    # as float64: isfinite knows some of the 8-bit types only
+    return bool(torch.isfinite(total)) or bool(torch.isfinite(tensor.to(torch.float64)).all())

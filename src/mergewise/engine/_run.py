@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -127,11 +128,16 @@ def pick_device(device: str) -> str:
     """
     if device == "auto":
         return "cuda:0" if torch.cuda.is_available() else "cpu"
+    found: torch.device | None
     try:
         found = torch.device(device)
     except RuntimeError:
-        raise MergewiseError(f"device {device!r}: expected auto, cpu, or cuda:N") from None
-    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
+        found = None
+    if found is None or found.type not in ("cpu", "cuda"):
+        raise MergewiseError(f"device {device!r}: expected auto, cpu, or cuda:N")
+    if found.type == "cpu":
+        return "cpu"
+    if (found.index or 0) >= torch.cuda.device_count():
         raise MergewiseError(
             f"device {device!r}: {torch.cuda.device_count()} CUDA devices are visible; "
             "use --device cpu, or one that exists"
@@ -279,8 +285,10 @@ class _Counter:
         self._done = 0
         self._total = total
         self._progress = progress
+        self._lock = threading.Lock()
 
     def add(self, count: int) -> None:
-        self._done += count
-        if self._progress:
-            self._progress(self._done, self._total)
+        with self._lock:  # also so that the numbers reported never fall
+            self._done += count
+            if self._progress:
+                self._progress(self._done, self._total)
