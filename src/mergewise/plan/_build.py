@@ -117,10 +117,7 @@ class _Builder:
     def _unbuilt(self, stage: Stage, views: Mapping[ModelRef, View]) -> list[Diagnostic]:
         """Requests about tokenizers that a copy of the donor's does not satisfy."""
         found = []
-        same = len({tokenizer_fingerprint(view) for view in views.values()}) == 1
-        source = stage.tokenizer["source"] if stage.tokenizer else "base"
-        plain = not stage.tokenizer or stage.tokenizer.keys() <= {"source"}
-        if stage.tokenizer and not (plain and (source == "base" or same)):
+        if stage.tokenizer and not _copy_suffices(stage.tokenizer, views):
             found.append(
                 (
                     "tokenizer" if "tokenizer" in stage.positions else "tokenizer_source",
@@ -224,6 +221,15 @@ class _Builder:
             self._problem(stage.position, f"slices: {describe(error)}, in {donor.label}")
             return None
         return planned
+
+
+def _copy_suffices(tokenizer: Mapping[str, object], views: Mapping[ModelRef, View]) -> bool:
+    """Whether the donor's tokenizer is what was asked for."""
+    if tokenizer.keys() > {"source"}:
+        return False
+    if tokenizer["source"] == "base":
+        return True
+    return len({tokenizer_fingerprint(view) for view in views.values()}) == 1
 
 
 def _references(stage: Stage) -> list[tuple[ModelRef, Position]]:

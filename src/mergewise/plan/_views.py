@@ -6,6 +6,8 @@ import hashlib
 from pathlib import Path
 
 from mergewise.checkpoint import Checkpoint, open_checkpoint, tied_head
+from mergewise.checkpoint._files import read_small
+from mergewise.checkpoint._output import MAX_COPIED
 from mergewise.errors import MergewiseError, NotBuiltYetError
 from mergewise.plan._model import TensorMeta, View
 from mergewise.recipe import ModelRef, Recipe
@@ -50,11 +52,15 @@ def open_view(ref: ModelRef, recipe: Recipe) -> View:
 
 
 def tokenizer_fingerprint(view: View) -> str | None:
-    """A hash of the model's vocabulary file, to see whether models share it; None without one."""
+    """A hash of the model's vocabulary file, to see whether models share it; None without one.
+
+    Raises:
+        CheckpointError: if the file cannot be read, or is too large to be a vocabulary.
+    """
     for name in ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt"):
         path = view.folder / name
         if path.is_file():
-            return hashlib.sha256(path.read_bytes()).hexdigest()
+            return hashlib.sha256(read_small(path, MAX_COPIED)).hexdigest()
     return None
 
 
