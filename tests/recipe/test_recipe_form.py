@@ -130,7 +130,7 @@ def test_a_mapping_is_a_recipe_too() -> None:
     recipe = load_recipe({"merge_method": "linear", "models": models})
     assert [str(m) for m in recipe.output.models] == ["1e-3", str(Path("x") / "y")]
     assert load_recipe(recipe.text).digest == recipe.digest
-    with pytest.raises(RecipeError, match="<recipe>:2:1: unknown key `modles`; did you mean"):
+    with pytest.raises(RecipeError, match="2:1: unknown key `modles`; did you mean `models`"):
         load_recipe({"merge_method": "linear", "modles": models})
 
 

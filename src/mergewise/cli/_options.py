@@ -11,7 +11,7 @@ import click
 
 from mergewise._units import parse_bytes
 from mergewise.cli._output import Output, attach_logging
-from mergewise.errors import MergewiseError, RecipeError
+from mergewise.errors import MergewiseError
 
 if TYPE_CHECKING:
     from mergewise.recipe import Recipe
@@ -107,12 +107,10 @@ def read_recipe(out: Output, path: str, lenient: bool, overrides: tuple[str, ...
     """
     from pathlib import Path
 
-    from mergewise.recipe import check_recipe, load_recipe
+    from mergewise.recipe import load_with_warnings
 
-    found = check_recipe(Path(path), lenient=lenient, overrides=overrides)
-    if any(d.severity == "error" for d in found):
-        raise RecipeError(found)
+    recipe, warnings = load_with_warnings(Path(path), lenient=lenient, overrides=overrides)
     if not out.quiet:
-        for diagnostic in found:
+        for diagnostic in warnings:
             out.diagnostic(diagnostic)
-    return load_recipe(Path(path), lenient=lenient, overrides=overrides)
+    return recipe

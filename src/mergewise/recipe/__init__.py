@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mergewise.recipe._load import check_recipe, load_recipe
+from mergewise.recipe._load import check_recipe, load_recipe, load_with_warnings
 from mergewise.recipe._problems import Position
 from mergewise.recipe._recipe import Module, Recipe, Slice, Source, Stage
 from mergewise.recipe._reference import ModelRef
@@ -22,5 +22,6 @@ __all__ = [
     "Stage",
     "check_recipe",
     "load_recipe",
+    "load_with_warnings",
     "settings_for",
 ]

@@ -35,16 +35,26 @@ def load_recipe(
         overrides: changes such as ``parameters.t=0.3``, made before anything is checked.
 
     Returns:
-        The recipe in its normal form; warnings are to be had from `check_recipe`.
+        The recipe in its normal form; warnings are to be had from `load_with_warnings`.
 
     Raises:
         RecipeError: with every problem found, in document order.
     """
+    return load_with_warnings(source, lenient=lenient, overrides=overrides)[0]
+
+
+def load_with_warnings(
+    source: str | Path | Mapping[str, Any],
+    *,
+    lenient: bool = False,
+    overrides: Sequence[str] = (),
+) -> tuple[Recipe, list[Diagnostic]]:
+    """As `load_recipe`, with its warnings; a source that can be read only once is read once."""
     problems = Problems(lenient)
-    recipe = _read(source, overrides, problems)
+    recipe = _try(source, overrides, problems)
     problems.raise_if_failed()
     assert recipe is not None
-    return recipe
+    return recipe, problems.in_order()
 
 
 def check_recipe(
@@ -55,11 +65,18 @@ def check_recipe(
 ) -> list[Diagnostic]:
     """All errors and warnings of a recipe, in document order; see `load_recipe`."""
     problems = Problems(lenient)
+    _try(source, overrides, problems)
+    return problems.in_order()
+
+
+def _try(
+    source: str | Path | Mapping[str, Any], overrides: Sequence[str], problems: Problems
+) -> Recipe | None:
     try:
-        _read(source, overrides, problems)
+        return _read(source, overrides, problems)
     except RecipeError as error:
         problems.found += error.diagnostics
-    return problems.in_order()
+        return None
 
 
 def _read(

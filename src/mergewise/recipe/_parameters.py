@@ -90,9 +90,8 @@ class ParameterReader:
             self.problems.warn(at, text, name, method.params)
             return True
         what = f"{where}: {method.name} has no parameter `{shorten(name)}`"
-        options = method.params if suggest(name, method.params) else self.declared
-        hint = "" if suggest(name, options) else f"; {_accepted(method)}"
-        self.problems.unknown(at, what + hint, name, options)
+        hint = "" if suggest(name, method.params) else f"; {_accepted(method)}"
+        self.problems.unknown(at, what + hint, name, method.params)
         # what is no parameter value at all is an error even if unknown names are forgiven
         return self.problems.lenient
 

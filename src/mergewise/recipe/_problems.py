@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal
 
@@ -33,11 +33,14 @@ class Position:
         return self.path.startswith(OVERRIDE)
 
 
-def suggest(word: str, options: Iterable[str]) -> str:
+def suggest(word: str, options: Collection[str]) -> str:
     """``; did you mean `x`?`` for the option closest to `word`, or nothing."""
     if len(word) > 64:
         return ""
-    close = difflib.get_close_matches(word.lower().replace("-", "_"), list(options), n=1)
+    word = word.lower().replace("-", "_")
+    # letters that changed places are the commonest slip: `modles` is `models`, not `modules`
+    swapped = [option for option in options if sorted(option) == sorted(word)]
+    close = difflib.get_close_matches(word, swapped or list(options), n=1)
     return f"; did you mean `{close[0]}`?" if close else ""
 
 
@@ -59,24 +62,26 @@ class Problems:
         self.dropped = 0
 
     def error(
-        self, at: Position, message: str, word: str = "", options: Iterable[str] = ()
+        self, at: Position, message: str, word: str = "", options: Collection[str] = ()
     ) -> None:
         """Report an error; with `word` and `options`, add what was probably meant."""
         self._add(at, message, word, options, "error")
 
-    def warn(self, at: Position, message: str, word: str = "", options: Iterable[str] = ()) -> None:
+    def warn(
+        self, at: Position, message: str, word: str = "", options: Collection[str] = ()
+    ) -> None:
         """Report something that is probably not what was wanted, but can be run."""
         self._add(at, message, word, options, "warning")
 
     def unknown(
-        self, at: Position, message: str, word: str = "", options: Iterable[str] = ()
+        self, at: Position, message: str, word: str = "", options: Collection[str] = ()
     ) -> None:
         """Report an unknown key: an error, or a warning if lenient (never for ``--set``)."""
         report = self.warn if self.lenient and not at.from_override else self.error
         report(at, message, word, options)
 
     def _add(
-        self, at: Position, message: str, word: str, options: Iterable[str], severity: Severity
+        self, at: Position, message: str, word: str, options: Collection[str], severity: Severity
     ) -> None:
         if len(self.found) >= MAX_PROBLEMS and (severity == "warning" or self.failed):
             self.dropped += 1
