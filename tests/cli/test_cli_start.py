@@ -96,6 +96,19 @@ def test_bad_usage_exits_2_and_says_where_to_look(run, arguments, message):
     assert result.stderr.splitlines()[-1].endswith("--help shows how it is used")
 
 
+def test_no_command_shows_the_help_and_is_no_success(run):
+    result = run()
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr.startswith("Usage: mergewise")
+    assert result.stderr.endswith("Print the completion script of a shell.\n")
+
+
+def test_a_recipe_may_come_through_a_pipe(here):
+    command = f"{sys.executable} -m mergewise plan /dev/stdin < <(cat ties.yml)"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, cwd=here)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_completion_prints_a_script_for_the_shell(run, shell):
     result = run("completion", shell)

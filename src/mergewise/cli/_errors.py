@@ -44,6 +44,9 @@ def _report(error: BaseException, out: Output) -> int:
     if isinstance(error, click.Abort | KeyboardInterrupt | InterruptedMergeError):
         out.say(out.when_interrupted())
         return INTERRUPTED
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+        out.say(error.format_message())
+        return error.exit_code
     if isinstance(error, click.ClickException):
         return _usage(error, out)
     if isinstance(error, RecipeError):
