@@ -48,6 +48,16 @@ def test_json_has_every_value_and_its_origin(run):
     assert tensor["parameters"]["lambda"] == {"value": 1.0, "origin": "default of ties"}
 
 
+def test_each_stage_has_its_own_seed(run, here):
+    random = (here / "ties.yml").read_text().replace("ties", "dare_ties")
+    last = "merge_method: linear\nmodels: [{model: one, parameters: {weight: 1}}]\n"
+    (here / "two.yml").write_text(f"name: one\nseed: 7\n{random}---\n{last}")
+    rows = [" ".join(line.split()) for line in run("plan", "two.yml").stdout.splitlines()]
+    assert "seed 7 in one, 0 in stage 2" in rows
+    stages = json.loads(run("plan", "two.yml", "--json").stdout)["stages"]
+    assert [stage["seed"] for stage in stages] == [7, 0]
+
+
 def test_explain_shows_inputs_formula_and_origins(run):
     result = run("plan", "ties.yml", "--explain", "1.self_attn.q_proj")
     assert result.exit_code == 0

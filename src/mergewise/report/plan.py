@@ -111,8 +111,16 @@ def _facts(plan: MergePlan) -> list[tuple[str, str]]:
         ("reads", show_bytes(plan.bytes_read)),
         ("writes", f"{show_bytes(plan.bytes_write)}; {show_bytes(costs.free)} free here"),
         ("memory", f"about {', '.join(peaks)}"),
-        ("seed", str(plan.seed)),
+        ("seed", _seeds(plan)),
     ]
+
+
+def _seeds(plan: MergePlan) -> str:
+    """One number, or, if they differ, one for every stage."""
+    seeds = {stage.label: stage.stage.seed or 0 for stage in plan.stages}
+    if len(set(seeds.values())) == 1:
+        return str(plan.seed)
+    return ", ".join(f"{seed} in {label}" for label, seed in seeds.items())
 
 
 def _stage(stage: StagePlan, every: bool, *, named: bool) -> list[RenderableType]:
@@ -179,6 +187,7 @@ def _stage_dict(stage: StagePlan) -> dict[str, Any]:
         "method": stage.stage.method,
         "dtype": stage.stage.dtype,
         "out_dtype": stage.stage.out_dtype,
+        "seed": stage.stage.seed or 0,
         "models": [_model_dict(stage, view) for view in stage.views],
         "tensors": [tensor_dict(stage, name) for name in stage.tensors],
         "omitted": dict(stage.omitted),
