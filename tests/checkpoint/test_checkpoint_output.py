@@ -150,6 +150,11 @@ def test_card():
     assert "mergewise merge recipe.yml out" in text
 
 
+def test_card_links_the_paper():
+    _, text = card(source="TIES-Merging (Yadav et al. 2023, arXiv 2306.01708)")
+    assert "2023, [arXiv 2306.01708](https://arxiv.org/abs/2306.01708))" in text
+
+
 def test_card_of_a_native_recipe_that_is_no_language_model():
     front, _ = card(dialect=False, architecture="BertModel")
     assert front["tags"] == ["merge", "mergewise"] and "pipeline_tag" not in front

@@ -122,7 +122,7 @@ def model_card(
         title=_line(title),
         method=_line(method),
         summary=_line(summary),
-        source=_line(source),
+        source=_linked(_line(source)),
         inputs=rows,
         licence_note=note,
         recipe=recipe.rstrip("\n"),
@@ -158,6 +158,11 @@ def _fence(text: str) -> str:
 
 def _line(text: str) -> str:
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())
+
+
+def _linked(text: str) -> str:
+    """A link to the paper, from which the Hub also makes its tag."""
+    return re.sub(r"arXiv (\d{4}\.\d{4,5})", r"[arXiv \1](https://arxiv.org/abs/\1)", text)
 
 
 def _cell(text: str) -> str:
