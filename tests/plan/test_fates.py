@@ -311,3 +311,22 @@ def test_plan_can_be_called_by_its_public_name(models: Path, tmp_path: Path) -> 
     )
     done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_numbers_are_not_averaged_with_quantised_ones(tmp_path: Path) -> None:
+    state = {"w": torch.ones(2, 2)}
+    a = save(tmp_path / "a", state, {})
+    b = save(tmp_path / "b", {"w": torch.ones(2, 2, dtype=torch.int8)}, {})
+    models = [{"model": str(m)} for m in (a, b)]
+    document = {"merge_method": "linear", "models": models, "parameters": {"weight": 1}}
+    assert re.search(r"tensor w: I8 in .*/b, floating point in another model", refusal(document))
+
+
+def test_element_types_without_a_name_in_torch_are_refused(tmp_path: Path) -> None:
+    header = json.dumps({"w": {"dtype": "F4", "shape": [4], "data_offsets": [0, 2]}}).encode()
+    (tmp_path / "a").mkdir()
+    data = len(header).to_bytes(8, "little") + header + bytes(2)
+    (tmp_path / "a" / "model.safetensors").write_bytes(data)
+    models = [{"model": str(tmp_path / "a")}]
+    document = {"merge_method": "linear", "models": models, "parameters": {"weight": 1}}
+    assert "elements of type F4 cannot be read" in refusal(document)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from mergewise.checkpoint._dtypes import CODES
+from mergewise.checkpoint._dtypes import CODES, TORCH_NAMES
 from mergewise.errors import Diagnostic, RecipeError
 from mergewise.methods import Method, Settings
 from mergewise.plan._model import Input, TensorMeta, TensorPlan, View
@@ -38,6 +38,12 @@ class Fates:
         donor = self._donor(slot, found)
         dtype = self._out_dtype(donor.meta.dtype)
         meta = TensorMeta(slot.name, dtype, donor.meta.shape)
+        if donor.meta.dtype not in TORCH_NAMES:
+            self._problem(
+                f"tensor {slot.name} of {donor.view.label}: elements of type {donor.meta.dtype} "
+                "cannot be read by this version; use an unquantised checkpoint"
+            )
+            return None
         if donor.meta.dtype not in FLOATS:
             return self._integer(meta, donor, found)
         if self.stage.excludes(slot.name):
@@ -49,7 +55,7 @@ class Fates:
                 return None
             reason = f"only {donor.view.label} is copied: not in {', '.join(absent)}"
             return TensorPlan(meta, "copy", None, (donor,), reason=reason)
-        if not self._same_shape(slot, donor, found):
+        if not (self._same_shape(slot, donor, found) and self._all_floats(slot, found)):
             return None
         return self._merge(slot, meta, found)
 
@@ -121,6 +127,15 @@ class Fates:
                 f"{list(donor.meta.shape)} in {donor.view.label}; {hint}"
             )
         return good
+
+    def _all_floats(self, slot: Slot, found: Sequence[Input | None]) -> bool:
+        odd = [item for item in found if item and item.meta.dtype not in FLOATS]
+        for item in odd:
+            self._problem(
+                f"tensor {slot.name}: {item.meta.dtype} in {item.view.label}, floating point in "
+                "another model; is that model quantised? Use the unquantised checkpoint"
+            )
+        return not odd
 
     def _merge(
         self, slot: Slot, meta: TensorMeta, found: Sequence[Input | None]
