@@ -81,6 +81,7 @@ def test_all_commands_explain_themselves(run):
     [
         (["mrge"], "no command 'mrge'; did you mean 'merge'?"),
         (["merge", "ties.yml"], "Missing argument 'OUT'"),
+        (["merge", "ties.yml", ""], "it is empty; give a folder for the output"),
         (["plan", "ties.yml", "--jsn"], "did you mean one of: '--json'"),
         (["merge", "ties.yml", "out", "--memory", "4XB"], "'4XB' is not a size; expected such as"),
         (["merge", "ties.yml", "out", "--device", "gpu"], "expected auto, cpu, cuda or cuda:N"),

@@ -14,6 +14,7 @@ from mergewise.cli._options import (
     json_option,
     our_command,
     read_device,
+    read_folder,
     read_recipe,
     read_size,
     recipe_options,
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
 @our_command(name="merge")
 @click.argument("recipe", type=click.Path())
-@click.argument("folder", metavar="OUT", type=click.Path(path_type=Path))
+@click.argument("folder", metavar="OUT", type=click.Path(), callback=read_folder)
 @click.option("--device", default="auto", callback=read_device, help="auto, cpu or cuda:N.")
 @click.option(
     "--workers", metavar="N", type=click.IntRange(min=1), help="Threads (one per processor)."

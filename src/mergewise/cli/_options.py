@@ -14,6 +14,8 @@ from mergewise.cli._output import Output, attach_logging
 from mergewise.errors import MergewiseError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from mergewise.recipe import Recipe
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -34,6 +36,15 @@ def read_device(ctx: click.Context, param: click.Parameter, value: str) -> str:
     if re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", value):
         return value
     raise click.BadParameter(f"{value!r} is no device; expected auto, cpu, cuda or cuda:N")
+
+
+def read_folder(ctx: click.Context, param: click.Parameter, value: str) -> Path:
+    """Callback of OUT; an empty one, as of an unset variable, would be the current folder."""
+    from pathlib import Path
+
+    if not value:
+        raise click.BadParameter("it is empty; give a folder for the output")
+    return Path(value)
 
 
 def output_of(ctx: click.Context) -> Output:
