@@ -243,3 +243,18 @@ def test_nan_in_a_stage_names_the_model(models: Path, tmp_path: Path) -> None:
     first["models"][0]["model"] = str(bad)
     with pytest.raises(NonFiniteError, match=r"model\.norm\.weight of model .*/bad holds"):
         merge(text(first, second("first", models, "ties")), tmp_path / "out")
+
+
+def test_whole_model_shares_are_of_one_model(tmp_path: Path) -> None:
+    """Where models lack tensors, the first expert of one tensor is not that of another."""
+    zero = {n: torch.zeros(20, 10) for n in ("layers.0.w", "layers.1.w")}
+    large, small = torch.randn(20, 10) + 100, torch.randn(20, 10)
+    save(tmp_path / "base", zero)
+    save(tmp_path / "expert_a", {"layers.0.w": large})
+    save(tmp_path / "expert_b", {"layers.1.w": small})
+    save(tmp_path / "expert_c", zero)
+    parameters = {"density": 0.5, "granularity": "model"}
+    document = recipe(tmp_path, "ties", 3, parameters=parameters, missing="available")
+    merge(document, tmp_path / "out")
+    kept = {name: int(t.count_nonzero()) for name, t in load(tmp_path / "out").items()}
+    assert kept == {"layers.0.w": 100, "layers.1.w": 100}

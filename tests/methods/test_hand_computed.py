@@ -32,16 +32,27 @@ def test_linear() -> None:
     check(merge_tensor([t(1, 2), t(5, 6)], "linear", weight=[3.0, 1.0], normalize=False), 8, 12)
 
 
-@pytest.mark.parametrize("method", ["linear", "task_arithmetic"])
-def test_weights_that_cancel_are_refused_before_any_data_is_read(method: str) -> None:
+def test_weights_that_cancel_are_refused_before_any_data_is_read() -> None:
     settings = Settings({"weight": [0.1, 0.2, -0.3], "normalize": True})
-    assert "sum to 0" in str(get_method(method).problem(settings, 3))
+    assert "sum to 0" in str(get_method("linear").problem(settings, 3))
     with pytest.raises(MergewiseError, match=r"sum to 0.*normalize: false"):
         shares([1.0, -1.0])
 
 
 def test_task_arithmetic_with_all_weights_zero_is_the_base_even_if_normalized() -> None:
     check(merge_tensor([t(1, 2)], "task_arithmetic", t(5, 5), weight=0.0, normalize=True), 5, 5)
+
+
+@pytest.mark.parametrize(
+    "method", ["task_arithmetic", "dare_linear", "breadcrumbs", "della_linear"]
+)
+def test_task_vectors_whose_weights_cancel_are_not_divided(method: str) -> None:
+    # base + (x - base) - (y - base), as mergekit does
+    more = {"density": 1.0} | ({"gamma": 0.0} if method == "breadcrumbs" else {})
+    got = merge_tensor(
+        [t(1, 2), t(5, 9)], method, t(5, 5), weight=[1.0, -1.0], normalize=True, **more
+    )
+    check(got, 1, -2)
 
 
 def test_slerp_of_perpendicular_vectors() -> None:

@@ -16,7 +16,8 @@ _REFERENCE = 1_000_000_000
 def model_thresholds(tasks: list[TensorTask]) -> Work:
     """Thresholds by tensor name for the tasks that ask for whole-model granularity.
 
-    Tasks that want the same share of their elements are pooled; those with other densities form
+    Tasks of the same models that want the same share of their elements are pooled; those with
+    other densities, or of other models (some lack the tensor, or the slice names others), form
     pools of their own. A generator (see `_task`); its value is a dict.
     """
     pools: dict[Any, list[TensorTask]] = defaultdict(list)
@@ -24,7 +25,8 @@ def model_thresholds(tasks: list[TensorTask]) -> Work:
         settings = task.kernels.settings
         if getattr(settings, "granularity", "") == "model" and task.wants_thresholds():
             wanted = task.method.ranks(settings, _REFERENCE, [_REFERENCE] * len(task.experts))
-            pools[task.method.name, str(wanted)].append(task)
+            models = tuple(source.model for source in (task.base, *task.experts) if source)
+            pools[task.method.name, str(wanted), models].append(task)
     found: dict[str, list[list[Threshold]]] = {}
     for pool in pools.values():
         for task in pool:

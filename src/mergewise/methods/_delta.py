@@ -4,6 +4,10 @@
 
 A method names its selection rule (`_select`), whether a sign consensus is taken, and the
 defaults of `normalize` and `rescale`; the rest is here.
+
+Without a consensus, `normalize` divides by the sum of the weights, or by 1 where they cancel (a
+sum below 1e-8): that is what mergekit does, and recipes that add one model and subtract another
+rely on it.
 """
 
 from __future__ import annotations
@@ -15,7 +19,7 @@ from mergewise._lazy import torch
 from mergewise.methods._base import Inputs, Method
 from mergewise.methods._params import REQUIRED, Param, Settings
 from mergewise.methods._select import Everything
-from mergewise.methods._weights import cancel, combination, no_share, total
+from mergewise.methods._weights import combination, total
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,6 +31,7 @@ SIGN = Param(
     choices=("sum", "count"),
     native=True,
 )
+_CANCELLED = 1e-8
 INT8_MASK = Param(bool, False, "accepted for mergekit recipes; has no effect on the result")
 
 
@@ -39,7 +44,9 @@ def delta_params(normalize: bool, rescale: bool, **extra: Param) -> dict[str, Pa
         ),
         **extra,
         "normalize": Param(
-            bool, normalize, "divide by the sum of the weights (of those that take part)"
+            bool,
+            normalize,
+            "divide by the sum of the weights (of those that take part), unless it is 0",
         ),
         "rescale": Param(bool, rescale, "make up for the elements dropped"),
         "lambda": Param(float, 1.0, "factor on the merged task vector"),
@@ -71,9 +78,6 @@ class DeltaMethod(Method):
     consensus: ClassVar[bool] = False
 
     def problem(self, p: Settings, experts: int) -> str | None:
-        divides = p.normalize and not self.consensus
-        if divides and cancel(p.weight) and any(p.weight):
-            return no_share(p.weight)
         return self.selection.problem(p)
 
     def scores(self, x: Inputs, s: Settings) -> list[Tensor]:
@@ -108,8 +112,8 @@ class DeltaMethod(Method):
             for i, weight in enumerate(p.weight):
                 kept = totals[f"kept_{i}"]
                 factors[i] = weight * totals[f"all_{i}"] / kept if kept > 0 else weight
-        if p.normalize and not self.consensus and any(p.weight):
-            whole = sum(p.weight)
+        whole = sum(p.weight)
+        if p.normalize and not self.consensus and abs(whole) >= _CANCELLED:
             factors = [factor / whole for factor in factors]
         return {"factor": factors}
 
