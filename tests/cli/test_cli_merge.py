@@ -10,6 +10,7 @@ from contextlib import contextmanager
 import pytest
 
 from mergewise.cli import _merge, _progress
+from mergewise.cli._interrupt import terminable
 from mergewise.cli._output import Output
 
 SMALL = ("--shard-size", "1kB", "--workers", "1")
@@ -140,6 +141,25 @@ def test_signals_leave_a_merge_resumable(run, here, name):
     assert (here / "out/.mergewise/journal.json").exists()
     assert run(*arguments).exit_code == 0
     assert not (here / "out/.mergewise").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=str)
+def test_an_impatient_second_signal_changes_nothing(number):
+    before = signal.getsignal(number)
+    with terminable():
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(number)
+        signal.raise_signal(number)
+    assert signal.getsignal(number) is before
+
+
+def test_signals_that_are_ignored_stay_ignored():
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with terminable():
+            signal.raise_signal(signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_progress_off_a_terminal_is_a_line_now_and_then(monkeypatch, capsys):

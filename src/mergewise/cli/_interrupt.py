@@ -4,31 +4,48 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import shlex
 import signal
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 
 from mergewise.cli._output import count
 
+PATIENCE = 5.0
+"""Seconds in which the work in progress should have stopped."""
+
 
 @contextlib.contextmanager
 def terminable() -> Iterator[None]:
-    """Make SIGTERM do what Ctrl-C does, so that the lock is released and files are kept."""
+    """Make SIGTERM do what Ctrl-C does, so that the lock is released and files are kept.
+
+    More of them within `PATIENCE` seconds change nothing: they would end the main thread while
+    workers still compute, and torch then aborts the process.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, _interrupt)
+    last = -math.inf
+
+    def interrupt(signum: int, frame: FrameType | None) -> None:
+        nonlocal last
+        if time.monotonic() - last > PATIENCE:
+            last = time.monotonic()
+            raise KeyboardInterrupt
+
+    before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+    heard = [s for s, handler in before.items() if handler is not signal.SIG_IGN]
+    for number in heard:
+        signal.signal(number, interrupt)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def _interrupt(signum: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
+        for number in heard:
+            signal.signal(number, before[number])
 
 
 def finished_files(out: Path) -> int | None:
