@@ -29,7 +29,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from models import SHAPES, make_all
+from models import SHAPES, made_apart
 from rich.console import Console
 from rich.table import Table
 
@@ -135,14 +135,14 @@ class Bench:
         return measure([str(MERGEKIT), str(recipe), str(self.out), "--no-copy-tokenizer"])
 
     def start_up(self, method: str) -> float:
-        models = make_all(self.folder, "tiny")
+        models = made_apart(self.folder, "tiny")
         recipe = self.folder / f"tiny-{method}.yml"
         write_recipe(recipe, method, models)
         return statistics.median(self.merge(recipe).wall for _ in range(self.runs))
 
     def start_ups(self, peer: bool) -> dict[str, Usage]:
         """What a command costs that has next to nothing to do."""
-        models = make_all(self.folder, "tiny")
+        models = made_apart(self.folder, "tiny")
         recipe = self.folder / "tiny-linear.yml"
         write_recipe(recipe, "linear", models)
         commands = {
@@ -236,7 +236,7 @@ def main() -> None:
         if size not in SHAPES:
             parser.error(f"--sizes: one of {', '.join(SHAPES)} expected, got {size}")
         console.print(f"making models of {size} in {options.folder}")
-        models = make_all(options.folder, size)
+        models = made_apart(options.folder, size)
         for method in options.methods.split(","):
             row = bench.row(size, method, models)
             if options.peer:

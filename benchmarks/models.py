@@ -11,12 +11,15 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
-
-import numpy as np
-import torch
+from typing import TYPE_CHECKING
 
 from mergewise.checkpoint import create_shard, plan_shards, write_at
+
+if TYPE_CHECKING:
+    import torch
 
 SHAPES = {
     # hidden, feed-forward, layers, heads, key-value heads, vocabulary
@@ -70,6 +73,8 @@ def make(folder: Path, size: str, seed: int, change: int | None) -> None:
     """Write one model: the base of `seed`, or the base plus change number `change`."""
     if (folder / "config.json").exists():
         return
+    import torch
+
     folder.mkdir(parents=True, exist_ok=True)
     names = tensors(size)
     layout = plan_shards([(n, "BF16", s) for n, s in names], SHARD_BYTES)[0]
@@ -89,6 +94,9 @@ def make(folder: Path, size: str, seed: int, change: int | None) -> None:
 
 
 def _normal(seed: int, tensor: int, shape: tuple[int, ...]) -> torch.Tensor:
+    import numpy as np
+    import torch
+
     generator = np.random.Generator(np.random.PCG64([seed, tensor]))
     return torch.from_numpy(generator.standard_normal(shape, dtype=np.float32))
 
@@ -99,6 +107,14 @@ def make_all(folder: Path, size: str, experts: int = 3, seed: int = 20) -> list[
     for i, path in enumerate(made):
         make(path, size, seed, None if i == 0 else i - 1)
     return made
+
+
+def made_apart(folder: Path, size: str, experts: int = 3) -> list[Path]:
+    """As `make_all`, in a process of its own: a process started by one that is or was large counts
+    that one's memory as its own peak."""
+    command = [sys.executable, __file__, str(folder), "--size", size, "--experts", str(experts)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    return [Path(line) for line in done.stdout.splitlines()]
 
 
 if __name__ == "__main__":

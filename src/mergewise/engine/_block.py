@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from mergewise._lazy import torch
 from mergewise.engine._random import hash_positions, order_positions, stream_key, uniform
-from mergewise.engine._trace import Expr
+from mergewise.engine._trace import Expr, Untraceable
 from mergewise.methods import Inputs, Settings
 
 if TYPE_CHECKING:
@@ -110,9 +110,15 @@ class TorchInputs(_AtLeast):
 
 
 class TracedInputs(_AtLeast):
-    """The same as expressions. Integer scalars are numbered as `Keys.flat` gives them."""
+    """The same as expressions. Integer scalars are numbered as `Keys.flat` gives them.
 
-    def __init__(self, experts: int, has_base: bool, ranks: int, masks: int, columns: int) -> None:
+    Args:
+        columns: elements per row, if the compiled loop is to be for that number alone.
+    """
+
+    def __init__(
+        self, experts: int, has_base: bool, ranks: int, masks: int, columns: int | None
+    ) -> None:
         count = experts + has_base
         kinds = "f" * (count + ranks) + "b" * masks
         inputs: list[Any] = [Expr("input", (i,), kind) for i, kind in enumerate(kinds)]
@@ -120,8 +126,12 @@ class TracedInputs(_AtLeast):
         self.experts = inputs[has_base:count]
         self.ranks = inputs[count : count + ranks]
         self.masks = inputs[count + ranks :]
-        self.columns = columns
+        if columns is not None:
+            self.columns = columns
         self._count = experts
+
+    def __getattr__(self, name: str) -> Any:
+        raise Untraceable(f"uses x.{name}, which differs from tensor to tensor")
 
     def _positions(self, op: str, slot: int) -> Expr:
         return Expr(op, (Expr("is", (0,), "i"), Expr("is", (slot,), "i")), "i")

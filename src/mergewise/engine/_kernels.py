@@ -182,7 +182,8 @@ class Kernels:
     ) -> Callable[[Block, Any], Result] | None:
         experts = len(block.tensors) - block.has_base
         extra = (len(block.ranks), len(block.masks))
-        x = TracedInputs(experts, block.has_base, *extra, block.columns)
+        columns = block.columns if block.ranks else None
+        x = TracedInputs(experts, block.has_base, *extra, columns)
         s = settings(self._scalars.traced)
         inputs = [*dtypes, *["float32"] * extra[0], *["bool"] * extra[1]]
         size = (len(self._scalars.floats), len(self._scalars.ints))

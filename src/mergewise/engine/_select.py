@@ -4,7 +4,7 @@ Elements are ordered by the 64-bit key (score's bits, hash of the position): the
 so exactly the wanted number of elements lies at or above a threshold. A small sample brackets the
 wanted key; one pass over the data counts the keys above the bracket and collects those inside it
 (about a percent), among which the key is then picked. If the sample misled, counting passes
-narrow the bracket first.
+narrow the bracket first; so they do where a bracket would hold too much to collect.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from mergewise.engine import _compile
 from mergewise.engine._block import Threshold
 from mergewise.engine._keys import keys
 from mergewise.engine._work import Parallel, Range, Work
+from mergewise.methods import Access
 
 if TYPE_CHECKING:
     import numpy as np
@@ -64,6 +65,10 @@ def select(tasks: list[TensorTask]) -> Work:
         yield from _pass(items, open_targets)
         open_targets = [t for t in open_targets if t.found is None]
         for target in open_targets:
+            if target.rank <= target.above:
+                target.low, target.high = target.high + 1, _TOP
+            else:
+                target.low, target.high = 0, max(target.low - 1, 0)
             yield from _narrow(items, target)
     return [[_threshold(t, n) for t in row] for row in table]
 
@@ -88,18 +93,21 @@ def _nonzero(item: tuple[TensorTask, Range]) -> list[int]:
 
 def _sample_ranges(task: TensorTask, share: float) -> list[Range]:
     """Evenly spread runs that make up `share` of the task's elements."""
-    run = task.columns if task.access.value == "rows" else _RUN
-    if task.access.value == "whole" or task.size <= 4 * run:
+    wanted = min(task.size, math.ceil(task.size * share))
+    if task.access is Access.WHOLE:
         return task.ranges()
-    count = max(4, math.ceil(task.size * share / run))
+    # a small tensor gives few elements, or it would count for more than its share
+    run = task.columns if task.access is Access.ROWS else min(_RUN, max(1, wanted // 4))
+    count = min(max(1, math.ceil(wanted / run)), task.size // run)
     last = (task.size - run) // run
-    starts = sorted({round(i * last / (count - 1)) * run for i in range(count)})
+    starts = sorted({round(i * last / max(1, count - 1)) * run for i in range(count)})
     return [(at, run) for at in starts]
 
 
 def _bracket_by_sample(tasks: list[TensorTask], targets: list[_Target], n: int) -> Work:
     import numpy as np
 
+    all_items = [(task, where) for task in tasks for where in task.ranges()]
     size = min(max(n // 128, 1 << 16), 1 << 22)
     items = [(task, where) for task in tasks for where in _sample_ranges(task, size / n)]
     batches = [items[at : at + 64] for at in range(0, len(items), 64)]
@@ -115,6 +123,8 @@ def _bracket_by_sample(tasks: list[TensorTask], targets: list[_Target], n: int) 
             first, last = math.floor(q * m) - slack, math.ceil(q * m) + slack
             target.high = int(sample[first]) if first >= 0 else _TOP
             target.low = int(sample[last]) if last < m else 0
+            if (min(last, m) - max(first, 0)) / m * n > _COLLECT:
+                yield from _narrow(all_items, target)
 
 
 def _sample(batch: list[tuple[TensorTask, Range]], scores: list[int]) -> dict[int, Any]:
@@ -175,13 +185,9 @@ def _count(
 
 
 def _narrow(items: list[tuple[TensorTask, Range]], target: _Target) -> Work:
-    """The sample misled: halve the bracket by counting until few enough keys lie in it."""
+    """Narrow a bracket by counting until few enough keys lie in it to be collected."""
     import numpy as np
 
-    if target.rank <= target.above:
-        target.low, target.high = target.high + 1, _TOP
-    else:
-        target.low, target.high = 0, max(target.low - 1, 0)
     while True:
         width = (target.high - target.low) // _BINS + 1
 
@@ -197,9 +203,14 @@ def _narrow(items: list[tuple[TensorTask, Range]], target: _Target) -> Work:
         parts = yield Parallel(histogram, items)
         counts = sum(part[1] for part in parts)
         left = target.rank - sum(part[0] for part in parts)
+        if left <= 0:  # the bracket lies below the wanted key
+            target.low, target.high = target.high + 1, _TOP
+            continue
+        if left > counts.sum():  # it lies above
+            target.low, target.high = 0, target.low - 1
+            continue
         cumulated = np.cumsum(counts[::-1])
-        place = int(np.searchsorted(cumulated, left))
-        chosen = _BINS - 1 - place
+        chosen = _BINS - 1 - int(np.searchsorted(cumulated, left))
         target.low += chosen * width
         target.high = min(target.low + width - 1, target.high)
         if counts[chosen] <= _COLLECT or width == 1:

@@ -11,6 +11,7 @@ from mergewise._lazy import torch
 from mergewise.constants import BLOCK_ELEMENTS, PLAIN_BLOCK_ELEMENTS
 from mergewise.engine._block import Block, Keys, Threshold
 from mergewise.engine._kernels import OUTPUT_BIT, Kernels, Result
+from mergewise.engine._masks import MaskCache
 from mergewise.engine._ranks import row_ranks
 from mergewise.engine._select import select
 from mergewise.engine._sources import Source, cast
@@ -60,7 +61,6 @@ class TensorTask:
         values: the method's parameters, resolved for this tensor.
         base, experts: the inputs.
         in_dtype: round inputs to this type first (a recipe's `dtype`), or None.
-        group: tasks of one group share whole-model thresholds.
     """
 
     name: str
@@ -94,7 +94,7 @@ class TensorTask:
         self._ranked = self.method.ranked(self.kernels.settings)
         if self._ranked and self.access is Access.FLAT:
             self.access = Access.ROWS
-        self._masks: dict[Range, list[Any]] = {}
+        self._masks = MaskCache()
         self._masked = self._ranked and self.kernels.count("masks", self._tiny) > 0
 
     def ranges(self) -> list[Range]:
@@ -124,12 +124,9 @@ class TensorTask:
 
     def _rank(self, block: Block, where: Range) -> None:
         """Give a block the masks its ranks make, if the method wants no more; else its ranks."""
-        import numpy as np
-
-        packed = self._masks.pop(where, None)
-        if packed is not None:
-            flags = [np.unpackbits(m, count=block.size).view(np.bool_) for m in packed]
-            block.masks = [torch.from_numpy(f) for f in flags]
+        kept = self._masks.take(where)
+        if kept is not None:
+            block.masks = kept
             return
         scores = self._checked(self.kernels.scores(block)).tensors
         block.ranks = [
@@ -177,11 +174,9 @@ class TensorTask:
         return self._checked(self.kernels.combine(self.load(where))).tensors[0]
 
     def _terms(self, where: Range) -> dict[str, float]:
-        import numpy as np
-
         block = self.load(where)
-        if block.masks:  # a bit an element, until `merged` asks for this block
-            self._masks[where] = [np.packbits(mask.numpy()) for mask in block.masks]
+        if block.masks:
+            self._masks.put(where, block.masks)
         return self._checked(self.kernels.terms(block)).sums
 
     def _tiny(self) -> Block:
