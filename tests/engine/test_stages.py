@@ -22,6 +22,10 @@ from small_models import (
 
 from mergewise import merge
 from mergewise.engine import _run
+from mergewise.engine._copy import CopyTask
+from mergewise.engine._stages import StageSource
+from mergewise.engine._task import Options
+from mergewise.engine._work import Work
 from mergewise.errors import NonFiniteError
 
 
@@ -258,3 +262,33 @@ def test_whole_model_shares_are_of_one_model(tmp_path: Path) -> None:
     merge(document, tmp_path / "out")
     kept = {name: int(t.count_nonzero()) for name, t in load(tmp_path / "out").items()}
     assert kept == {"layers.0.w": 100, "layers.1.w": 100}
+
+
+def test_inputs_that_the_recipes_dtype_does_not_hold(tmp_path: Path) -> None:
+    for name in ("base", "expert_a", "expert_b"):
+        save(tmp_path / name, {"w": torch.tensor([1.0, 1e6])})
+    document = recipe(tmp_path, "task_arithmetic", dtype="float16")
+    with pytest.raises(NonFiniteError, match=r"recipe's `dtype`, float16, does not hold"):
+        merge(document, tmp_path / "out")
+    merge(document | {"dtype": "bfloat16"}, tmp_path / "out")
+
+
+def test_what_a_stage_gives_outlives_the_next_read() -> None:
+    passed = CopyTask("w", (4,), _Reused(), torch.float32, Options())
+    source = StageSource("stage", passed, None)
+    first = source.read(0, 2, 0)
+    source.read(2, 2, 0)
+    assert first.tolist() == [0, 1]
+
+
+class _Reused:
+    """Reads into one buffer, as files do."""
+
+    model, name, shape, dtype = "m", "w", (4,), torch.float32
+    buffer = torch.zeros(2)
+
+    def prepare(self) -> Work:
+        yield from ()
+
+    def read(self, start: int, size: int, slot: int) -> torch.Tensor:
+        return self.buffer.copy_(torch.arange(start, start + size))

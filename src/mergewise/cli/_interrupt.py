@@ -50,7 +50,7 @@ def terminable() -> Iterator[None]:
 
 def finished_files(out: Path) -> int | None:
     """How many files of an unfinished merge lie in `out`; None if there is no such merge."""
-    from mergewise.engine._journal import WORK
+    from mergewise.engine import WORK
 
     try:
         journal = json.loads((out / WORK / "journal.json").read_text("utf-8"))

@@ -80,7 +80,7 @@ def command(
 
 
 def _announce(out: Output, plan: MergePlan, folder: Path, options: dict[str, Any]) -> None:
-    from mergewise.engine._budget import choose_workers
+    from mergewise.engine import choose_workers
 
     workers = choose_workers(plan, options["workers"], options["memory"])
     methods = ", then ".join(stage.stage.method for stage in plan.stages)

@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
+from mergewise.engine._budget import Memory, choose_workers, estimate
+from mergewise.engine._device import processors
+from mergewise.engine._journal import WORK
 from mergewise.engine._memory import merge_state_dicts
 from mergewise.engine._run import MergeResult, merge
 
-__all__ = ["MergeResult", "merge", "merge_state_dicts"]
+__all__ = [
+    "WORK",
+    "Memory",
+    "MergeResult",
+    "choose_workers",
+    "estimate",
+    "merge",
+    "merge_state_dicts",
+    "processors",
+]

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-import math
-import os
+from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-from mergewise.constants import BLOCK_ELEMENTS
+from mergewise.checkpoint import BITS
+from mergewise.constants import BLOCK_ELEMENTS, FUSE_FROM_ELEMENTS, PLAIN_BLOCK_ELEMENTS
+from mergewise.engine import _compile
+from mergewise.engine._device import processors
+from mergewise.engine._task import row_length
 from mergewise.errors import MergewiseError
-from mergewise.methods import Access, Settings, get_method
-from mergewise.plan import MergePlan, TensorPlan
+from mergewise.methods import Access, Method, Settings, get_method
+from mergewise.plan import MergePlan, StagePlan, TensorPlan
 
-_RUNTIME = 280_000_000  # Python and torch, measured
-_SELECTED = 0.03  # share of elements collected around a threshold, as 8-byte keys
+# Measured, in bytes.
+_RUNTIME = 230_000_000  # Python, torch and the allocator's reserve
+_RANKING = 24  # for an element, its ranks within the row while they are found
+_KEY = 16  # for a key collected around a threshold: 8, held twice
+_OPEN = 2  # tensors begun and not finished
 
 
 @dataclass(frozen=True)
@@ -20,7 +27,7 @@ class Memory:
     """An estimate of peak resident memory in bytes.
 
     Attributes:
-        fixed: the runtime, and keys collected for thresholds.
+        fixed: the runtime, keys collected for thresholds, and masks kept between passes.
         per_worker: blocks (or whole tensors) one worker holds.
         largest: the tensor that decides it.
     """
@@ -34,39 +41,87 @@ class Memory:
 
 
 def estimate(plan: MergePlan) -> Memory:
-    """Estimate the memory of a plan from shapes alone."""
-    worst, name, selected = 0, "", 0
+    """Estimate the memory of a plan from shapes alone, for merging on the CPU."""
+    compiled = plan.elements >= FUSE_FROM_ELEMENTS and _compile._compiler() is not None
+    fixed, per_worker, largest = _RUNTIME, 0, ("", 0)
     for stage in plan.stages:
+        needs = [_Need(stage, t, compiled) for t in stage.tensors.values() if t.fate == "merge"]
+        fixed += max((need.kept for need in needs), default=0) + _collected(needs)
+        worst = max(needs, key=lambda need: need.held, default=None)
+        if worst is not None:
+            # a stage's blocks are read while those of the next are held
+            per_worker += worst.held
+            largest = max(largest, (worst.tensor.meta.name, worst.held), key=lambda pair: pair[1])
+    return Memory(fixed, per_worker, largest[0])
+
+
+class _Need:
+    """What merging one tensor takes.
+
+    Attributes:
+        held: bytes a worker holds for a block.
+        kept: bytes from pass to pass.
+        selections: thresholds to be found.
+    """
+
+    def __init__(self, stage: StagePlan, tensor: TensorPlan, compiled: bool) -> None:
         method = get_method(stage.stage.method)
-        for tensor in stage.tensors.values():
-            if tensor.fate == "copy":
-                continue
-            models = len(tensor.inputs)
-            held = _held_elements(tensor, stage.stage.method)
-            # as stored, and as float32 copies of inputs, intermediates and the result
-            need = held * (4 * models + 4 * (2 * models + 4))
-            if need > worst:
-                worst, name = need, tensor.meta.name
-            if type(method).scores is not _plain_scores():
-                selected = max(selected, int(tensor.meta.elements * _SELECTED) * 16 * models)
-    return Memory(_RUNTIME + selected, worst, name)
+        settings = Settings(tensor.values)
+        self.tensor = tensor
+        self.elements = tensor.meta.elements
+        self.whole_model = getattr(settings, "granularity", "") == "model"
+        self.selections = _selections(method, settings, tensor)
+        ranked = method.ranked(settings)
+        # random masks made of ranks, a bit an element, and as many more of the tensor begun next
+        self.kept = _OPEN * len(tensor.experts) * self.elements // 8 if ranked else 0
+        access = method.access(settings)
+        block = BLOCK_ELEMENTS if compiled else PLAIN_BLOCK_ELEMENTS
+        if access is Access.WHOLE:
+            block = self.elements
+        elif access is Access.ROWS or ranked:
+            block = max(block, row_length(tensor.meta.shape))
+        plain = access is Access.WHOLE or not compiled
+        self.held = min(block, self.elements) * self._bytes(plain, ranked)
+
+    def _bytes(self, plain: bool, ranked: bool) -> int:
+        """Bytes for one element of a block."""
+        tensor = self.tensor
+        types = [item.meta.dtype for item in tensor.inputs] + [tensor.meta.dtype]
+        wide = 8 if "F64" in types else 4
+        stored = sum(BITS[dtype] for dtype in types) // 8
+        if plain:  # widened inputs, and intermediate results of each
+            stored += wide * (2 * len(tensor.inputs) + 4)
+        if ranked:  # scores, ranks and masks
+            stored += (_RANKING + 4 + 4 + 1) * len(tensor.experts)
+        if self.selections:  # scores, and the keys of one of them
+            stored += 4 * len(tensor.experts) + 8
+        return stored
 
 
-def _plain_scores() -> object:
-    from mergewise.methods import Method
+def _selections(method: Method, settings: Settings, tensor: TensorPlan) -> int:
+    """How many thresholds are neither above nor below every element."""
+    n = tensor.meta.elements
+    wanted = method.ranks(settings, n, [n] * len(tensor.experts))
+    return sum(0 < rank < n for ranks in wanted for rank in ranks)
 
-    return Method.scores
+
+def _collected(needs: Iterable[_Need]) -> int:
+    """Bytes of the keys collected around thresholds, of a tensor or of all of them together."""
+    pools: dict[str, int] = defaultdict(int)
+    most = 0
+    for need in needs:
+        if need.whole_model:
+            pools[str(need.tensor.values)] += need.elements
+            most = max(most, _keys(pools[str(need.tensor.values)]) * need.selections)
+        else:
+            most = max(most, _keys(need.elements) * need.selections)
+    return most * _KEY
 
 
-def _held_elements(tensor: TensorPlan, method_name: str) -> int:
-    access = get_method(method_name).access(Settings(tensor.values))
-    if access is Access.WHOLE:
-        return tensor.meta.elements
-    shape = tensor.meta.shape
-    row = 1
-    if access is Access.ROWS and shape:
-        row = math.prod(shape[1:]) if len(shape) >= 4 else shape[-1]
-    return min(tensor.meta.elements, max(BLOCK_ELEMENTS, row))
+def _keys(n: int) -> int:
+    """The sample, or the share of n that it leaves in doubt; see `_select`."""
+    sample = min(max(n // 128, 1 << 16), 1 << 22)
+    return min(n, max(sample, int(6 * n / sample**0.5)))
 
 
 def choose_workers(plan: MergePlan, workers: int | None, budget: int | None) -> int:
@@ -75,7 +130,7 @@ def choose_workers(plan: MergePlan, workers: int | None, budget: int | None) -> 
     Raises:
         MergewiseError: if even one worker would exceed the budget.
     """
-    wanted = max(1, workers or _processors())
+    wanted = max(1, workers or processors())
     if budget is None:
         return wanted
     memory = estimate(plan)
@@ -85,9 +140,3 @@ def choose_workers(plan: MergePlan, workers: int | None, budget: int | None) -> 
             f"than the {budget:,} of --memory; allow more, or use a method that works by blocks"
         )
     return max(1, min(wanted, (budget - memory.fixed) // max(1, memory.per_worker)))
-
-
-def _processors() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

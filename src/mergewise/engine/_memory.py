@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mergewise._lazy import torch
 from mergewise.constants import FUSE_FROM_ELEMENTS
 from mergewise.engine import _compile
+from mergewise.engine._device import explained_memory, pick_device, processors
 from mergewise.engine._model import model_thresholds
 from mergewise.engine._schedule import Scheduler
 from mergewise.engine._sources import Source, TensorSource
@@ -48,14 +48,15 @@ def merge_state_dicts(
             list with one value for each.
         seed: for methods with random masks.
         dtype: the type of floating-point results; by default each tensor's own (the base's).
-        device: where to compute, such as ``cuda:0``.
-        workers: threads; by default the number of processors.
+        device: where to compute: ``cpu``, ``cuda:N``, or ``auto``.
+        workers: threads; by default one per processor.
         block_size: elements per block, for experiments; results differ at most in rounding.
         allow_nonfinite: go on when an input holds NaN or infinity.
 
     Returns:
         A new tensor, on the CPU, for every name. Inputs are not changed. Integer and boolean
-        tensors are copied from the base (or the first model).
+        tensors are copied from the base (or the first model). Names that share a tensor in every
+        model (tied embeddings) share the result.
 
     Raises:
         MergewiseError: for an unknown method, parameters out of range, models that do not fit
@@ -73,7 +74,9 @@ def merge_state_dicts(
     _check_models(chosen, models, used_base)
     values = complete_parameters(chosen, parameters or {}, len(models))
     every = [*([used_base] if used_base is not None else []), *models]
-    donor = every[0]
+    device = pick_device(device)
+    names = _names_of(every)
+    donor = {name: every[0][name] for name in names}
     elements = sum(t.numel() for t in donor.values())
     options = Options(
         seed=seed,
@@ -105,11 +108,28 @@ def merge_state_dicts(
                 options=options,
             )
         )
-    scheduler = Scheduler(workers or os.cpu_count() or 1)
-    with one_torch_thread():
+    scheduler = Scheduler(workers or processors())
+    with one_torch_thread(), explained_memory(device):
         shared = scheduler.run_one(model_thresholds(tasks))
         scheduler.run(_fill(task, shared.get(task.name), out[task.name]) for task in tasks)
-    return out
+    first = {name: same[0] for same in names.values() for name in same}
+    return {name: out[first[name]] for name in every[0]}
+
+
+def _names_of(models: Sequence[StateDict]) -> dict[str, list[str]]:
+    """Every name that one tensor has in all of the models alike, by the first of them."""
+    groups: dict[Hashable, list[str]] = {}
+    for name in models[0]:
+        places = tuple(_place(model[name]) for model in models)
+        groups.setdefault(name if None in places else places, []).append(name)
+    return {names[0]: names for names in groups.values()}
+
+
+def _place(tensor: Tensor) -> Hashable:
+    """What tensors of the same memory have in common; None for tensors without elements."""
+    if not tensor.numel():
+        return None
+    return (tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
 
 
 def _fill(task: TensorTask, thresholds: Any, target: Tensor) -> Work:

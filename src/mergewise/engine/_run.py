@@ -15,6 +15,7 @@ from mergewise.checkpoint import FileReader, ShardLayout, plan_shards
 from mergewise.constants import DEFAULT_SHARD_BYTES, FUSE_FROM_ELEMENTS
 from mergewise.engine import _compile
 from mergewise.engine._budget import choose_workers
+from mergewise.engine._device import explained_memory, pick_device
 from mergewise.engine._journal import Workspace
 from mergewise.engine._publish import publish
 from mergewise.engine._schedule import Scheduler
@@ -80,8 +81,8 @@ def merge(
         shard_size: most bytes of one output file, such as ``5GB``.
         overwrite: replace a model that is in `out` already.
         restart: discard an unfinished merge in `out` instead of continuing it.
-        lenient: take unknown recipe keys as warnings.
-        overrides: ``KEY=VALUE`` changes to the recipe, as by ``--set``.
+        lenient: take unknown recipe keys as warnings; only for a recipe yet to be read.
+        overrides: ``KEY=VALUE`` changes to the recipe, as by ``--set``; likewise.
         allow_nonfinite: go on when an input holds NaN or infinity.
         full_hashes: record SHA-256 of all inputs and outputs (reads everything once more).
         progress: called as bytes are written.
@@ -113,36 +114,15 @@ def _plan(
     lenient: bool,
     overrides: Sequence[str],
 ) -> MergePlan:
-    if isinstance(recipe, MergePlan):
-        return recipe
-    if not isinstance(recipe, Recipe):
-        recipe = load_recipe(recipe, lenient=lenient, overrides=overrides)
-    return build_plan(recipe)
-
-
-def pick_device(device: str) -> str:
-    """The torch device to compute on.
-
-    Raises:
-        MergewiseError: if it does not exist here.
-    """
-    if device == "auto":
-        return "cuda:0" if torch.cuda.is_available() else "cpu"
-    found: torch.device | None
-    try:
-        found = torch.device(device)
-    except RuntimeError:
-        found = None
-    if found is None or found.type not in ("cpu", "cuda"):
-        raise MergewiseError(f"device {device!r}: expected auto, cpu, or cuda:N")
-    if found.type == "cpu":
-        return "cpu"
-    if (found.index or 0) >= torch.cuda.device_count():
-        raise MergewiseError(
-            f"device {device!r}: {torch.cuda.device_count()} CUDA devices are visible; "
-            "use --device cpu, or one that exists"
-        )
-    return device
+    if isinstance(recipe, MergePlan | Recipe):
+        if overrides or lenient:
+            kind = "plan" if isinstance(recipe, MergePlan) else "loaded recipe"
+            raise MergewiseError(
+                f"overrides and lenient change how a recipe is read, and a {kind} was given; "
+                "pass them to load_recipe, or give the recipe's file, text or mapping"
+            )
+        return recipe if isinstance(recipe, MergePlan) else build_plan(recipe)
+    return build_plan(load_recipe(recipe, lenient=lenient, overrides=overrides))
 
 
 @dataclass
@@ -188,7 +168,7 @@ class _Run:
         options = Options(plan.seed, self.device, fuse=fuse, check=self.check)
         scheduler = Scheduler(self.workers)
         stamps = {p: s for c in plan.checkpoints.values() for p, s in c.stamps.items()}
-        with FileReader(stamps) as reader, one_torch_thread():
+        with FileReader(stamps) as reader, one_torch_thread(), explained_memory(self.device):
             tasks = Tasks(plan, reader, options)
             tasks.find_thresholds(scheduler)
             tied = self._tied(tasks, scheduler)

@@ -48,6 +48,8 @@ class Scheduler:
             Exception: the first error of any piece.
         """
         self._pending = iter(pieces)
+        self._items.clear()
+        self._open = 0
         self._error = None
         if self.workers == 1:
             self._loop()
@@ -55,7 +57,6 @@ class Scheduler:
             self._run_threads()
         if self._error is not None:
             error, self._error = self._error, None
-            self._items.clear()
             raise error
 
     def run_one(self, work: Work) -> Any:
@@ -80,14 +81,22 @@ class Scheduler:
         ]
         for thread in threads:
             thread.start()
+        while not self._joined(threads):
+            pass
+
+    def _joined(self, threads: list[threading.Thread]) -> bool:
+        """Wait for the workers; False if Ctrl-C cut that short.
+
+        However often it is pressed, nobody goes on before they have finished their blocks.
+        """
         try:
             for thread in threads:
                 while thread.is_alive():
                     thread.join(0.2)
         except KeyboardInterrupt:
             self.stop(InterruptedMergeError("interrupted"))
-            for thread in threads:
-                thread.join()
+            return False
+        return True
 
     def _loop(self) -> None:
         try:

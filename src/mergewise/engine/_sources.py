@@ -6,9 +6,10 @@ import threading
 from typing import TYPE_CHECKING, Protocol
 
 from mergewise._lazy import torch
-from mergewise.checkpoint import FileReader, TensorRef
-from mergewise.checkpoint._dtypes import TORCH_NAMES
+from mergewise.checkpoint import TORCH_NAMES, FileReader, TensorRef
+from mergewise.engine._kernels import finite
 from mergewise.engine._work import Work
+from mergewise.errors import NonFiniteError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -94,10 +95,15 @@ class FileSource(_Ready):
 
 
 class CastSource:
-    """Another source rounded to a narrower type, as a recipe's `dtype` asks for inputs."""
+    """Another source rounded to a narrower type, as a recipe's `dtype` asks for inputs.
 
-    def __init__(self, source: Source, dtype: torch.dtype) -> None:
+    Args:
+        check: refuse finite numbers that the type does not hold.
+    """
+
+    def __init__(self, source: Source, dtype: torch.dtype, check: bool) -> None:
         self._source = source
+        self._check = check
         self.model = source.model
         self.name = source.name
         self.shape = source.shape
@@ -107,9 +113,25 @@ class CastSource:
         yield from self._source.prepare()
 
     def read(self, start: int, size: int, slot: int) -> Tensor:
-        return self._source.read(start, size, slot).to(self.dtype)
+        block = self._source.read(start, size, slot)
+        narrow = block.to(self.dtype)
+        if self._check and not finite(narrow) and finite(block):
+            raise NonFiniteError(
+                f"tensor {self.name} of model {self.model} holds numbers that the recipe's "
+                f"`dtype`, {str(self.dtype).removeprefix('torch.')}, does not hold; choose a "
+                "wider dtype, or set `out_dtype` to round the result alone"
+            )
+        return narrow
 
 
-def cast(source: Source, dtype: torch.dtype | None) -> Source:
-    """`source` as `dtype`, without a wrapper where it already is (or `dtype` is None)."""
-    return source if dtype is None or source.dtype == dtype else CastSource(source, dtype)
+def cast(source: Source, dtype: torch.dtype | None, *, check: bool = True) -> Source:
+    """`source` as `dtype`, without a wrapper where that changes nothing.
+
+    Arithmetic is in float32 at least, so narrower types need not be widened to it.
+    """
+    if dtype is None or source.dtype == dtype:
+        return source
+    exact = source.dtype.is_floating_point and source.dtype.itemsize < dtype.itemsize
+    if exact and dtype == torch.float32:
+        return source
+    return CastSource(source, dtype, check)

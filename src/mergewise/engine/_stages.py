@@ -7,14 +7,13 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from mergewise._lazy import torch
-from mergewise.checkpoint import FileReader
-from mergewise.checkpoint._dtypes import TORCH_NAMES
+from mergewise.checkpoint import TORCH_NAMES, FileReader
 from mergewise.engine._copy import CopyTask
 from mergewise.engine._model import model_thresholds
 from mergewise.engine._schedule import Scheduler
-from mergewise.engine._sources import FileSource, Source
+from mergewise.engine._sources import FileSource, Source, cast
 from mergewise.engine._task import Options, TensorTask
-from mergewise.engine._work import Work
+from mergewise.engine._work import Parallel, Range, Work
 from mergewise.methods import Access, get_method
 from mergewise.plan import Input, MergePlan, TensorPlan
 
@@ -44,20 +43,20 @@ class StageSource:
 
     def prepare(self) -> Work:
         yield from self._task.prepare(self._thresholds)
+        if self._task.access is Access.WHOLE and self._whole is None:
+            [self._whole] = yield Parallel(self._merged, [(0, self._task.size)])
 
     def read(self, start: int, size: int, slot: int) -> Tensor:
-        if self._task.access is Access.WHOLE:
-            if self._whole is None:
-                self._whole = self._task.merged((0, self._task.size))
+        if self._whole is not None:
             return self._whole[start : start + size]
-        if self._task.access is Access.FLAT:
-            block = self._task.merged((start, size))
-            # a copied block may lie in a buffer that reading another input reuses
-            return block.clone() if isinstance(self._task, CopyTask) else block
-        columns = self._task.columns
+        columns = 1 if self._task.access is Access.FLAT else self._task.columns
         first = start // columns * columns
         last = min(-(-(start + size) // columns) * columns, self._task.size)
-        return self._task.merged((first, last - first))[start - first : start - first + size]
+        return self._merged((first, last - first))[start - first : start - first + size]
+
+    def _merged(self, where: Range) -> Tensor:
+        # what a task gives may lie in a buffer that reading another input reuses
+        return self._task.merged(where).clone()
 
 
 class Tasks:
@@ -101,6 +100,9 @@ class Tasks:
         options = replace(self._options, seed=document.seed or 0)
         if tensor.fate == "copy":
             return CopyTask(tensor.meta.name, tensor.meta.shape, sources[0], dtype, options)
+        if tensor.in_dtype:
+            wanted = torch_dtype(tensor.in_dtype)
+            sources = [cast(source, wanted, check=options.check) for source in sources]
         has_base = tensor.base is not None
         return TensorTask(
             name=tensor.meta.name,
@@ -111,7 +113,6 @@ class Tasks:
             experts=sources[has_base:],
             out_dtype=dtype,
             options=options,
-            in_dtype=torch_dtype(tensor.in_dtype) if tensor.in_dtype else None,
         )
 
     def _source(self, stage: int, item: Input) -> Source:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from mergewise._units import show_bytes
 from mergewise.checkpoint import main_layers
-from mergewise.engine._budget import estimate
+from mergewise.engine import estimate, processors
 from mergewise.plan import (
     Alike,
     MergePlan,
@@ -81,7 +80,7 @@ class Costs:
     @classmethod
     def of(cls, plan: MergePlan) -> Costs:
         memory = estimate(plan)
-        most = os.cpu_count() or 1
+        most = processors()
         wanted = sorted({n for n in (1, 2, 4, 8, 16) if n < most} | {most})
         here = Path.cwd()
         peaks = {workers: memory.peak(workers) for workers in wanted}

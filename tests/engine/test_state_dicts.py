@@ -1,0 +1,104 @@
+"""State dicts merged in memory: tied tensors, devices, and memory that runs out."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from mergewise import merge, merge_state_dicts
+from mergewise.engine import _memory
+from mergewise.engine._device import explained_memory
+from mergewise.engine._schedule import Scheduler
+from mergewise.engine._work import Parallel, Work
+from mergewise.errors import InterruptedMergeError, MergewiseError
+
+Tensor = torch.Tensor
+
+
+def model(seed: int, tied: bool = True) -> dict[str, Tensor]:
+    """A state dict as transformers gives it: the tied head is the embedding's own memory."""
+    table = torch.randn(30, 8, generator=torch.Generator().manual_seed(seed))
+    head = table.detach() if tied else table + 1
+    return {"embed.weight": table, "norm.weight": table[0].clone(), "head.weight": head}
+
+
+@pytest.mark.parametrize("method", ["della", "dare_ties", "linear"])
+def test_tied_tensors_are_merged_once(method: str) -> None:
+    parameters = {"weight": 0.5} | ({"density": 0.5} if method != "linear" else {})
+    out = merge_state_dicts([model(1), model(2)], method, base=model(0), parameters=parameters)
+    assert out["head.weight"] is out["embed.weight"]
+    assert list(out) == list(model(0))
+
+
+def test_tensors_tied_in_some_models_only_are_two() -> None:
+    models = [model(1), model(2, tied=False)]
+    out = merge_state_dicts(models, "linear", parameters={"weight": 0.5})
+    assert not torch.equal(out["head.weight"], out["embed.weight"])
+
+
+def test_parts_of_one_memory_are_not_tied() -> None:
+    whole = torch.arange(6.0)
+    state = {"a": whole[:3], "b": whole[3:], "c": whole.view(2, 3), "d": whole.view(3, 2)}
+    out = merge_state_dicts([state, state], "linear", parameters={"weight": 0.5})
+    assert all(torch.equal(out[name], tensor) for name, tensor in state.items())
+
+
+def test_the_device_is_checked_as_by_merge() -> None:
+    with pytest.raises(MergewiseError, match="expected auto, cpu, or cuda:N"):
+        merge_state_dicts([model(1)], "linear", parameters={"weight": 1.0}, device="gpu")
+
+
+def test_memory_that_runs_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> Work:
+        raise MemoryError
+        yield
+
+    monkeypatch.setattr(_memory, "_fill", fail)
+    with pytest.raises(MergewiseError, match="fewer --workers"):
+        merge_state_dicts([model(1)], "linear", parameters={"weight": 1.0})
+
+
+def test_memory_of_a_device_that_runs_out() -> None:
+    with (
+        pytest.raises(MergewiseError, match=r"memory of cuda:1.*--device cpu"),
+        explained_memory("cuda:1"),
+    ):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+    with pytest.raises(RuntimeError, match="anything else"), explained_memory("cpu"):
+        raise RuntimeError("anything else")
+
+
+def test_ctrl_c_twice_waits_for_the_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    import threading
+
+    presses, done = iter([True, False, True]), []
+    join, main = threading.Thread.join, threading.main_thread()
+    started = threading.Event()
+
+    def pressed(self: threading.Thread, timeout: float | None = None) -> None:
+        if threading.current_thread() is main:
+            started.wait(5)
+            if next(presses, False):
+                raise KeyboardInterrupt
+        join(self, timeout)
+
+    def work(item: int) -> None:
+        started.set()
+        threading.Event().wait(0.3)
+        done.append(item)
+
+    def piece() -> Work:
+        yield Parallel(work, [0, 1])
+
+    monkeypatch.setattr(threading.Thread, "join", pressed)
+    with pytest.raises(InterruptedMergeError):
+        Scheduler(2).run([piece()])
+    assert sorted(done) == [0, 1]
+
+
+def test_options_of_reading_need_a_recipe_yet_to_be_read() -> None:
+    from mergewise.recipe import load_recipe
+
+    recipe = load_recipe({"merge_method": "passthrough", "models": [{"model": "a"}]})
+    with pytest.raises(MergewiseError, match="loaded recipe was given"):
+        merge(recipe, "nowhere", overrides=["seed=1"])
