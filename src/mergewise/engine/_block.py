@@ -79,7 +79,7 @@ class TorchInputs(_AtLeast):
     """A block as torch tensors, upcast for arithmetic."""
 
     def __init__(self, block: Block, keys: Keys, compute: Any, device: Any) -> None:
-        views = [t.to(device=device, dtype=compute).reshape(block.shape) for t in block.tensors]
+        views = [t.to(device).to(compute).reshape(block.shape) for t in block.tensors]
         self.base = views[0] if block.has_base else None
         self.experts = views[1:] if block.has_base else views
         self.ranks = [r.to(device).reshape(block.shape) for r in block.ranks]
