@@ -289,3 +289,28 @@ def test_the_progress_ends_at_the_total(models: Path, tmp_path: Path) -> None:
     )
     assert seen[-1] == (done.bytes_written, done.bytes_written)
     assert [s[0] for s in seen] == sorted(s[0] for s in seen)
+
+
+def test_replacing_a_model_leaves_nothing_of_its_tokenizer(models: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run(recipe(models, "linear"), out)
+    old = ["added_tokens.json", "vocab.json", "additional_chat_templates/rag.jinja"]
+    foreign = ["notes.txt", "additional_chat_templates/notes.txt"]
+    (out / "additional_chat_templates").mkdir()
+    for name in (*old, *foreign):
+        (out / name).write_text("{}")
+    run(recipe(models, "linear"), out, overwrite=True)
+    assert not any((out / name).exists() for name in old)
+    assert all((out / name).exists() for name in (*foreign, "tokenizer.json"))
+
+
+def test_the_provenance_names_the_shards_of_this_output_only(
+    models: Path, unfinished: Path
+) -> None:
+    path = unfinished / ".mergewise" / "journal.json"
+    journal = json.loads(path.read_text())
+    journal["done"]["of-another-layout.safetensors"] = "0"
+    path.write_text(json.dumps(journal))
+    run(recipe(models, "linear"), unfinished)
+    record = json.loads((unfinished / "mergewise_provenance.json").read_text())
+    assert sorted(record["outputs"]) == sorted(p.name for p in unfinished.glob("*.safetensors"))

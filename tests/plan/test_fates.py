@@ -330,3 +330,36 @@ def test_element_types_without_a_name_in_torch_are_refused(tmp_path: Path) -> No
     models = [{"model": str(tmp_path / "a")}]
     document = {"merge_method": "linear", "models": models, "parameters": {"weight": 1}}
     assert "elements of type F4 cannot be read" in refusal(document)
+
+
+def test_problems_of_one_kind_are_told_as_one(models: Path) -> None:
+    folder = models / "expert_b"
+    changed = {n: t[:3] if "mlp.up" in n or n == EMBEDDING else t for n, t in load(folder).items()}
+    save(folder, changed)
+    lines = refusal(recipe(models, "ties")).splitlines()
+    assert len(lines) == 2
+    assert re.search(r":1:1: tensor .*embed_tokens.*vocabularies of different sizes", lines[0])
+    assert re.search(r"shape \[3, 16\] in .*expert_b", lines[1])
+    assert f"(3 tensors more likewise: {NAME.format(1)}, " in lines[1]
+
+
+def test_missing_parameters_are_told_once(models: Path) -> None:
+    weight = [{"filter": "norm", "value": 1.0}]
+    text = refusal(recipe(models, "ties", 1, each={"weight": weight}))
+    assert len(text.splitlines()) == 1
+    assert "needs `weight` for tensor" in text and " and 25 more)" in text
+
+
+def test_an_excluded_tensor_says_whose_it_is(models: Path) -> None:
+    save(models / "base", {n: t for n, t in load(models / "base").items() if n != NORM})
+    tensor = plan(recipe(models, "ties", exclude=["*norm*"])).output.tensors[NORM]
+    assert tensor.fate == "copy"
+    assert tensor.reason == f"excluded by the recipe: copied from {models / 'expert_a'}"
+
+
+def test_the_digest_notices_a_changed_config(models: Path) -> None:
+    document = recipe(models, "ties")
+    before = plan(document).digest()
+    path = models / "expert_a" / "config.json"
+    path.write_text(path.read_text().replace('"rms_norm_eps": 1e-06', '"rms_norm_eps": 1e-05'))
+    assert plan(document).digest() != before

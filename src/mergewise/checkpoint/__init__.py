@@ -3,9 +3,9 @@
 from mergewise.checkpoint._card import CardInput, model_card
 from mergewise.checkpoint._depth import layer_count, with_layers
 from mergewise.checkpoint._dtypes import BITS, CODES, TORCH_NAMES, byte_count
-from mergewise.checkpoint._files import FileStamp
+from mergewise.checkpoint._files import FileStamp, read_small
 from mergewise.checkpoint._folder import Checkpoint, TensorRef, open_checkpoint
-from mergewise.checkpoint._inspect import Summary, inspect_checkpoint
+from mergewise.checkpoint._inspect import Summary, TensorSummary, inspect_checkpoint
 from mergewise.checkpoint._layers import (
     LayerGroup,
     find_layers,
@@ -20,14 +20,23 @@ from mergewise.checkpoint._layers import (
     tied_head,
 )
 from mergewise.checkpoint._licence import merged_licence, stated_licence
-from mergewise.checkpoint._output import Copied, copy_tokenizer, edited_config, write_config
+from mergewise.checkpoint._output import (
+    MAX_COPIED,
+    Copied,
+    copied_files,
+    copy_tokenizer,
+    edited_config,
+    write_config,
+)
 from mergewise.checkpoint._provenance import fingerprint, provenance, sha256_file, versions
 from mergewise.checkpoint._read import FileReader
 from mergewise.checkpoint._safetensors import Header, TensorInfo, read_header
 from mergewise.checkpoint._write import (
     ShardLayout,
+    cannot_write,
     create_shard,
     index_json,
+    make_folder,
     plan_shards,
     write_at,
     write_file,
@@ -36,6 +45,7 @@ from mergewise.checkpoint._write import (
 __all__ = [
     "BITS",
     "CODES",
+    "MAX_COPIED",
     "TORCH_NAMES",
     "CardInput",
     "Checkpoint",
@@ -48,7 +58,10 @@ __all__ = [
     "Summary",
     "TensorInfo",
     "TensorRef",
+    "TensorSummary",
     "byte_count",
+    "cannot_write",
+    "copied_files",
     "copy_tokenizer",
     "create_shard",
     "edited_config",
@@ -64,12 +77,14 @@ __all__ = [
     "layer_index",
     "layer_prefix",
     "main_layers",
+    "make_folder",
     "merged_licence",
     "model_card",
     "open_checkpoint",
     "plan_shards",
     "provenance",
     "read_header",
+    "read_small",
     "renumber",
     "sha256_file",
     "stated_licence",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from mergewise.checkpoint._config import config_value
@@ -46,6 +47,7 @@ def _is_index(part: str) -> bool:
     return digits and (part == "0" or not part.startswith("0"))
 
 
+@lru_cache(1 << 17)  # names are split again and again while a merge is planned
 def _split(name: str) -> _Parts | None:
     parts = name.split(".")
     for i, part in enumerate(parts):

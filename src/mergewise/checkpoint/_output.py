@@ -102,7 +102,7 @@ def copy_tokenizer(donor: Path, out: Path) -> Copied:
         OutputError: if `out` cannot be written.
     """
     names, warnings = [], []
-    for source in _sources(donor):
+    for source in copied_files(donor):
         name = source.relative_to(donor).as_posix()
         try:
             if not stays_inside(source, donor):
@@ -119,7 +119,12 @@ def copy_tokenizer(donor: Path, out: Path) -> Copied:
     return Copied(tuple(names), tuple(warnings))
 
 
-def _sources(donor: Path) -> list[Path]:
+def copied_files(donor: Path) -> list[Path]:
+    """The files of a folder that `copy_tokenizer` may copy, by their names.
+
+    Raises:
+        CheckpointError: if the folder cannot be listed.
+    """
     templates = donor / "additional_chat_templates"
     try:
         files = [path for path in donor.iterdir() if _COPIED.fullmatch(path.name)]

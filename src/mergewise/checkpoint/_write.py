@@ -158,7 +158,7 @@ def create_shard(path: Path, layout: ShardLayout) -> int:
             path.unlink(missing_ok=True)
             raise
     except OSError as error:
-        raise _cannot_write(path, error) from None
+        raise cannot_write(path, error) from None
     return descriptor
 
 
@@ -205,7 +205,7 @@ def write_file(path: Path, data: bytes) -> None:
             os.close(descriptor)
         temporary.replace(path)
     except OSError as error:
-        raise _cannot_write(path, error) from None
+        raise cannot_write(path, error) from None
 
 
 def make_folder(path: Path) -> None:
@@ -219,10 +219,11 @@ def make_folder(path: Path) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise _cannot_write(path, error) from None
+        raise cannot_write(path, error) from None
 
 
-def _cannot_write(path: Path, error: OSError) -> OutputError:
+def cannot_write(path: Path, error: OSError) -> OutputError:
+    """What an operating system's error on writing means for the user."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return OutputError(f"{where(path)}: no space left on the disk; free some and run again")
     if isinstance(error, FileExistsError):

@@ -12,11 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from mergewise.checkpoint import (
+    TORCH_NAMES,
     CardInput,
     ShardLayout,
+    copied_files,
     copy_tokenizer,
     edited_config,
     index_json,
+    make_folder,
     model_card,
     provenance,
     sha256_file,
@@ -25,8 +28,6 @@ from mergewise.checkpoint import (
     write_config,
     write_file,
 )
-from mergewise.checkpoint._dtypes import TORCH_NAMES
-from mergewise.checkpoint._write import make_folder
 from mergewise.engine._journal import Workspace
 from mergewise.errors import OutputError
 from mergewise.methods import get_method
@@ -61,14 +62,16 @@ def publish(
         small.mkdir()
         copied = copy_tokenizer(plan.output.donor.folder, small)
         write_file(small / RECIPE_FILE, plan.recipe.text.encode())
-        write_file(small / PROVENANCE_FILE, _provenance(plan, space, settings, full_hashes))
+        names = [layout.filename for layout in layouts]
+        record = _provenance(plan, space, names, settings, full_hashes)
+        write_file(small / PROVENANCE_FILE, record)
         write_file(small / "README.md", _card(plan, space.out).encode())
         if len(layouts) > 1:
             write_file(small / _INDEX, index_json(layouts))
         if config is not None:
             write_config(small, config)
         space.begin_publishing()
-        _move_weights(space, {layout.filename for layout in layouts})
+        _move_weights(space, set(names))
         _move_small(small, space.out)
     except OSError as error:
         raise OutputError(
@@ -87,6 +90,9 @@ def _move_weights(space: Workspace, names: set[str]) -> None:
     for old in sorted(out.iterdir()):
         if _WEIGHTS.fullmatch(old.name) and old.name not in names:
             old.unlink()
+    for small in copied_files(out):  # of a model with another tokenizer, perhaps
+        if small.is_file() or small.is_symlink():
+            small.unlink()
     for name in sorted(names):
         if (space.folder / name).exists():
             (space.folder / name).replace(out / name)
@@ -139,20 +145,24 @@ def describe(plan: MergePlan, tied: bool | None) -> dict[str, Any] | None:
 
 
 def _provenance(
-    plan: MergePlan, space: Workspace, settings: Mapping[str, Any], full_hashes: bool
+    plan: MergePlan,
+    space: Workspace,
+    names: Sequence[str],
+    settings: Mapping[str, Any],
+    full_hashes: bool,
 ) -> bytes:
     record = provenance(
         recipe=plan.recipe.text,
         seed=plan.seed,
         inputs={label: c.files for label, c in plan.checkpoints.items()},
-        outputs=space.done,
+        outputs={name: space.done[name] for name in names},
         config={"recipe_digest": plan.recipe.digest, **settings},
     )
     if full_hashes:
         for model, checkpoint in zip(record["inputs"], plan.checkpoints.values(), strict=True):
             for entry, path in zip(model["files"], checkpoint.files, strict=True):
                 entry["sha256"] = sha256_file(path)
-        record["outputs_sha256"] = {n: sha256_file(space.locate(n)) for n in space.done}
+        record["outputs_sha256"] = {n: sha256_file(space.locate(n)) for n in names}
     return (json.dumps(record, indent=2) + "\n").encode()
 
 

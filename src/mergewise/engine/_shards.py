@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 import xxhash
 
 from mergewise._lazy import torch
-from mergewise.checkpoint import ShardLayout, create_shard, write_at
-from mergewise.checkpoint._write import _cannot_write
+from mergewise.checkpoint import ShardLayout, cannot_write, create_shard, write_at
 from mergewise.engine._schedule import Scheduler
 from mergewise.engine._stages import Task, Tasks
 from mergewise.engine._work import Parallel, Range, Work
@@ -55,7 +54,7 @@ class ShardWriter:
                 os.close(self._file)
             self._partial.replace(self._path)
         except OSError as error:
-            raise _cannot_write(self._partial, error) from None
+            raise cannot_write(self._partial, error) from None
         return self._checksum(self._digests)
 
     def intact(self, path: Path, checksum: str) -> bool:

@@ -6,15 +6,14 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from mergewise.checkpoint import find_layers
+from mergewise.checkpoint import find_layers, with_layers
 from mergewise.errors import Diagnostic, MergewiseError, RecipeError
 from mergewise.methods import get_method
 from mergewise.plan._fates import Fates
 from mergewise.plan._model import MergePlan, StagePlan, TensorPlan, View
 from mergewise.plan._slots import Slot, slice_slots, whole_model_slots
 from mergewise.plan._views import describe, open_view, tokenizer_fingerprint
-from mergewise.recipe import ModelRef, Module, Recipe, Stage, load_recipe
-from mergewise.recipe._problems import Position
+from mergewise.recipe import ModelRef, Module, Position, Recipe, Stage, load_recipe
 
 _CONFIG_KEYS = (
     "vocab_size", "rope_theta", "rope_scaling", "rope_parameters", "max_position_embeddings",
@@ -282,7 +281,5 @@ def _config_warnings(donor: View, views: list[View]) -> list[str]:
 
 
 def _stage_config(planned: StagePlan) -> dict[str, object] | None:
-    from mergewise.checkpoint import with_layers
-
     config = planned.donor.config
     return with_layers(config, list(planned.layers)) if config and planned.layers else config

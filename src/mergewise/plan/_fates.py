@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import replace
 
-from mergewise.checkpoint._dtypes import CODES, TORCH_NAMES
+from mergewise.checkpoint import CODES, TORCH_NAMES
 from mergewise.errors import Diagnostic, RecipeError
 from mergewise.methods import Method, Settings
 from mergewise.plan._model import Input, TensorMeta, TensorPlan, View
 from mergewise.plan._slots import Slot
-from mergewise.recipe import Module, Stage, settings_for
+from mergewise.plan._values import Parameters
+from mergewise.recipe import Module, Stage
 
 FLOATS = frozenset(
     ("F16", "BF16", "F32", "F64", "F8_E5M2", "F8_E4M3", "F8_E4M3FNUZ", "F8_E5M2FNUZ")
@@ -23,16 +24,16 @@ class Fates:
     def __init__(self, stage: Stage, method: Method, module: Module) -> None:
         self.stage = stage
         self.method = method
-        self.module = module
+        self.parameters = Parameters(stage, method, module)
         self.problems: list[Diagnostic] = []
         self.warnings: list[str] = []
         self._missing: dict[str, list[str]] = {}
-        self._seen: set[str] = set()
+        self._alike: dict[Hashable, tuple[Diagnostic, list[str]]] = {}
 
     def decide(self, slot: Slot, views: Sequence[View]) -> TensorPlan | None:
         """The plan of one tensor; None, with the problem noted, if it cannot be made."""
         found = [
-            Input(view, replace(view.tensors[name], name=name)) if name else None
+            Input(view, view.tensors[name]) if name else None
             for view, name in zip(views, slot.inputs, strict=True)
         ]
         donor = self._donor(slot, found)
@@ -40,14 +41,17 @@ class Fates:
         meta = TensorMeta(slot.name, dtype, donor.meta.shape)
         if donor.meta.dtype not in TORCH_NAMES:
             self._problem(
+                slot.name,
+                (donor.view.label, donor.meta.dtype),
                 f"tensor {slot.name} of {donor.view.label}: elements of type {donor.meta.dtype} "
-                "cannot be read by this version; use an unquantised checkpoint"
+                "cannot be read by this version; use an unquantised checkpoint",
             )
             return None
         if donor.meta.dtype not in FLOATS:
             return self._integer(meta, donor, found)
         if self.stage.excludes(slot.name):
-            return TensorPlan(meta, "copy", None, (donor,), reason="excluded by the recipe")
+            reason = f"excluded by the recipe: copied from {donor.view.label}"
+            return TensorPlan(meta, "copy", None, (donor,), reason=reason)
         absent = [view.label for view, item in zip(views, found, strict=True) if item is None]
         if absent and not self._tolerates(slot, found):
             if self.stage.missing == "error":
@@ -60,21 +64,33 @@ class Fates:
         return self._merge(slot, meta, found)
 
     def finish(self) -> None:
-        """Turn what was gathered over all tensors into problems."""
+        """Turn what was gathered over all tensors into problems, one for each kind."""
+        for found, more in self._alike.values():
+            also = f" ({_count(more)} more likewise: {_some(more)})" if more else ""
+            self.problems.append(replace(found, message=found.message + also))
         for models, names in self._missing.items():
-            some = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if names[4:] else "")
-            self._problem(
-                f"{len(names)} tensor{'s' * (len(names) > 1)} not in {models}: {some}; "
+            self._add(
+                f"{_count(names)} not in {models}: {_some(names)}; "
                 "merge models of one architecture, `exclude` these names, or set "
                 "`missing: available` (merge the models that have them) or `missing: copy`"
             )
 
-    def _problem(self, message: str) -> None:
-        if message in self._seen:
-            return
-        self._seen.add(message)
+    def _add(self, message: str) -> None:
+        self.problems.append(self._at_stage(message))
+
+    def _at_stage(self, message: str) -> Diagnostic:
         at = self.stage.position
-        self.problems.append(Diagnostic(at.path, at.line, at.column, message))
+        return Diagnostic(at.path, at.line, at.column, message)
+
+    def _problem(self, name: str, kind: Hashable, message: str) -> None:
+        """Note a problem of one tensor; those of one kind are told as one, the first in full."""
+        self._gather(name, kind, self._at_stage(message))
+
+    def _gather(self, name: str, kind: Hashable, problem: Diagnostic) -> None:
+        if kind in self._alike:
+            self._alike[kind][1].append(name)
+        else:
+            self._alike[kind] = (problem, [])
 
     def _donor(self, slot: Slot, found: Sequence[Input | None]) -> Input:
         """The base's tensor, else the first there is."""
@@ -123,8 +139,10 @@ class Fates:
                 else "models of one architecture and size are needed"
             )
             self._problem(
+                slot.name,
+                ("shape", item.view.label, donor.view.label, hint),
                 f"tensor {slot.name}: shape {list(item.meta.shape)} in {item.view.label}, "
-                f"{list(donor.meta.shape)} in {donor.view.label}; {hint}"
+                f"{list(donor.meta.shape)} in {donor.view.label}; {hint}",
             )
         return good
 
@@ -132,8 +150,10 @@ class Fates:
         odd = [item for item in found if item and item.meta.dtype not in FLOATS]
         for item in odd:
             self._problem(
+                slot.name,
+                (item.view.label, item.meta.dtype),
                 f"tensor {slot.name}: {item.meta.dtype} in {item.view.label}, floating point in "
-                "another model; is that model quantised? Use the unquantised checkpoint"
+                "another model; is that model quantised? Use the unquantised checkpoint",
             )
         return not odd
 
@@ -142,19 +162,19 @@ class Fates:
     ) -> TensorPlan | None:
         names = [item.meta.name if item else None for item in found]
         try:
-            values, origins = settings_for(
-                self.stage, self.method, self.module, slot.slice_, slot.t, slot.name, names
-            )
+            values, origins = self.parameters.of(slot, names)
         except RecipeError as error:
             for diagnostic in error.diagnostics:
-                if str(diagnostic) not in self._seen:
-                    self._seen.add(str(diagnostic))
-                    self.problems.append(diagnostic)
+                kind = str(diagnostic)
+                for name in sorted({slot.name, *filter(None, names)}, key=len, reverse=True):
+                    kind = kind.replace(name, "")
+                self._gather(slot.name, kind, diagnostic)
             return None
         experts = [i for i in slot.slice_.experts(self.method.base) if found[i] is not None]
         problem = self.method.problem(Settings(values), len(experts))
         if problem:
-            self._problem(f"{self.method.name}: {problem} (tensor {slot.name})")
+            text = f"{self.method.name}: {problem} (tensor {slot.name})"
+            self._problem(slot.name, problem, text)
             return None
         base = slot.slice_.base if self.method.base != "ignored" else None
         base_input = next(
@@ -163,3 +183,12 @@ class Fates:
         inputs = tuple(item for i, item in enumerate(found) if item and i in experts)
         in_dtype = CODES[self.stage.dtype] if self.stage.dtype else None
         return TensorPlan(meta, "merge", base_input, inputs, values, origins, in_dtype)
+
+
+def _count(names: Sequence[str]) -> str:
+    return f"{len(names)} tensor{'s' * (len(names) > 1)}"
+
+
+def _some(names: Sequence[str]) -> str:
+    """The first few names, and how many there are besides."""
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if names[4:] else "")

@@ -10,8 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from mergewise.checkpoint import Checkpoint, TensorRef
-from mergewise.checkpoint._dtypes import BITS
+from mergewise.checkpoint import BITS, Checkpoint, TensorRef
 from mergewise.recipe import Recipe, Stage
 
 
@@ -168,7 +167,8 @@ class MergePlan:
         return sum(t.meta.elements for t in self.output.tensors.values())
 
     def digest(self) -> str:
-        """A hash of all that the output's bytes depend on: recipe, inputs, version."""
+        """A hash of all that the output's bytes depend on: recipe, inputs
+        (by size and time of change), configs, version."""
         from mergewise import __version__
 
         files = [
@@ -176,5 +176,8 @@ class MergePlan:
             for label, checkpoint in sorted(self.checkpoints.items())
             for file, stamp in checkpoint.stamps.items()
         ]
-        text = json.dumps([__version__, self.recipe.digest, self.seed, files])
+        # a config decides on tied heads and layers, and is copied
+        configs = {label: checkpoint.config for label, checkpoint in self.checkpoints.items()}
+        whole = [__version__, self.recipe.digest, self.seed, files, configs]
+        text = json.dumps(whole, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()

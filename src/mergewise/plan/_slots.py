@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from mergewise.checkpoint import find_layers, is_pre_layer
-from mergewise.checkpoint._layers import LayerGroup, layer_index, layer_prefix, renumber
+from mergewise.checkpoint import (
+    LayerGroup,
+    find_layers,
+    is_pre_layer,
+    layer_index,
+    layer_prefix,
+    renumber,
+)
 from mergewise.plan._model import View
 from mergewise.recipe import Slice
 
@@ -34,10 +40,10 @@ def place(layer: int, count: int) -> float:
 def whole_model_slots(slice_: Slice, views: Sequence[View]) -> list[Slot]:
     """Slots of a `models:` recipe: every tensor of every model under its own name."""
     names = list(dict.fromkeys(name for view in views for name in view.tensors))
-    groups = find_layers(names)
+    groups = {group.prefix: group for group in find_layers(names)}
     slots = []
     for name in names:
-        group = _group_of(name, groups)
+        group = groups.get(layer_prefix(name) or "")
         layer = layer_index(name)
         t = place(layer, group.count) if group and layer is not None else 0.0
         present = tuple(name if name in view.tensors else None for view in views)
@@ -56,11 +62,12 @@ def slice_slots(slices: Sequence[Slice], views: Sequence[Sequence[View]]) -> lis
     for name in _outside(views[0], group):
         if is_pre_layer(name):
             slots.append(_outer(name, slices[0], views[0]))
+    layers = {v.label: _suffixes(v, group) for models in views for v in models}
     offset = 0
     for slice_, models in zip(slices, views, strict=True):
         count = slice_.layers or 0
         for k in range(count):
-            slots += _layer_slots(group, slice_, models, k, offset + k, place(k, count))
+            slots += _layer_slots(group, layers, slice_, models, k, offset + k, place(k, count))
         offset += count
     for name in _outside(views[-1], group):
         if not is_pre_layer(name):
@@ -68,8 +75,15 @@ def slice_slots(slices: Sequence[Slice], views: Sequence[Sequence[View]]) -> lis
     return slots
 
 
-def _group_of(name: str, groups: Sequence[LayerGroup]) -> LayerGroup | None:
-    return next((g for g in groups if g.prefix == layer_prefix(name)), None)
+def _suffixes(view: View, group: LayerGroup) -> dict[int, list[str]]:
+    """What follows the number in the names of each layer, by that number."""
+    found: dict[int, list[str]] = {}
+    for name in view.tensors:
+        if name.startswith(group.prefix):
+            number, dot, suffix = name.removeprefix(group.prefix).partition(".")
+            if dot and number.isascii() and number.isdigit() and str(int(number)) == number:
+                found.setdefault(int(number), []).append(suffix)
+    return found
 
 
 def _outside(models: Sequence[View], group: LayerGroup) -> list[str]:
@@ -82,15 +96,20 @@ def _outer(name: str, slice_: Slice, models: Sequence[View]) -> Slot:
 
 
 def _layer_slots(
-    group: LayerGroup, slice_: Slice, models: Sequence[View], k: int, index: int, t: float
+    group: LayerGroup,
+    layers: Mapping[str, Mapping[int, list[str]]],
+    slice_: Slice,
+    models: Sequence[View],
+    k: int,
+    index: int,
+    t: float,
 ) -> list[Slot]:
     places = [source.layer_range[0] + k for source in slice_.sources if source.layer_range]
     starts = [f"{group.prefix}{layer}." for layer in places]
     suffixes = dict.fromkeys(
-        name.removeprefix(start)
-        for view, start in zip(models, starts, strict=True)
-        for name in view.tensors
-        if name.startswith(start)
+        suffix
+        for view, layer in zip(models, places, strict=True)
+        for suffix in layers[view.label].get(layer, ())
     )
     slots = []
     for suffix in suffixes:

@@ -5,9 +5,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from mergewise.checkpoint import Checkpoint, open_checkpoint, tied_head
-from mergewise.checkpoint._files import read_small
-from mergewise.checkpoint._output import MAX_COPIED
+from mergewise.checkpoint import MAX_COPIED, open_checkpoint, read_small, tied_head
 from mergewise.errors import MergewiseError, NotBuiltYetError
 from mergewise.plan._model import TensorMeta, View
 from mergewise.recipe import ModelRef, Recipe
@@ -67,6 +65,3 @@ def tokenizer_fingerprint(view: View) -> str | None:
 def describe(error: MergewiseError) -> str:
     """An error's text on one line, for a diagnostic."""
     return " ".join(str(error).split())
-
-
-__all__ = ["Checkpoint", "describe", "open_view", "resolve_path", "tokenizer_fingerprint"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 from mergewise.recipe._problems import Position
@@ -41,7 +42,7 @@ class Slice:
     parameters: Mapping[str, Setting]
     position: Position
 
-    @property
+    @cached_property
     def base(self) -> Source | None:
         """The source that is the base model, if there is one."""
         return next((s for s in self.sources if s.model == self.base_model), None)

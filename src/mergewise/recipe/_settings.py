@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 from mergewise.recipe._keys import check_keys
 from mergewise.recipe._nodes import Node
@@ -58,18 +59,23 @@ class Setting:
         None if no condition matches. `kind` is the parameter's type: switches and text are
         picked from a list, not interpolated.
         """
-        for condition in self.conditions:
+        for condition, origin in zip(self.conditions, self._origins, strict=True):
             if condition.matches(name):
-                return evaluate(condition.value, t, kind), self._origin(condition, t)
+                at = f" at t={t:.2f}" if isinstance(condition.value, tuple) else ""
+                return evaluate(condition.value, t, kind), origin + at
         return None
 
-    def _origin(self, condition: Condition, t: float) -> str:
+    @cached_property
+    def _origins(self) -> tuple[str, ...]:
+        """Where the value of each condition is from."""
+        return tuple(self._origin(condition) for condition in self.conditions)
+
+    def _origin(self, condition: Condition) -> str:
         text = f"{condition.position} {self.where}"
         if condition.filter is not None:
             text += f", filter {condition.filter!r}"
         if isinstance(condition.value, tuple):
-            values = ", ".join(str(v) for v in condition.value)
-            text += f", gradient [{values}] at t={t:.2f}"
+            text += f", gradient [{', '.join(str(v) for v in condition.value)}]"
         return text
 
 

@@ -13,8 +13,7 @@ from mergewise.report.text import count, show_count, show_shape
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from mergewise.checkpoint import Summary
-    from mergewise.checkpoint._inspect import TensorSummary
+    from mergewise.checkpoint import Summary, TensorSummary
 
 
 def checkpoint_page(summary: Summary, *, every: bool = False) -> list[RenderableType]:
