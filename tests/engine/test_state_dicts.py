@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 import torch
 
@@ -11,6 +13,7 @@ from mergewise.engine._device import explained_memory
 from mergewise.engine._schedule import Scheduler
 from mergewise.engine._work import Parallel, Work
 from mergewise.errors import InterruptedMergeError, MergewiseError
+from mergewise.recipe import load_recipe
 
 Tensor = torch.Tensor
 
@@ -69,8 +72,6 @@ def test_memory_of_a_device_that_runs_out() -> None:
 
 
 def test_ctrl_c_twice_waits_for_the_workers(monkeypatch: pytest.MonkeyPatch) -> None:
-    import threading
-
     presses, done = iter([True, False, True]), []
     join, main = threading.Thread.join, threading.main_thread()
     started = threading.Event()
@@ -97,8 +98,6 @@ def test_ctrl_c_twice_waits_for_the_workers(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_options_of_reading_need_a_recipe_yet_to_be_read() -> None:
-    from mergewise.recipe import load_recipe
-
     recipe = load_recipe({"merge_method": "passthrough", "models": [{"model": "a"}]})
     with pytest.raises(MergewiseError, match="loaded recipe was given"):
         merge(recipe, "nowhere", overrides=["seed=1"])
