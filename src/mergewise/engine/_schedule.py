@@ -76,12 +76,14 @@ class Scheduler:
 
     def _run_threads(self) -> None:
         threads = [
-            threading.Thread(target=self._loop, name=f"mergewise-{i}", daemon=True)
-            for i in range(self.workers)
+            threading.Thread(target=self._loop, name=f"mergewise-{i}") for i in range(self.workers)
         ]
-        for thread in threads:
-            thread.start()
-        while not self._joined(threads):
+        try:
+            for thread in threads:
+                thread.start()
+        except KeyboardInterrupt:
+            self.stop(InterruptedMergeError("interrupted"))
+        while not self._joined([thread for thread in threads if thread.ident is not None]):
             pass
 
     def _joined(self, threads: list[threading.Thread]) -> bool:
