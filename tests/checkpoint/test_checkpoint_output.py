@@ -233,7 +233,9 @@ def test_small_files_have_fingerprints(tmp_path):
 def test_provenance_is_json_and_repeatable(llama):
     def make():
         files = [llama / "model.safetensors"]
-        return provenance(recipe="a: 1", seed=3, inputs={"m": files}, outputs={"o": "c"})
+        return provenance(
+            recipe="a: 1", seeds={"stage 1": 3}, inputs={"m": files}, outputs={"o": "c"}
+        )
 
     found = make()
     assert json.loads(json.dumps(found)) == found == make()
@@ -257,7 +259,7 @@ def test_inspect_and_card_import_no_torch(llama, tmp_path):
         "import sys, mergewise.checkpoint as c\n"
         "heavy = {'torch', 'numpy', 'transformers', 'safetensors'}\n"
         "c.inspect_checkpoint(sys.argv[1])\n"
-        "c.provenance(recipe='', seed=0, inputs={}, outputs={})\n"
+        "c.provenance(recipe='', seeds={}, inputs={}, outputs={})\n"
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
         "assert not {'jinja2', 'yaml'} & set(sys.modules)\n"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -137,7 +138,10 @@ def test_a_number_that_is_none(method: str, value: float, models: Path, tmp_path
         merge(document, tmp_path / "out")
     assert "--allow-nonfinite" in str(e.value)
     assert not (tmp_path / "out").exists()
-    merge(document, tmp_path / "out", allow_nonfinite=True)
+    result = merge(document, tmp_path / "out", allow_nonfinite=True)
+    assert "model.layers.1.mlp.up_proj.weight of " in result.warnings[-1]
+    record = json.loads((tmp_path / "out" / "mergewise_provenance.json").read_text())
+    assert any("expert_a" in text for text in record["settings"]["nonfinite"])
     good = load(tmp_path / "out")["model.layers.0.mlp.up_proj.weight"]
     assert torch.isfinite(good).all()
 
@@ -149,7 +153,8 @@ def test_a_copied_tensor_is_looked_at_too(models: Path, tmp_path: Path) -> None:
     document = recipe(models, "ties", exclude=["model.norm.*"])
     with pytest.raises(NonFiniteError, match=r"model\.norm\.weight of model .*base"):
         merge(document, tmp_path / "out")
-    merge(document, tmp_path / "out", allow_nonfinite=True)
+    result = merge(document, tmp_path / "out", allow_nonfinite=True)
+    assert "model.norm.weight of " in result.warnings[-1]
     assert torch.isnan(load(tmp_path / "out")["model.norm.weight"][0])
 
 

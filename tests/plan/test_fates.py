@@ -363,3 +363,30 @@ def test_the_digest_notices_a_changed_config(models: Path) -> None:
     path = models / "expert_a" / "config.json"
     path.write_text(path.read_text().replace('"rms_norm_eps": 1e-06', '"rms_norm_eps": 1e-05'))
     assert plan(document).digest() != before
+
+
+def test_patterns_that_match_nothing_are_named(models: Path, tmp_path: Path) -> None:
+    weight = [{"filter": "self_atn", "value": 0.1}, {"filter": "mlp", "value": 0.2}, {"value": 0.3}]
+    document = recipe(models, "ties", parameters={"weight": weight}, exclude=["lm_hed.*", "lm_*"])
+    warnings = "\n".join(plan(document).warnings)
+    assert "exclude: 'lm_hed.*' matches no tensor" in warnings
+    assert "filter 'self_atn' matches no tensor" in warnings
+    assert "'mlp'" not in warnings
+    assert "'lm_*'" not in warnings
+
+
+def test_the_seed_of_every_stage_is_recorded(models: Path, tmp_path: Path) -> None:
+    first = recipe(models, "dare_linear", seed=7) | {"name": "first"}
+    second = {
+        "merge_method": "linear",
+        "models": [
+            {"model": m, "parameters": {"weight": 1}} for m in ("first", str(models / "base"))
+        ],
+    }
+    path = tmp_path / "two.yml"
+    path.write_text(yaml.safe_dump_all([first, second]))
+    assert plan(path).seeds_in_words == "7 in first, 0 in stage 2"
+    merge(path, tmp_path / "out")
+    record = json.loads((tmp_path / "out" / "mergewise_provenance.json").read_text())
+    assert record["seeds"] == {"first": 7, "stage 2": 0}
+    assert "Seed 7 in first, 0 in stage 2" in (tmp_path / "out" / "README.md").read_text()

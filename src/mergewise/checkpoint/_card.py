@@ -86,7 +86,7 @@ def model_card(
     inputs: Sequence[CardInput],
     recipe: str,
     command: str,
-    seed: int,
+    seed: str,
     versions: Mapping[str, str],
     summary: str = "",
     source: str = "",

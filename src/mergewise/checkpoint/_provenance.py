@@ -82,7 +82,7 @@ def _version(package: str) -> str:
 def provenance(
     *,
     recipe: str,
-    seed: int,
+    seeds: Mapping[str, int],
     inputs: Mapping[str, Iterable[Path]],
     outputs: Mapping[str, str],
     config: Mapping[str, Any] | None = None,
@@ -91,6 +91,7 @@ def provenance(
 
     Args:
         recipe: the recipe, verbatim.
+        seeds: of each stage.
         inputs: each model's files by its name in the recipe.
         outputs: checksum by file name of each shard written.
         config: further settings that decide the bytes, such as the device.
@@ -102,7 +103,7 @@ def provenance(
         "format": 1,
         "recipe": recipe,
         "recipe_sha256": hashlib.sha256(recipe.encode("utf-8", "surrogatepass")).hexdigest(),
-        "seed": seed,
+        "seeds": dict(seeds),
         "versions": versions(),
         "settings": dict(config or {}),
         "inputs": [

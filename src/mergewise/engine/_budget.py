@@ -42,7 +42,7 @@ class Memory:
 
 def estimate(plan: MergePlan) -> Memory:
     """Estimate the memory of a plan from shapes alone, for merging on the CPU."""
-    compiled = plan.elements >= FUSE_FROM_ELEMENTS and _compile._compiler() is not None
+    compiled = plan.elements >= FUSE_FROM_ELEMENTS and _compile.available()
     fixed, per_worker, largest = _RUNTIME, 0, ("", 0)
     for stage in plan.stages:
         needs = [_Need(stage, t, compiled) for t in stage.tensors.values() if t.fate == "merge"]

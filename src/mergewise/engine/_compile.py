@@ -76,6 +76,11 @@ def _compiler() -> tuple[str, ...] | None:
     return (found, *_FLAGS, native, *wide)
 
 
+def available() -> bool:
+    """Whether loops can be compiled here; nothing is compiled to find out."""
+    return _compiler() is not None
+
+
 @functools.cache
 def _machine() -> str:
     """What compiled code depends on, so that a cache shared by several machines stays right."""

@@ -42,7 +42,10 @@ class CopyTask:
 
     def merged(self, where: Range) -> Tensor:
         block = self.source.read(*where, 0)
-        if self.options.check and block.is_floating_point() and not finite(block):
+        bad = block.is_floating_point() and not finite(block)
+        if bad and not self.options.check:
+            self.options.nonfinite.add(f"{self.source.name} of {self.source.model}")
+        elif bad:
             raise NonFiniteError(
                 f"tensor {self.source.name} of model {self.source.model} holds NaN or infinity; "
                 "repair that model, or pass --allow-nonfinite (allow_nonfinite=True)"

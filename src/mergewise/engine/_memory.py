@@ -154,10 +154,12 @@ def _out(tensor: Tensor, dtype: torch.dtype | None) -> torch.dtype:
 
 def _check_models(method: Method, experts: Sequence[StateDict], base: StateDict | None) -> None:
     if method.base == "required" and base is None:
-        raise MergewiseError(f"{method.name} merges task vectors: pass base=")
+        raise MergewiseError(f"{method.name} needs a base model: pass base=")
+    if isinstance(experts, Mapping):
+        raise MergewiseError("a list of state dicts expected, got one state dict; put it in [ ]")
     least, most = method.experts
     if len(experts) < least or (most is not None and len(experts) > most):
-        wanted = str(least) if most == least else f"{least} to {most or 'any number'}"
+        wanted = str(least) if most == least else f"{least} to {most}" if most else f"{least}+"
         raise MergewiseError(
             f"{method.name} takes {wanted} models besides the base, got {len(experts)}"
         )

@@ -18,6 +18,7 @@ from mergewise.checkpoint import (
     copied_files,
     copy_tokenizer,
     edited_config,
+    fingerprint,
     index_json,
     make_folder,
     model_card,
@@ -153,7 +154,7 @@ def _provenance(
 ) -> bytes:
     record = provenance(
         recipe=plan.recipe.text,
-        seed=plan.seed,
+        seeds=plan.seeds,
         inputs={label: c.files for label, c in plan.checkpoints.items()},
         outputs={name: space.done[name] for name in names},
         config={"recipe_digest": plan.recipe.digest, **settings},
@@ -171,9 +172,11 @@ def _card(plan: MergePlan, out: Path) -> str:
     base = str(plan.output.stage.base_model)
     inputs = [
         CardInput(
-            name=label,
+            # every input is a local folder so far, however much its path looks like a Hub name
+            name=checkpoint.folder.resolve().name,
             role="base" if label == base else "expert",
             licence=stated_licence(checkpoint.folder),
+            fingerprint=fingerprint(checkpoint.files[0])[:16],
         )
         for label, checkpoint in plan.checkpoints.items()
     ]
@@ -187,7 +190,7 @@ def _card(plan: MergePlan, out: Path) -> str:
         inputs=inputs,
         recipe=plan.recipe.text,
         command=f"mergewise merge {RECIPE_FILE} {shlex.quote(out.resolve().name)}",
-        seed=plan.seed,
+        seed=plan.seeds_in_words,
         versions=versions(),
         architecture=architectures[0],
         dialect=not any(stage.stage.native for stage in plan.stages),

@@ -165,7 +165,7 @@ class _Run:
 
     def _merge(self, space: Workspace, fuse: bool) -> MergeResult:
         plan = self.plan
-        options = Options(plan.seed, self.device, fuse=fuse, check=self.check)
+        options = Options(device=self.device, fuse=fuse, check=self.check)
         scheduler = Scheduler(self.workers)
         stamps = {p: s for c in plan.checkpoints.values() for p, s in c.stamps.items()}
         with FileReader(stamps) as reader, one_torch_thread(), explained_memory(self.device):
@@ -175,9 +175,16 @@ class _Run:
             layouts = self._layouts(tied)
             resumed = self._write_shards(space, tasks, layouts, scheduler)
             reader.verify_unchanged()
+        settings: dict[str, Any] = self.settings
+        bad = sorted(options.nonfinite)
+        if bad:
+            settings = {**settings, "nonfinite": bad}
         warnings = publish(
-            plan, space, layouts, tied=tied, settings=self.settings, full_hashes=self.full_hashes
+            plan, space, layouts, tied=tied, settings=settings, full_hashes=self.full_hashes
         )
+        if bad:
+            some = ", ".join(bad[:5]) + (", …" if bad[5:] else "")
+            warnings.append(f"NaN or infinity let through in {len(bad)} tensors: {some}")
         return MergeResult(
             out=self.out,
             files=tuple(layout.filename for layout in layouts),

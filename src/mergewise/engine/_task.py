@@ -14,7 +14,7 @@ from mergewise.engine._kernels import OUTPUT_BIT, Kernels, Result
 from mergewise.engine._masks import MaskCache
 from mergewise.engine._ranks import row_ranks
 from mergewise.engine._select import select
-from mergewise.engine._sources import Source, cast
+from mergewise.engine._sources import Source
 from mergewise.engine._work import Parallel, Range, Work
 from mergewise.errors import MergewiseError, NonFiniteError
 from mergewise.methods import Access, Method
@@ -31,6 +31,7 @@ class Options:
         block: elements per block; None for what suits the way of computing.
         fuse: allow compiled kernels.
         check: refuse NaN and infinity.
+        nonfinite: where they were found, if they are not refused.
     """
 
     seed: int = 0
@@ -38,6 +39,7 @@ class Options:
     block: int | None = None
     fuse: bool = True
     check: bool = True
+    nonfinite: set[str] = field(default_factory=set, compare=False)
 
     @property
     def step(self) -> int:
@@ -60,7 +62,6 @@ class TensorTask:
     Attributes:
         values: the method's parameters, resolved for this tensor.
         base, experts: the inputs.
-        in_dtype: round inputs to this type first (a recipe's `dtype`), or None.
     """
 
     name: str
@@ -71,12 +72,11 @@ class TensorTask:
     experts: Sequence[Source]
     out_dtype: torch.dtype
     options: Options = field(default_factory=Options)
-    in_dtype: torch.dtype | None = None
 
     def __post_init__(self) -> None:
         given = [*([self.base] if self.base else []), *self.experts]
         self._inputs_ready = False
-        self._sources = [cast(source, self.in_dtype) for source in given]
+        self._sources = given
         self.size = math.prod(self.shape)
         self.columns = max(1, row_length(self.shape))
         self.keys = Keys.of(self.options.seed, self.name, len(self.experts))
@@ -189,16 +189,18 @@ class TensorTask:
         return Block(0, size, tensors, self.base is not None, self.columns, shape, ranks)
 
     def _checked(self, result: Result) -> Result:
-        if not result.bad or not self.options.check:
+        if not result.bad:
             return result
         for slot, source in enumerate(self._sources):
-            if result.bad >> slot & 1:
+            if result.bad >> slot & 1 and not self.options.check:
+                self.options.nonfinite.add(f"{source.name} of {source.model}")
+            elif result.bad >> slot & 1:
                 raise NonFiniteError(
                     f"tensor {source.name} of model {source.model} holds NaN or infinity; the "
                     "merge would spread it. Repair that model, or pass --allow-nonfinite "
                     "(allow_nonfinite=True) to go on regardless"
                 )
-        if result.bad >> OUTPUT_BIT & 1:
+        if result.bad >> OUTPUT_BIT & 1 and self.options.check:
             raise NonFiniteError(
                 f"merging tensor {self.name} with {self.method.name} gives numbers that do not "
                 f"fit {str(self.out_dtype).removeprefix('torch.')}; choose a wider dtype, or "

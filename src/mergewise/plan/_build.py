@@ -11,6 +11,7 @@ from mergewise.errors import Diagnostic, MergewiseError, RecipeError
 from mergewise.methods import get_method
 from mergewise.plan._fates import Fates
 from mergewise.plan._model import MergePlan, StagePlan, TensorPlan, View
+from mergewise.plan._patterns import idle_patterns
 from mergewise.plan._slots import Slot, slice_slots, whole_model_slots
 from mergewise.plan._views import describe, open_view, tokenizer_fingerprint
 from mergewise.recipe import ModelRef, Module, Position, Recipe, Stage, load_recipe
@@ -202,6 +203,7 @@ class _Builder:
         self.problems += fates.problems
         if self.problems:
             return None
+        names = {name for slot in slots for name in (slot.name, *slot.inputs) if name}
         planned = StagePlan(
             index=index,
             stage=stage,
@@ -212,7 +214,11 @@ class _Builder:
             maybe_tied=tie if tie and not all_tied and tie[0] in tensors else None,
             tied=tie if all_tied else None,
             layers=layers,
-            warnings=(*fates.warnings, *_config_warnings(donor, list(views.values()))),
+            warnings=(
+                *fates.warnings,
+                *idle_patterns(stage, module, names),
+                *_config_warnings(donor, list(views.values())),
+            ),
         )
         try:
             _stage_config(planned)

@@ -143,8 +143,16 @@ class MergePlan:
         return self.stages[-1]
 
     @property
-    def seed(self) -> int:
-        return self.recipe.output.seed or 0
+    def seeds(self) -> dict[str, int]:
+        """The seed of each stage's random masks."""
+        return {stage.label: stage.stage.seed or 0 for stage in self.stages}
+
+    @property
+    def seeds_in_words(self) -> str:
+        """``7``, or ``7 in first, 0 in stage 2`` where stages differ."""
+        if len(set(self.seeds.values())) == 1:
+            return str(next(iter(self.seeds.values())))
+        return ", ".join(f"{seed} in {label}" for label, seed in self.seeds.items())
 
     @property
     def bytes_write(self) -> int:
@@ -178,6 +186,6 @@ class MergePlan:
         ]
         # a config decides on tied heads and layers, and is copied
         configs = {label: checkpoint.config for label, checkpoint in self.checkpoints.items()}
-        whole = [__version__, self.recipe.digest, self.seed, files, configs]
+        whole = [__version__, self.recipe.digest, self.seeds, files, configs]
         text = json.dumps(whole, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()

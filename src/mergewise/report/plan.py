@@ -45,7 +45,7 @@ def plan_dict(plan: MergePlan) -> dict[str, Any]:
     return {
         "recipe": plan.recipe.path,
         "digest": plan.digest(),
-        "seed": plan.seed,
+        "seeds": plan.seeds,
         "output": {
             "architectures": config.get("architectures"),
             "layers": _layers(plan),
@@ -110,16 +110,8 @@ def _facts(plan: MergePlan) -> list[tuple[str, str]]:
         ("reads", show_bytes(plan.bytes_read)),
         ("writes", f"{show_bytes(plan.bytes_write)}; {show_bytes(costs.free)} free here"),
         ("memory", f"about {', '.join(peaks)}"),
-        ("seed", _seeds(plan)),
+        ("seed", plan.seeds_in_words),
     ]
-
-
-def _seeds(plan: MergePlan) -> str:
-    """One number, or, if they differ, one for every stage."""
-    seeds = {stage.label: stage.stage.seed or 0 for stage in plan.stages}
-    if len(set(seeds.values())) == 1:
-        return str(plan.seed)
-    return ", ".join(f"{seed} in {label}" for label, seed in seeds.items())
 
 
 def _stage(stage: StagePlan, every: bool, *, named: bool) -> list[RenderableType]:

@@ -1,0 +1,34 @@
+"""Patterns of a recipe that match no tensor: a misspelling there would change a result silently."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Collection, Iterator, Mapping
+
+from mergewise.recipe import Module, Setting, Stage
+
+
+def idle_patterns(stage: Stage, module: Module, names: Collection[str]) -> list[str]:
+    """A warning for each pattern of `exclude` and each `filter` that no tensor's name matches."""
+    found = [
+        f"exclude: {pattern!r} matches no tensor"
+        for pattern in stage.exclude
+        if not any(fnmatch.fnmatchcase(name, pattern) for name in names)
+    ]
+    for setting in _settings(stage, module):
+        for condition in setting.conditions:
+            wanted = condition.filter
+            if wanted in (None, "*") or any(condition.matches(name) for name in names):
+                continue
+            found.append(
+                f"{condition.position} {setting.where}: filter {wanted!r} matches no tensor"
+            )
+    return list(dict.fromkeys(found))
+
+
+def _settings(stage: Stage, module: Module) -> Iterator[Setting]:
+    levels: list[Mapping[str, Setting]] = [stage.parameters, module.parameters]
+    for slice_ in module.slices:
+        levels += [slice_.parameters, *(source.parameters for source in slice_.sources)]
+    for level in levels:
+        yield from level.values()
