@@ -95,7 +95,8 @@ def interrupted(monkeypatch):
 def test_interrupted_says_how_to_continue_and_continues(run, here, interrupted):
     stopped = run("merge", "ties.yml", "out dir", *SMALL, "--restart")
     assert (stopped.exit_code, stopped.stdout) == (130, "")
-    assert "finished files kept in out dir" in stopped.stderr
+    assert "finished files" in stopped.stderr
+    assert "kept in out dir" in stopped.stderr
     command = stopped.stderr.splitlines()[-1].strip()
     assert command == "mergewise merge ties.yml 'out dir' --shard-size 1kB --workers 1"
     assert not (here / "out dir/config.json").exists()
@@ -109,11 +110,18 @@ def test_interrupted_says_how_to_continue_and_continues(run, here, interrupted):
     assert weights(here / "out dir") == weights(here / "whole")
 
 
-def test_interrupted_before_the_first_file_leaves_nothing(run, here, interrupted):
+def test_interrupted_within_the_only_file_goes_on_with_the_tensors_left(run, here, interrupted):
     stopped = run("merge", "ties.yml", "out", "--workers", "1")
     assert stopped.exit_code == 130
-    assert "before the first file was finished" in stopped.stderr
-    assert not (here / "out").exists()
+    assert "finished tensors kept in out" in stopped.stderr
+    assert not (here / "out/config.json").exists()
+    interrupted.undo()
+    interrupted.chdir(here)
+    resumed = run("merge", "ties.yml", "out", "--workers", "1")
+    assert resumed.exit_code == 0
+    assert "continuing the unfinished merge in out" in resumed.stderr
+    assert run("merge", "ties.yml", "whole").exit_code == 0
+    assert weights(here / "out") == weights(here / "whole")
 
 
 STOPPED = """

@@ -48,21 +48,24 @@ def terminable() -> Iterator[None]:
             signal.signal(number, before[number])
 
 
-def finished_files(out: Path) -> int | None:
-    """How many files of an unfinished merge lie in `out`; None if there is no such merge."""
-    from mergewise.engine import WORK
+def progress_kept(out: Path) -> str | None:
+    """What an unfinished merge in `out` has done, in words; None if there is no such merge."""
+    from mergewise.engine import WORK, complete_tensors
 
     try:
         journal = json.loads((out / WORK / "journal.json").read_text("utf-8"))
-        return len(journal["done"])
+        files, tensors = len(journal["done"]), complete_tensors(out)
     except (OSError, ValueError, KeyError, TypeError):
         return None
+    parts = [count(files, "finished file")] if files or not tensors else []
+    parts += [count(tensors, "finished tensor")] if tensors else []
+    return " and ".join(parts)
 
 
 def how_to_continue(out: Path, arguments: Sequence[str]) -> str:
     """The last words of an interrupted merge: what is kept, and the command that goes on."""
-    kept = finished_files(out)
+    kept = progress_kept(out)
     command = shlex.join(["mergewise", *(a for a in arguments if a != "--restart")])
-    if not kept:
-        return f"interrupted before the first file was finished; begin again with\n  {command}"
-    return f"interrupted; {count(kept, 'finished file')} kept in {out}. Continue with\n  {command}"
+    if kept is None:
+        return f"interrupted before the first tensor was finished; begin again with\n  {command}"
+    return f"interrupted; {kept} kept in {out}. Continue with\n  {command}"

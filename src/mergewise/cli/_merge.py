@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mergewise._units import show_bytes
-from mergewise.cli._interrupt import finished_files, how_to_continue, terminable
+from mergewise.cli._interrupt import how_to_continue, progress_kept, terminable
 from mergewise.cli._options import (
     json_option,
     our_command,
@@ -91,9 +91,9 @@ def _announce(out: Output, plan: MergePlan, folder: Path, options: dict[str, Any
     )
     for warning in plan.warnings:
         out.warn(warning)
-    kept = finished_files(folder)
+    kept = progress_kept(folder)
     if kept is not None and not options["restart"]:
-        out.note(f"continuing the unfinished merge in {folder}: {count(kept, 'file')} finished")
+        out.note(f"continuing the unfinished merge in {folder}: {kept}")
 
 
 def _run(out: Output, plan: MergePlan, folder: Path, options: dict[str, Any]) -> MergeResult:

@@ -1,7 +1,8 @@
 """The record of an unfinished merge: which plan it follows and which shards are done.
 
-While a merge runs, everything lies in ``OUT/.mergewise/``: a lock, the journal, and shards under
-their final names once they are complete and flushed. What OUT itself held before stays as it was
+While a merge runs, everything lies in ``OUT/.mergewise/``: a lock, the journal, shards under their
+final names once they are complete and flushed, and an unfinished shard with the list of tensors
+that are complete in it. What OUT itself held before stays as it was
 until publication, which moves the files and writes ``config.json`` last: a folder without it is
 visibly unfinished.
 """
@@ -19,6 +20,8 @@ from mergewise.checkpoint import write_file
 from mergewise.errors import OutputError
 
 WORK = ".mergewise"
+PARTIAL, COMPLETE = ".partial", ".complete"
+"""Endings: of an unfinished shard, and of the list of tensors that are complete in it."""
 _FINISHED = ".mergewise-finished"
 _MARK = "publishing"
 _FORMAT = 1
@@ -120,7 +123,8 @@ class Workspace:
             raise self._refuse("its journal cannot be read") from None
         if found != json.loads(json.dumps(self._identity)):
             raise self._refuse("it followed another recipe, other inputs or other options")
-        self._clear(keep={path.name, *done})
+        unfinished = {p.name for p in self.folder.iterdir() if p.suffix in (PARTIAL, COMPLETE)}
+        self._clear(keep={path.name, *done, *unfinished})
         return done
 
     def _refuse(self, reason: str) -> OutputError:
@@ -176,12 +180,27 @@ class Workspace:
         shutil.rmtree(finished, ignore_errors=True)
         self.release()
 
-    def abandon(self) -> None:
-        """Keep what the next run can use; if that is nothing, leave OUT as it was found."""
-        if self.done or self._publishing:
+    @property
+    def tensors_done(self) -> int:
+        """How many tensors are complete in an unfinished shard."""
+        return complete_tensors(self.out)
+
+    def abandon(self, *, unfinished: bool = False) -> None:
+        """Keep what the next run can use; if that is nothing, leave OUT as it was found.
+
+        Args:
+            unfinished: an unfinished shard counts as of use.
+        """
+        if self.done or self._publishing or (unfinished and self.tensors_done):
             self.release()
             return
         self.remove()
         if self._made:
             with contextlib.suppress(OSError):
                 self.out.rmdir()
+
+
+def complete_tensors(out: Path) -> int:
+    """How many tensors an unfinished merge into `out` has complete in its unfinished shard."""
+    lists = (out / WORK).glob(f"*{COMPLETE}")
+    return sum(len(path.read_bytes().splitlines()) for path in lists)

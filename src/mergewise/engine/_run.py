@@ -69,7 +69,7 @@ def merge(
 ) -> MergeResult:
     """Merge checkpoints as a recipe says and write the result as a Hugging Face folder.
 
-    Interrupted or killed, it is continued by the same call: finished shards are kept in
+    Interrupted or killed, it is continued by the same call: what is finished is kept in
     ``out/.mergewise``, and the final bytes are those of an uninterrupted run.
 
     Args:
@@ -153,11 +153,11 @@ class _Run:
             self._check_space(space)
             return self._merge(space, fuse)
         except InterruptedMergeError:
-            kept = len(space.done)
-            space.abandon()
+            kept, more = len(space.done), space.tensors_done
+            space.abandon(unfinished=True)
             raise InterruptedMergeError(
-                f"stopped; {kept} finished shard{'s' * (kept != 1)} kept in {space.folder}. "
-                "Run the same command again to go on"
+                f"stopped; {kept} finished shard{'s' * (kept != 1)} kept in {space.folder}, and "
+                f"{more} tensors of an unfinished one. Run the same command again to go on"
             ) from None
         except BaseException:
             space.abandon()
