@@ -242,5 +242,6 @@ class RankedChance(Chance):
         spread = s.epsilon[i] * ((density > 0) * 1.0) * ((density < 1) * 1.0)
         last = x.columns - 1
         # from -1 for the smallest of a row to 1 for the largest; 0 in rows of one element
-        place = (2.0 * x.ranks[i] - last) / max(last, 1)
+        # times the reciprocal: CUDA divides by a number that way, and masks must not differ
+        place = (2.0 * x.ranks[i] - last) * (1.0 / max(last, 1))
         return density + spread * place
