@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from mergewise._lazy import torch
 from mergewise.engine._random import hash_positions, order_positions, stream_key, uniform
 from mergewise.engine._trace import Expr, Untraceable
-from mergewise.methods import Inputs, Settings
+from mergewise.methods import Inputs
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -178,7 +178,3 @@ def _split(value: Any, out: Scalars) -> tuple[Any, Any]:
         pairs = [_split(v, out) for v in value]
         return [p[0] for p in pairs], tuple(p[1] for p in pairs)
     return value, value
-
-
-def settings(values: Mapping[str, Any]) -> Settings:
-    return Settings(values)

@@ -21,11 +21,10 @@ from mergewise.engine._block import (
     Keys,
     TorchInputs,
     TracedInputs,
-    settings,
     split_settings,
 )
 from mergewise.engine._trace import Untraceable
-from mergewise.methods import Access, Method
+from mergewise.methods import Access, Method, Settings
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -83,7 +82,7 @@ class Kernels:
         self.out_dtype = out_dtype
         self.compute = compute or torch.float32
         self.device = torch.device(device)
-        self.settings = settings(self.values)
+        self.settings = Settings(self.values)
         self._scalars = split_settings(self.values, keys)
         flat = method.access(self.settings) is not Access.WHOLE
         self._fuse = (
@@ -97,7 +96,7 @@ class Kernels:
     def extend(self, values: Mapping[str, Any]) -> None:
         """Add thresholds or coefficients to what the functions are given as settings."""
         self.values.update(values)
-        self.settings = settings(self.values)
+        self.settings = Settings(self.values)
         self._scalars = split_settings(self.values, self.keys)
 
     def scores(self, block: Block) -> Result:
@@ -184,7 +183,7 @@ class Kernels:
         extra = (len(block.ranks), len(block.masks))
         columns = block.columns if block.ranks else None
         x = TracedInputs(experts, block.has_base, *extra, columns)
-        s = settings(self._scalars.traced)
+        s = Settings(self._scalars.traced)
         inputs = [*dtypes, *["float32"] * extra[0], *["bool"] * extra[1]]
         size = (len(self._scalars.floats), len(self._scalars.ints))
         try:
