@@ -5,10 +5,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1] / "src/mergewise"
 
-COMMON = {"errors", "constants", "_units", "_lazy", "__init__"}
+COMMON = {"errors", "constants", "_units", "_lazy", "_registry", "__init__"}
 LIBRARY = {"methods", "recipe", "checkpoint", "plan", "engine"}
 ALLOWED = {
-    "methods": {"errors", "_lazy"},
+    "methods": {"errors", "_lazy", "_registry"},
     "recipe": {*COMMON, "methods"},
     "checkpoint": COMMON,
     "plan": {*COMMON, "methods", "recipe", "checkpoint"},

@@ -7,6 +7,9 @@
     ├── CheckpointError          a file or folder that cannot be read as a checkpoint
     ├── NonFiniteError           NaN or infinity in an input or a result: tensor, model
     ├── OutputError              the output folder: exists, unwritable, no space, in use
+    ├── DataError                a data set that cannot be read, or lacks a field: file, row
+    ├── TaskError                a tasks file or a task that cannot be run: file, task, field
+    ├── EvidenceError            an evidence file that is broken, or does not fit what is asked
     ├── InterruptedMergeError    stopped by the user; what is finished is kept
     ├── NotBuiltYetError         parsed and understood, but not available in this version
     └── MissingExtraError        an optional dependency is absent
@@ -66,6 +69,18 @@ class NonFiniteError(MergewiseError):
 
 class OutputError(MergewiseError):
     """The output cannot be written, or must not be."""
+
+
+class DataError(MergewiseError):
+    """Calibration or evaluation data that cannot be read or used."""
+
+
+class TaskError(MergewiseError):
+    """An evaluation task that is misdescribed, or a model that cannot do it."""
+
+
+class EvidenceError(MergewiseError):
+    """An evidence file that is broken, or statistics that cannot be collected or combined."""
 
 
 class InterruptedMergeError(MergewiseError):

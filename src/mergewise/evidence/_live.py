@@ -1,0 +1,174 @@
+"""Models that can be run: opened from a checkpoint folder, or handed over by the caller."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from mergewise._lazy import torch
+from mergewise.errors import CheckpointError, MissingExtraError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+Role = Literal["causal_lm", "body", "text_classifier", "image_classifier"]
+
+_AUTO = {
+    "causal_lm": "AutoModelForCausalLM",
+    "body": "AutoModel",
+    "text_classifier": "AutoModelForSequenceClassification",
+    "image_classifier": "AutoModelForImageClassification",
+}
+
+
+@dataclass
+class LiveModel:
+    """A model in memory, ready for inference.
+
+    Attributes:
+        name: what reports call it.
+        module: in evaluation mode. For classification a body may also be any module that takes
+            a batch of images or ids and returns features [examples, width].
+        tokenizer: a tokenizer of `transformers`, for models of text.
+        processor: an image processor of `transformers`, for models of images that have one.
+        fingerprint: identifies the weights; None for weights nobody vouches for, whose results
+            are then not cached.
+        folder: where it was read from, if it was.
+    """
+
+    name: str
+    module: nn.Module
+    tokenizer: Any = None
+    processor: Any = None
+    fingerprint: str | None = None
+    folder: Path | None = None
+    extras: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def device(self) -> torch.device:
+        """Where its inputs belong."""
+        parameter = next(self.module.parameters(), None)
+        return torch.device("cpu") if parameter is None else parameter.device
+
+
+def fingerprint_of(path: Path | str) -> str:
+    """One mark for a checkpoint's weights, config and tokenizer: 64 hexadecimal digits.
+
+    Raises:
+        CheckpointError: if it cannot be read.
+    """
+    from mergewise.checkpoint import fingerprint, open_checkpoint, sha256_file
+
+    checkpoint = open_checkpoint(path)
+    digest = hashlib.sha256()
+    for file in checkpoint.files:
+        digest.update(f"{file.name}\0{fingerprint(file)}\0".encode())
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json",
+                 "preprocessor_config.json", "chat_template.jinja"):  # fmt: skip
+        if (file := checkpoint.folder / name).is_file():
+            digest.update(f"{name}\0{sha256_file(file)}\0".encode())
+    return digest.hexdigest()
+
+
+def open_model(
+    path: Path | str,
+    role: Role = "causal_lm",
+    *,
+    device: str = "cpu",
+    dtype: str | None = None,
+    offload: bool = False,
+    trust_remote_code: bool = False,
+) -> LiveModel:
+    """Load a checkpoint folder through `transformers`.
+
+    Args:
+        role: what it is loaded as.
+        device: ``cpu``, ``cuda:N`` or ``auto``.
+        dtype: such as ``float32``; by default the checkpoint's own, but float32 on a CPU where
+            that is float16.
+        offload: leave the weights on disk and read each layer's when it runs.
+        trust_remote_code: run Python code that lies in the folder; only for models one trusts.
+
+    Raises:
+        CheckpointError: if there is no such checkpoint, or it cannot be loaded in that role.
+        MissingExtraError: if `transformers` is not installed.
+    """
+    from mergewise.checkpoint import open_checkpoint
+    from mergewise.engine import pick_device
+
+    try:
+        import transformers
+    except ImportError:
+        raise MissingExtraError("hf", "transformers") from None
+    checkpoint = open_checkpoint(path)
+    where = pick_device(device)
+    kind = dtype or _usual_dtype(checkpoint.dtype, where)
+    folder = checkpoint.folder
+    auto = getattr(transformers, _AUTO[role])
+    if offload:
+        from mergewise.evidence._offload import open_offloaded
+
+        module = open_offloaded(checkpoint, auto, kind, where, trust_remote_code)
+    else:
+        module = _load(auto, folder, kind, trust_remote_code).to(where)
+    module.eval()
+    return LiveModel(
+        name=Path(path).name or str(path),
+        module=module,
+        tokenizer=_tokenizer(folder, role, trust_remote_code),
+        processor=_processor(folder, role),
+        fingerprint=fingerprint_of(path),
+        folder=folder,
+    )
+
+
+def _usual_dtype(stored: str | None, device: str) -> str:
+    if stored in (None, "float16") and device == "cpu":
+        return "float32"
+    return stored or "float32"
+
+
+def _load(auto: Any, folder: Path, dtype: str, trust: bool) -> Any:
+    try:
+        module, info = auto.from_pretrained(
+            folder,
+            dtype=getattr(torch, dtype),
+            local_files_only=True,
+            trust_remote_code=trust,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, RuntimeError, KeyError, AttributeError) as error:
+        raise CheckpointError(f"{folder}: cannot be loaded with {auto.__name__}: {error}") from None
+    # random weights would give scores that look like a bad merge
+    missing = sorted(info["missing_keys"])
+    if auto.__name__ == "AutoModel":
+        missing = [name for name in missing if "pooler" not in name]
+    if missing:
+        raise CheckpointError(
+            f"{folder}: {len(missing)} tensors that {type(module).__name__} needs are not in "
+            f"the checkpoint ({', '.join(missing[:3])}); is it a model of that kind?"
+        )
+    return module
+
+
+def _tokenizer(folder: Path, role: Role, trust: bool) -> Any:
+    names = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.txt")
+    if role == "image_classifier" or not any((folder / name).is_file() for name in names):
+        return None
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(
+        folder, local_files_only=True, trust_remote_code=trust
+    )
+    tokenizer.padding_side = "right"
+    return tokenizer
+
+
+def _processor(folder: Path, role: Role) -> Any:
+    if role == "causal_lm" or not (folder / "preprocessor_config.json").is_file():
+        return None
+    from transformers import AutoImageProcessor
+
+    return AutoImageProcessor.from_pretrained(folder, local_files_only=True, use_fast=True)

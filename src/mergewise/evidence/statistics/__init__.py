@@ -1,0 +1,1 @@
+"""Statistics of a model on data; one file a statistic."""
