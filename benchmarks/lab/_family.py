@@ -27,14 +27,21 @@ class LabTask:
     """One column of the table.
 
     Attributes:
-        name: also the name of its expert, if there is one.
+        name: also the name of its expert, if there is one and `of` does not name it.
         evaluator: with splits ``validation`` (coefficients are tuned on it) and ``test``.
         expert: False for a held-out target that no expert was trained for.
+        of: the expert, where one expert has several tasks (maths: loss and exact match).
     """
 
     name: str
     evaluator: Evaluator
     expert: bool = True
+    of: str = ""
+
+    @property
+    def owner(self) -> str | None:
+        """The key in `Models.experts` of the expert trained for this task, None if none was."""
+        return (self.of or self.name) if self.expert else None
 
     @property
     def metric(self) -> str:
