@@ -8,7 +8,8 @@
     ├── NonFiniteError           NaN or infinity in an input or a result: tensor, model
     ├── OutputError              the output folder: exists, unwritable, no space, in use
     ├── DataError                a data set that cannot be read, or lacks a field: file, row
-    ├── TaskError                a tasks file or a task that cannot be run: file, task, field
+    ├── TaskError                a task that is misdescribed, or a model that cannot do it
+    │   └── TasksFileError       the tasks file: line, column, and all problems found at once
     ├── EvidenceError            an evidence file that is broken, or does not fit what is asked
     ├── InterruptedMergeError    stopped by the user; what is finished is kept
     ├── NotBuiltYetError         parsed and understood, but not available in this version
@@ -30,7 +31,7 @@ class MergewiseError(Exception):
 
 @dataclass(frozen=True)
 class Diagnostic:
-    """One problem in a recipe, at a place. Lines and columns count from 1."""
+    """One problem in a recipe or a tasks file, at a place. Lines and columns count from 1."""
 
     path: str
     line: int
@@ -77,6 +78,14 @@ class DataError(MergewiseError):
 
 class TaskError(MergewiseError):
     """An evaluation task that is misdescribed, or a model that cannot do it."""
+
+
+class TasksFileError(TaskError):
+    """A tasks file that cannot be used; carries every problem found, in document order."""
+
+    def __init__(self, diagnostics: Sequence[Diagnostic]) -> None:
+        self.diagnostics = tuple(diagnostics)
+        super().__init__("\n".join(str(d) for d in self.diagnostics))
 
 
 class EvidenceError(MergewiseError):

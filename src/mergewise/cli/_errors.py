@@ -18,6 +18,7 @@ from mergewise.errors import (
     InterruptedMergeError,
     MergewiseError,
     RecipeError,
+    TasksFileError,
     UnknownMethodError,
 )
 
@@ -49,8 +50,8 @@ def _report(error: BaseException, out: Output) -> int:
         return error.exit_code
     if isinstance(error, click.ClickException):
         return _usage(error, out)
-    if isinstance(error, RecipeError):
-        _recipe(error, out)
+    if isinstance(error, RecipeError | TasksFileError):
+        _document(error, out)
         return BAD
     out.error(str(error))
     return BAD if isinstance(error, UnknownMethodError) else FAILED
@@ -64,8 +65,9 @@ def _usage(error: click.ClickException, out: Output) -> int:
     return error.exit_code
 
 
-def _recipe(error: RecipeError, out: Output) -> None:
+def _document(error: RecipeError | TasksFileError, out: Output) -> None:
     for diagnostic in error.diagnostics:
         out.diagnostic(diagnostic)
     errors = sum(d.severity == "error" for d in error.diagnostics)
-    out.error(f"the recipe cannot be run: {count(errors, 'error')}")
+    what = "recipe" if isinstance(error, RecipeError) else "tasks file"
+    out.error(f"the {what} cannot be run: {count(errors, 'error')}")

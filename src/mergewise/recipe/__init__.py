@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from mergewise.recipe._load import check_recipe, load_recipe, load_with_warnings
-from mergewise.recipe._problems import Position
+from mergewise.recipe._nodes import Node
+from mergewise.recipe._problems import Position, Problems, shorten
 from mergewise.recipe._recipe import Module, Recipe, Slice, Source, Stage
 from mergewise.recipe._reference import ModelRef
 from mergewise.recipe._resolve import Resolved, settings_for
 from mergewise.recipe._settings import Condition, Setting
+from mergewise.recipe._source import read_source
+from mergewise.recipe._yaml import parse_documents
 
 __all__ = [
     "Condition",
     "ModelRef",
     "Module",
+    "Node",
     "Position",
+    "Problems",
     "Recipe",
     "Resolved",
     "Setting",
@@ -23,5 +28,8 @@ __all__ = [
     "check_recipe",
     "load_recipe",
     "load_with_warnings",
+    "parse_documents",
+    "read_source",
     "settings_for",
+    "shorten",
 ]

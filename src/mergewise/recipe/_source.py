@@ -15,8 +15,10 @@ MAX_BYTES = 1_000_000
 TEXT_PATH = "<recipe>"
 
 
-def read_source(source: str | Path | Mapping[str, Any]) -> tuple[str, str]:
-    """The name used in messages, and the YAML text.
+def read_source(
+    source: str | Path | Mapping[str, Any], what: str = "a recipe"
+) -> tuple[str, str]:
+    """The name used in messages, and the YAML text; `what` is what the document should be.
 
     A `str` with a line break is YAML; any other `str` is a path. A mapping is written out as
     YAML, so that problems in it have a place.
@@ -28,7 +30,7 @@ def read_source(source: str | Path | Mapping[str, Any]) -> tuple[str, str]:
         return TEXT_PATH, _limited(_dump(source), TEXT_PATH)
     if isinstance(source, str) and "\n" in source:
         return TEXT_PATH, _limited(source, TEXT_PATH)
-    return str(source), _read_file(Path(source))
+    return str(source), _read_file(Path(source), what)
 
 
 def _limited(text: str, path: str) -> str:
@@ -37,19 +39,19 @@ def _limited(text: str, path: str) -> str:
     return text
 
 
-def _read_file(path: Path) -> str:
+def _read_file(path: Path, what: str) -> str:
     at = Position(str(path))
     try:
         with path.open("rb") as file:
             data = file.read(MAX_BYTES + 1)
     except FileNotFoundError:
-        raise fail(at, "no such file; give the path of a recipe (YAML)") from None
+        raise fail(at, f"no such file; give the path of {what} (YAML)") from None
     except IsADirectoryError:
-        raise fail(at, "this is a folder; give the path of a recipe (YAML)") from None
+        raise fail(at, f"this is a folder; give the path of {what} (YAML)") from None
     except (OSError, ValueError) as error:
         raise fail(at, f"cannot be read: {error}") from None
     if len(data) > MAX_BYTES:
-        raise fail(at, f"a recipe of more than {MAX_BYTES} bytes is refused: is this a recipe?")
+        raise fail(at, f"more than {MAX_BYTES} bytes; is this {what}?")
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:

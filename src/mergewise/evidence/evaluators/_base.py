@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -51,6 +51,21 @@ class Score:
 
 
 @dataclass(frozen=True)
+class Failure:
+    """Why a model has no score on a task.
+
+    Attributes:
+        kind: the error's class.
+        message: its first line.
+        traceback: where it came from, for -vv.
+    """
+
+    kind: str
+    message: str
+    traceback: str = ""
+
+
+@dataclass(frozen=True)
 class Task:
     """One entry of a tasks file.
 
@@ -89,6 +104,10 @@ class Evaluator(ABC):
         example: an entry of a tasks file, YAML.
         version: raised when the same input would give other numbers; part of the cache's key.
         fields: record fields it reads, in words, for the help page.
+        paths: names of options that are paths, relative to the tasks file.
+
+    Attributes:
+        progress: call it with (done, total) while scoring, in whatever unit.
     """
 
     name: ClassVar[str]
@@ -98,9 +117,11 @@ class Evaluator(ABC):
     example: ClassVar[str] = ""
     version: ClassVar[int] = 1
     fields: ClassVar[str] = ""
+    paths: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, task: Task) -> None:
         self.task = task
+        self.progress: Callable[[int, int], None] = lambda done, total: None
 
     @property
     def primary(self) -> str:
@@ -117,6 +138,10 @@ class Evaluator(ABC):
         Raises:
             TaskError: for options that do not go together, or data that lacks a field.
         """
+
+    def mark(self) -> str | None:
+        """What decides the numbers besides options, data and head; None: never cache them."""
+        return ""
 
     @abstractmethod
     def score(self, model: LiveModel, split: str) -> Score:
