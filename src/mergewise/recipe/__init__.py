@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mergewise.recipe._load import check_recipe, load_recipe, load_with_warnings
 from mergewise.recipe._nodes import Node
-from mergewise.recipe._problems import Position, Problems, shorten
+from mergewise.recipe._problems import Position, Problems, shorten, suggest
 from mergewise.recipe._recipe import Module, Recipe, Slice, Source, Stage
 from mergewise.recipe._reference import ModelRef
 from mergewise.recipe._resolve import Resolved, settings_for
@@ -32,4 +32,5 @@ __all__ = [
     "read_source",
     "settings_for",
     "shorten",
+    "suggest",
 ]

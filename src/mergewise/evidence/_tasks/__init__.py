@@ -1,0 +1,8 @@
+"""The tasks file: which tasks there are, with which data, options and reference models."""
+
+from __future__ import annotations
+
+from mergewise.evidence._tasks._load import load_tasks
+from mergewise.evidence._tasks._model import Entry, Tasks
+
+__all__ = ["Entry", "Tasks", "load_tasks"]
