@@ -7,15 +7,19 @@ have found; means, norms and the like are made when a file is read (`finalise`).
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from mergewise.methods import Param, Settings
 
 if TYPE_CHECKING:
-    from mergewise.evidence.statistics._sites import Site
+    from pathlib import Path
+
     from torch import Tensor, nn
+
+    from mergewise.checkpoint import Checkpoint
+    from mergewise.evidence.statistics._sites import Site
 
 Need = Literal["forward", "gradients", "file"]
 
@@ -53,6 +57,8 @@ class Statistic(ABC):
         data: ``unlabelled``, ``labelled`` or ``none``; what the guides that use it require.
         source: paper (authors, year, arXiv id) where it is defined or first used so.
         params: options.
+        reads: which side of a module `forward` looks at; the other side is then empty.
+        two_models: it compares two models on the same data; `pair` is called, not `forward`.
     """
 
     name: ClassVar[str]
@@ -62,21 +68,43 @@ class Statistic(ABC):
     data: ClassVar[Literal["none", "unlabelled", "labelled"]] = "unlabelled"
     source: ClassVar[str] = ""
     params: ClassVar[Mapping[str, Param]] = {}
+    reads: ClassVar[Literal["inputs", "outputs", "both"]] = "both"
+    two_models: ClassVar[bool] = False
 
     def wants(self, site: Site, options: Settings) -> bool:
         """Whether this tensor is described; `site` is a weight and the module that uses it."""
         return True
 
     def forward(self, run: Pass, site: Site, inputs: Tensor, outputs: Tensor) -> None:
-        """One batch went through: rows of real tokens only, float32.
+        """One batch went through: rows of real tokens only, float32. Whoever calls counts them.
 
         Args:
             inputs: [tokens, input channels].
             outputs: [tokens, output channels].
         """
 
+    def pair(self, run: Pass, site: Site, outputs: Tensor, others: Tensor) -> None:
+        """One batch went through two models: a module's outputs in each, [tokens, channels]."""
+
+    def routing(
+        self, run: Pass, site: Site, logits: Tensor, chosen: Tensor, weights: Tensor
+    ) -> None:
+        """One batch was routed by a mixture of experts; `site` is the router.
+
+        Args:
+            logits: [tokens, experts], before any normalisation.
+            chosen: int64 [tokens, k], the experts each token went to.
+            weights: [tokens, k], with which their outputs were added.
+        """
+
     def gradients(self, run: Pass, gradients: Mapping[str, Tensor]) -> None:
-        """One example went backward: the gradient of its loss, by parameter name."""
+        """One example went backward: the gradient of its loss, by the checkpoint's names."""
+
+    def read(
+        self, checkpoint: Checkpoint, path: Path, options: Settings
+    ) -> Iterator[tuple[str, str, Tensor, int]]:
+        """For need ``file``: (tensor, sum, value, count), read from a training checkpoint."""
+        raise NotImplementedError(f"{self.name} reads no file")
 
     def finalise(self, sums: Mapping[str, Tensor], counts: Mapping[str, int]) -> dict[str, Tensor]:
         """Means and norms from one tensor's sums; by default sums divided by the tokens."""
