@@ -24,6 +24,14 @@ class Threshold:
 
 
 @dataclass(frozen=True)
+class Shared:
+    """What was found over a whole model, for one of its tensors; None for what was not asked."""
+
+    thresholds: list[list[Threshold]] | None = None
+    totals: Mapping[str, float] | None = None
+
+
+@dataclass(frozen=True)
 class Keys:
     """Keys of one tensor's random streams; see `_random`."""
 
@@ -54,6 +62,9 @@ class Block:
             the tensor's own).
         ranks: row ranks of the scores, float32, flat.
         masks: what the method made of the ranks, bool, flat.
+        turned: the tensor is stored [inputs, outputs]; the method is to see the transpose.
+        evidence: for each need of the method, each expert's statistic, float32, in its own
+            shape, or flat where it has the block's elements; empty if the tensor has none.
     """
 
     start: int
@@ -64,6 +75,8 @@ class Block:
     shape: Sequence[int]
     ranks: list[Tensor] = field(default_factory=list)
     masks: list[Tensor] = field(default_factory=list)
+    evidence: list[list[Tensor]] = field(default_factory=list)
+    turned: bool = False
 
 
 class _AtLeast(Inputs):
@@ -80,11 +93,14 @@ class TorchInputs(_AtLeast):
 
     def __init__(self, block: Block, keys: Keys, compute: Any, device: Any) -> None:
         views = [t.to(device).to(compute).reshape(block.shape) for t in block.tensors]
+        if block.turned:
+            views = [view.t() for view in views]
         self.base = views[0] if block.has_base else None
         self.experts = views[1:] if block.has_base else views
         self.ranks = [r.to(device).reshape(block.shape) for r in block.ranks]
         self.masks = [m.to(device).reshape(block.shape) for m in block.masks]
         self.columns = block.columns
+        self.evidence = [[_shaped(e.to(device).to(compute), block) for e in each] for each in block.evidence]
         self._block = block
         self._keys = keys
         self._device = device
@@ -109,23 +125,33 @@ class TorchInputs(_AtLeast):
         return order.reshape(self._block.shape)
 
 
+def _shaped(statistic: Tensor, block: Block) -> Tensor:
+    """Of the block's shape, if it belongs to the block's elements."""
+    return statistic.reshape(block.shape) if statistic.dim() == 1 else statistic
+
+
 class TracedInputs(_AtLeast):
     """The same as expressions. Integer scalars are numbered as `Keys.flat` gives them.
 
     Args:
         columns: elements per row, if the compiled loop is to be for that number alone.
+        needs: statistics of every expert, each with one number an element.
     """
 
     def __init__(
-        self, experts: int, has_base: bool, ranks: int, masks: int, columns: int | None
+        self, experts: int, has_base: bool, ranks: int, masks: int, columns: int | None, needs: int
     ) -> None:
         count = experts + has_base
-        kinds = "f" * (count + ranks) + "b" * masks
+        first = count + ranks + masks
+        kinds = "f" * (count + ranks) + "b" * masks + "f" * (needs * experts)
         inputs: list[Any] = [Expr("input", (i,), kind) for i, kind in enumerate(kinds)]
         self.base = inputs[0] if has_base else None
         self.experts = inputs[has_base:count]
         self.ranks = inputs[count : count + ranks]
-        self.masks = inputs[count + ranks :]
+        self.masks = inputs[count + ranks : first]
+        self.evidence = [
+            inputs[first + i * experts : first + (i + 1) * experts] for i in range(needs)
+        ]
         if columns is not None:
             self.columns = columns
         self._count = experts

@@ -37,7 +37,7 @@ class CopyTask:
         step = self.options.step
         return [(at, min(step, self.size - at)) for at in range(0, self.size, step)]
 
-    def prepare(self, thresholds: Any = None) -> Work:
+    def prepare(self, shared: Any = None) -> Work:
         yield from self.source.prepare()
 
     def merged(self, where: Range) -> Tensor:

@@ -63,6 +63,7 @@ class Kernels:
     Args:
         values: parameters by name, later joined by thresholds and coefficients (`extend`).
         fuse: allow compiled loops.
+        described: the method is given statistics of this tensor.
     """
 
     def __init__(
@@ -75,8 +76,10 @@ class Kernels:
         compute: torch.dtype | None = None,
         device: Any = "cpu",
         fuse: bool = True,
+        described: bool = False,
     ) -> None:
         self.method = method
+        self._described = described
         self.values = dict(values)
         self.keys = keys
         self.out_dtype = out_dtype
@@ -84,10 +87,9 @@ class Kernels:
         self.device = torch.device(device)
         self.settings = Settings(self.values)
         self._scalars = split_settings(self.values, keys)
-        flat = method.access(self.settings) is not Access.WHOLE
         self._fuse = (
             fuse
-            and flat
+            and method.access(self.settings) is not Access.WHOLE
             and self.device.type == "cpu"
             and self.compute == torch.float32
             and str(out_dtype).removeprefix("torch.") in _emit.FUSIBLE
@@ -133,7 +135,8 @@ class Kernels:
         if fused:
             return fused(block, self._scalars)
         x = self._inputs(block)
-        out = self.method.combine(x, self.settings).to(self.out_dtype).to("cpu").flatten()
+        merged = self.method.combine(x, self.settings)
+        out = (merged.t() if block.turned else merged).to(self.out_dtype).to("cpu").flatten()
         bad = self._bad(x)
         if out.is_floating_point() and not finite(out):
             bad |= 1 << OUTPUT_BIT
@@ -144,7 +147,8 @@ class Kernels:
 
         Tried once for each structure of the settings, on the block that `tiny` makes.
         """
-        key = (type(self.method), stage, self._scalars.structure, len(self.keys.noise))
+        experts = len(self.keys.noise)
+        key = (type(self.method), stage, self._scalars.structure, experts, self._described)
         if key not in _counts:
             function = getattr(self.method, stage)
             _counts[key] = len(function(self._inputs(tiny()), self.settings))
@@ -164,11 +168,13 @@ class Kernels:
             return None
         if any(t.device.type != "cpu" for t in block.tensors):  # C is given addresses
             return None
+        if any(t.dim() != 1 for each in block.evidence for t in each):
+            return None
         columns = block.columns if block.ranks else None
         out = str(self.out_dtype).removeprefix("torch.")
         key = (
             type(self.method), stage, self._scalars.structure, dtypes, block.has_base,
-            len(block.ranks), len(block.masks), columns, out,
+            len(block.ranks), len(block.masks), len(block.evidence), columns, out,
         )  # fmt: skip
         with _lock:
             if key not in _cache:
@@ -182,9 +188,11 @@ class Kernels:
         experts = len(block.tensors) - block.has_base
         extra = (len(block.ranks), len(block.masks))
         columns = block.columns if block.ranks else None
-        x = TracedInputs(experts, block.has_base, *extra, columns)
+        needs = len(block.evidence)
+        x = TracedInputs(experts, block.has_base, *extra, columns, needs)
         s = Settings(self._scalars.traced)
         inputs = [*dtypes, *["float32"] * extra[0], *["bool"] * extra[1]]
+        inputs += ["float32"] * (needs * experts)
         size = (len(self._scalars.floats), len(self._scalars.ints))
         try:
             if stage in ("scores", "masks"):
@@ -221,7 +229,8 @@ class _Loaded:
     def __call__(self, block: Block, scalars: Any) -> Result:
         out = [torch.empty(block.size, dtype=d) for d in self._outputs]
         sums = (ctypes.c_double * max(1, len(self._sums)))()
-        inputs = [t.contiguous() for t in (*block.tensors, *block.ranks, *block.masks)]
+        evidence = [t for each in block.evidence for t in each]
+        inputs = [t.contiguous() for t in (*block.tensors, *block.ranks, *block.masks, *evidence)]
         bad = self._function(
             _pointers(inputs),
             _pointers(out),

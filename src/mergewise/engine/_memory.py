@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 from mergewise._lazy import torch
 from mergewise.constants import FUSE_FROM_ELEMENTS
 from mergewise.engine import _compile
+from mergewise.engine._block import Shared
 from mergewise.engine._device import explained_memory, pick_device, processors
-from mergewise.engine._model import model_thresholds
+from mergewise.engine._model import whole_model
 from mergewise.engine._schedule import Scheduler
 from mergewise.engine._sources import Source, TensorSource
 from mergewise.engine._task import Options, TensorTask
@@ -110,7 +111,7 @@ def merge_state_dicts(
         )
     scheduler = Scheduler(workers or processors())
     with one_torch_thread(), explained_memory(device):
-        shared = scheduler.run_one(model_thresholds(tasks))
+        shared = scheduler.run_one(whole_model(tasks))
         scheduler.run(_fill(task, shared.get(task.name), out[task.name]) for task in tasks)
     first = {name: same[0] for same in names.values() for name in same}
     return {name: out[first[name]] for name in every[0]}
@@ -132,8 +133,8 @@ def _place(tensor: Tensor) -> Hashable:
     return (tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
 
 
-def _fill(task: TensorTask, thresholds: Any, target: Tensor) -> Work:
-    yield from task.prepare(thresholds)
+def _fill(task: TensorTask, shared: Shared | None, target: Tensor) -> Work:
+    yield from task.prepare(shared)
     flat = target.view(-1)
 
     def write(where: Range) -> None:

@@ -170,7 +170,7 @@ class _Run:
         stamps = {p: s for c in plan.checkpoints.values() for p, s in c.stamps.items()}
         with FileReader(stamps) as reader, one_torch_thread(), explained_memory(self.device):
             tasks = Tasks(plan, reader, options)
-            tasks.find_thresholds(scheduler)
+            tasks.look_ahead(scheduler)
             tied = self._tied(tasks, scheduler)
             layouts = self._layouts(tied)
             resumed = self._write_shards(space, tasks, layouts, scheduler)
@@ -259,8 +259,8 @@ class _Run:
 
 def _equal(a: Task, b: Task, tasks: Tasks) -> Work:
     """Whether two output tensors are the same; stops at the first block that differs."""
-    yield from a.prepare(tasks.thresholds(a.name))
-    yield from b.prepare(tasks.thresholds(b.name))
+    yield from a.prepare(tasks.shared(a.name))
+    yield from b.prepare(tasks.shared(b.name))
     if a.shape != b.shape or a.out_dtype != b.out_dtype:
         return False
     # a copied block may lie in the buffer that reading the other one reuses

@@ -119,7 +119,7 @@ class ShardWriter:
 
     def _merge(self, name: str) -> Work:
         task = self._tasks.output(name)
-        yield from task.prepare(self._tasks.thresholds(name))
+        yield from task.prepare(self._tasks.shared(name))
         blocks = yield Parallel(lambda where: self._block(task, where), task.ranges())
         digests = {(name, where[0]): d for where, d in zip(task.ranges(), blocks, strict=True)}
         with self._lock:

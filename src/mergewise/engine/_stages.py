@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mergewise._lazy import torch
 from mergewise.checkpoint import TORCH_NAMES, FileReader
+from mergewise.engine._block import Shared
 from mergewise.engine._copy import CopyTask
-from mergewise.engine._model import model_thresholds
+from mergewise.engine._model import whole_model
 from mergewise.engine._schedule import Scheduler
 from mergewise.engine._sources import FileSource, Source, cast
 from mergewise.engine._task import Options, TensorTask
 from mergewise.engine._work import Parallel, Range, Work
-from mergewise.methods import Access, get_method
-from mergewise.plan import Input, MergePlan, TensorPlan
+from mergewise.methods import Access, Settings, get_method
+from mergewise.plan import Input, MergePlan, StagePlan, TensorPlan
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,17 +33,17 @@ def torch_dtype(code: str) -> torch.dtype:
 class StageSource:
     """A tensor of an earlier stage, computed block by block as it is read."""
 
-    def __init__(self, label: str, task: Task, thresholds: Any) -> None:
+    def __init__(self, label: str, task: Task, shared: Shared | None) -> None:
         self.model = label
         self.name = task.name
         self.shape = task.shape
         self.dtype = task.out_dtype
         self._task = task
-        self._thresholds = thresholds
+        self._shared = shared
         self._whole: Tensor | None = None
 
     def prepare(self) -> Work:
-        yield from self._task.prepare(self._thresholds)
+        yield from self._task.prepare(self._shared)
         if self._task.access is Access.WHOLE and self._whole is None:
             [self._whole] = yield Parallel(self._merged, [(0, self._task.size)])
 
@@ -71,22 +72,22 @@ class Tasks:
         self._plan = plan
         self._reader = reader
         self._options = options
-        self._thresholds: list[Mapping[str, Any]] = []
+        self._shared: list[Mapping[str, Shared]] = []
 
-    def find_thresholds(self, scheduler: Scheduler) -> None:
-        """Whole-model thresholds of every stage that asks for them."""
+    def look_ahead(self, scheduler: Scheduler) -> None:
+        """What methods want to know of whole models, stage by stage."""
         for stage in self._plan.stages:
             tasks = [
                 self.make(stage.index, t)
                 for t in stage.tensors.values()
-                if t.fate == "merge" and t.values.get("granularity") == "model"
+                if t.fate == "merge" and _looks_ahead(stage, t)
             ]
             merges = [t for t in tasks if isinstance(t, TensorTask)]
-            self._thresholds.append(scheduler.run_one(model_thresholds(merges)))
+            self._shared.append(scheduler.run_one(whole_model(merges)))
 
-    def thresholds(self, tensor: str) -> Any:
-        """Whole-model thresholds for a tensor of the last stage, or None."""
-        return self._thresholds[-1].get(tensor)
+    def shared(self, tensor: str) -> Shared | None:
+        """What was found over the whole model for a tensor of the last stage."""
+        return self._shared[-1].get(tensor)
 
     def output(self, name: str) -> Task:
         """A fresh task for one tensor of the result."""
@@ -122,5 +123,10 @@ class Tasks:
             return FileSource(view.label, ref, self._reader, stage)
         assert view.stage is not None
         inner = self.make(view.stage, self._plan.stages[view.stage].tensors[item.meta.name])
-        thresholds = self._thresholds[view.stage].get(item.meta.name)
-        return StageSource(view.label, inner, thresholds)
+        return StageSource(view.label, inner, self._shared[view.stage].get(item.meta.name))
+
+
+def _looks_ahead(stage: StagePlan, tensor: TensorPlan) -> bool:
+    if tensor.values.get("granularity") == "model":
+        return True
+    return get_method(stage.stage.method).pooled(Settings(tensor.values))

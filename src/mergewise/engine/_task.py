@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from mergewise._lazy import torch
 from mergewise.constants import BLOCK_ELEMENTS, PLAIN_BLOCK_ELEMENTS
-from mergewise.engine._block import Block, Keys, Threshold
+from mergewise.engine._block import Block, Keys, Shared
 from mergewise.engine._kernels import OUTPUT_BIT, Kernels, Result
 from mergewise.engine._masks import MaskCache
 from mergewise.engine._ranks import row_ranks
@@ -62,6 +62,9 @@ class TensorTask:
     Attributes:
         values: the method's parameters, resolved for this tensor.
         base, experts: the inputs.
+        evidence: for each of the method's needs, each expert's mean statistic; empty if this
+            tensor is not described.
+        turned: the weight is stored [inputs, outputs], as GPT-2's Conv1D stores it.
     """
 
     name: str
@@ -72,6 +75,8 @@ class TensorTask:
     experts: Sequence[Source]
     out_dtype: torch.dtype
     options: Options = field(default_factory=Options)
+    evidence: Sequence[Sequence[Source]] = ()
+    turned: bool = False
 
     def __post_init__(self) -> None:
         given = [*([self.base] if self.base else []), *self.experts]
@@ -89,11 +94,15 @@ class TensorTask:
             compute=torch.float64 if wide else torch.float32,
             device=self.options.device,
             fuse=self.options.fuse,
+            described=bool(self.evidence),
         )
         self.access = self.method.access(self.kernels.settings)
         self._ranked = self.method.ranked(self.kernels.settings)
         if self._ranked and self.access is Access.FLAT:
             self.access = Access.ROWS
+        self._needs = self.method.needs(self.kernels.settings) if self.evidence else ()
+        if any(need.per == "matrix" for need in self._needs):
+            self.access = Access.WHOLE
         self._masks = MaskCache()
         self._masked = self._ranked and self.kernels.count("masks", self._tiny) > 0
 
@@ -112,12 +121,31 @@ class TensorTask:
         tensors = [s.read(start, size, slot) for slot, s in enumerate(self._sources)]
         has_base = self.base is not None
         block = Block(start, size, tensors, has_base, self.columns, self._seen(self.shape))
+        block.evidence = self._evidence(where)
+        block.turned = self.turned and self.access is Access.WHOLE
         if self._ranked:
             self._rank(block, where)
         return block
 
+    def _evidence(self, where: Range) -> list[list[Tensor]]:
+        """The statistics of one block; a matrix is read whole."""
+        found = []
+        slot = len(self._sources)
+        for need, sources in zip(self._needs, self.evidence, strict=True):
+            each = []
+            for source in sources:
+                whole = need.per == "matrix"
+                start, size = (0, math.prod(source.shape)) if whole else where
+                statistic = source.read(start, size, slot)
+                each.append(statistic.reshape(source.shape) if whole else statistic)
+                slot += 1
+            found.append(each)
+        return found
+
     def _seen(self, whole: tuple[int, ...]) -> tuple[int, ...]:
         """The shape in which the method sees a block."""
+        if any(need.per == "matrix" for need in self._needs):
+            return (whole[0], math.prod(whole[1:]))
         if self.access is Access.WHOLE:
             return whole
         return (-1, self.columns) if self.access is Access.ROWS else (-1,)
@@ -146,25 +174,34 @@ class TensorTask:
                 yield from source.prepare()
             self._inputs_ready = True
 
-    def prepare(self, thresholds: list[list[Threshold]] | None = None) -> Work:
-        """Everything `combine` needs: thresholds (unless given), totals, coefficients."""
+    def prepare(self, shared: Shared | None = None) -> Work:
+        """Everything `combine` needs: thresholds and totals (unless given), coefficients."""
         if not self.size:
             return
         yield from self.prepare_inputs()
+        shared = shared or Shared()
+        thresholds = shared.thresholds
         if thresholds is None and self.wants_thresholds():
             thresholds = yield from select([self])
         if thresholds is not None:
             self.kernels.extend({"thresholds": thresholds})
-        totals: dict[str, float] = {}
-        if self.kernels.count("terms", self._tiny):
-            parts = yield Parallel(self._terms, self.ranges())
-            totals = {name: math.fsum(part[name] for part in parts) for name in parts[0]}
+        totals = shared.totals
+        if totals is None:
+            totals = yield from self.find_totals()
         try:
             more = self.method.coefficients(totals, self.kernels.settings, self.size)
         except MergewiseError as problem:
             raise type(problem)(f"tensor {self.name}: {problem}") from None
         if more:
             self.kernels.extend(more)
+
+    def find_totals(self) -> Work:
+        """The method's terms, each summed over this tensor."""
+        yield from self.prepare_inputs()
+        if not self.kernels.count("terms", self._tiny):
+            return {}
+        parts = yield Parallel(self._terms, self.ranges())
+        return {name: math.fsum(part[name] for part in parts) for name in parts[0]}
 
     def wants_thresholds(self) -> bool:
         return not self._ranked and bool(self.size) and self.kernels.count("scores", self._tiny) > 0
@@ -186,7 +223,12 @@ class TensorTask:
         tensors = [torch.zeros(size, dtype=d) for d in dtypes]
         shape = self._seen((1,) * len(self.shape))
         ranks = [torch.zeros(size)] * len(self.experts) if self._ranked else []
-        return Block(0, size, tensors, self.base is not None, self.columns, shape, ranks)
+        block = Block(0, size, tensors, self.base is not None, self.columns, shape, ranks)
+        block.evidence = [
+            [torch.zeros((1, 1) if need.per == "matrix" else size)] * len(self.experts)
+            for need in self._needs
+        ]
+        return block
 
     def _checked(self, result: Result) -> Result:
         if not result.bad:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mergewise.methods._base import Access, Inputs, Method
+from mergewise.methods._base import Access, Inputs, Method, Need
 from mergewise.methods._params import REQUIRED, Param, Settings
 from mergewise.methods._registry import all_methods, get_method
 
@@ -11,6 +11,7 @@ __all__ = [
     "Access",
     "Inputs",
     "Method",
+    "Need",
     "Param",
     "Settings",
     "all_methods",

@@ -25,6 +25,7 @@ from __future__ import annotations
 import enum
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from mergewise.methods._params import Param, Settings
@@ -45,6 +46,23 @@ class Access(enum.Enum):
     """The whole tensor in its own shape."""
 
 
+@dataclass(frozen=True)
+class Need:
+    """A statistic of every expert that a method reads beside its weights.
+
+    Attributes:
+        statistic, sum: what it is called in evidence files (``mergewise collect --list``).
+        unit: the count by which the sum is divided.
+        per: `element`, of the tensor's own shape; or `matrix`, [inputs, inputs] of a weight that
+            multiplies rows of inputs; the method then sees that weight as [outputs, inputs].
+    """
+
+    statistic: str
+    sum: str
+    unit: Literal["tokens", "examples"]
+    per: Literal["element", "matrix"]
+
+
 class Inputs:
     """The inputs of one block: the same elements of every model.
 
@@ -55,6 +73,8 @@ class Inputs:
             (0 = smallest, columns − 1 = largest); else empty.
         masks: what `Method.masks` made of the ranks, if it made something; else empty.
         columns: elements per row (for FLAT blocks, the whole tensor's last axis).
+        evidence: for each of `Method.needs`, each expert's mean statistic; empty for a tensor
+            that some expert's evidence does not describe.
     """
 
     base: Tensor | None
@@ -62,6 +82,7 @@ class Inputs:
     ranks: Sequence[Tensor]
     masks: Sequence[Tensor]
     columns: int
+    evidence: Sequence[Sequence[Tensor]] = ()
 
     @property
     def deltas(self) -> list[Tensor]:
@@ -117,6 +138,10 @@ class Method(ABC):
         """How much of a tensor is needed at once."""
         return Access.FLAT
 
+    def needs(self, p: Settings) -> tuple[Need, ...]:
+        """The statistics it reads of every expert. Called before any data is read."""
+        return ()
+
     def problem(self, p: Settings, experts: int) -> str | None:
         """Why these parameters cannot go together, or None. Called before any data is read."""
         return None
@@ -152,6 +177,10 @@ class Method(ABC):
     def terms(self, x: Inputs, s: Settings) -> dict[str, Tensor]:
         """Elementwise expressions to be summed over the whole tensor; {} for none."""
         return {}
+
+    def pooled(self, p: Settings) -> bool:
+        """Whether the terms are to be summed over all tensors of the model, not over one."""
+        return False
 
     def coefficients(self, totals: Mapping[str, float], p: Settings, n: int) -> dict[str, Any]:
         """Scalars for `combine`: floats, or lists of floats. `n` counts the tensor's elements.
