@@ -227,5 +227,7 @@ def _processor(folder: Path, role: Role) -> Any:
 
     try:
         return AutoImageProcessor.from_pretrained(folder, local_files_only=True, use_fast=True)
+    except ImportError:  # without pillow or torchvision evaluators read the file themselves
+        return None
     except Exception as error:  # likewise
         raise _unloadable(folder, "its image processor cannot be loaded", error) from error
