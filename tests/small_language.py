@@ -6,7 +6,6 @@ The tokenizer has one token a byte, so that a text's ids are its bytes plus thre
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -51,15 +50,30 @@ def random_llama(seed: int = 0, positions: int = 512, bos: bool = True) -> LiveM
 
 
 class Parrot(torch.nn.Module):
-    """Puts all its belief on the next byte of `answer(text so far)`, then on the end of text."""
+    """Stands in for a model that continues a prompt with `answer(prompt)`, byte by byte."""
 
-    def __init__(self, answer: Callable[[str], str]) -> None:
+    def __init__(self, answer: Callable[[str], str], tokenizer: Any) -> None:
         super().__init__()
-        self.answer = answer
-        self.config = SimpleNamespace(max_position_embeddings=100_000)
+        self.answer, self.tokenizer = answer, tokenizer
 
-    def forward(self, input_ids: Any, attention_mask: Any = None, **_: Any) -> Any:
-        raise NotImplementedError("a parrot only answers")
+    def generate(
+        self, input_ids: Any, attention_mask: Any, generation_config: Any, **_: Any
+    ) -> torch.Tensor:
+        """Rows of prompt, answer and end-of-text tokens."""
+        most = generation_config.max_new_tokens
+        rows = []
+        for ids, mask in zip(input_ids, attention_mask, strict=True):
+            prompt = self.tokenizer.decode(ids[mask.bool()], skip_special_tokens=True)
+            rows.append(self.tokenizer(self.answer(prompt))["input_ids"][1 : most + 1])
+        longest = max(map(len, rows))
+        ends = [row + [2] * (longest - len(row)) for row in rows]
+        return torch.cat([input_ids, torch.tensor(ends, dtype=torch.int64)], 1)
+
+
+def parrot(answer: Callable[[str], str]) -> LiveModel:
+    """A model that continues a prompt with `answer(prompt)`."""
+    tokenizer = byte_tokenizer()
+    return LiveModel("parrot", Parrot(answer, tokenizer), tokenizer)
 
 
 def task(kind: type[Evaluator], data: Any, name: str = "a task", **options: Any) -> Evaluator:

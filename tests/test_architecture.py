@@ -13,7 +13,7 @@ ALLOWED = {
     "checkpoint": COMMON,
     "plan": {*COMMON, "methods", "recipe", "checkpoint"},
     "engine": {*COMMON, "methods", "recipe", "checkpoint", "plan"},
-    "report": {*COMMON, *LIBRARY},
+    "report": {*COMMON, *LIBRARY, "evidence"},
     "transforms": {*COMMON, *LIBRARY},
     "forms": {*COMMON, *LIBRARY, "transforms"},
     "evidence": {*COMMON, *LIBRARY},

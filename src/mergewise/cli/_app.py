@@ -15,7 +15,7 @@ from mergewise.cli._errors import run
 from mergewise.cli._options import verbosity_options
 from mergewise.cli._output import Output
 
-_COMMANDS = ("merge", "plan", "check", "methods", "inspect", "demo", "completion")
+_COMMANDS = ("merge", "plan", "check", "methods", "inspect", "evaluate", "demo", "completion")
 
 
 class _LazyGroup(click.Group):

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from mergewise._lazy import torch
-from mergewise.errors import CheckpointError, MissingExtraError
+from mergewise.errors import CheckpointError, MergewiseError, MissingExtraError
 
 if TYPE_CHECKING:
     from torch import nn
 
 Role = Literal["causal_lm", "body", "text_classifier", "image_classifier"]
+
+DTYPES = ("bfloat16", "float16", "float32", "float64")
 
 _AUTO = {
     "causal_lm": "AutoModelForCausalLM",
@@ -94,40 +98,80 @@ def open_model(
     Raises:
         CheckpointError: if there is no such checkpoint, or it cannot be loaded in that role.
         MissingExtraError: if `transformers` is not installed.
+        MergewiseError: if the device or the dtype does not exist, or memory does not suffice.
     """
     from mergewise.checkpoint import open_checkpoint
     from mergewise.engine import pick_device
 
-    try:
-        import transformers
-    except ImportError:
-        raise MissingExtraError("hf", "transformers") from None
+    transformers = _transformers()
     checkpoint = open_checkpoint(path)
     where = pick_device(device)
-    kind = dtype or _usual_dtype(checkpoint.dtype, where)
+    kind = _dtype(dtype) or _usual_dtype(checkpoint.dtype, where)
     folder = checkpoint.folder
     auto = getattr(transformers, _AUTO[role])
-    if offload:
-        from mergewise.evidence._offload import open_offloaded
+    with quiet_transformers(), _enough_memory(folder, where):
+        if offload:
+            from mergewise.evidence._offload import open_offloaded
 
-        module = open_offloaded(checkpoint, auto, kind, where, trust_remote_code)
-    else:
-        module = _load(auto, folder, kind, trust_remote_code).to(where)
-    module.eval()
+            module = open_offloaded(checkpoint, auto, kind, where, trust_remote_code)
+        else:
+            module = _load(auto, folder, kind, trust_remote_code).to(where)
+        module.eval()
+        tokenizer = _tokenizer(folder, role, trust_remote_code)
+        processor = _processor(folder, role)
     return LiveModel(
         name=Path(path).name or str(path),
         module=module,
-        tokenizer=_tokenizer(folder, role, trust_remote_code),
-        processor=_processor(folder, role),
+        tokenizer=tokenizer,
+        processor=processor,
         fingerprint=fingerprint_of(path),
         folder=folder,
     )
 
 
+def _transformers() -> Any:
+    try:
+        import transformers
+    except ImportError:
+        raise MissingExtraError("hf", "transformers") from None
+    return transformers
+
+
+@contextlib.contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """No progress bar of `transformers` for each file and each model."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+@contextlib.contextmanager
+def _enough_memory(folder: Path, device: str) -> Iterator[None]:
+    try:
+        yield
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        raise MergewiseError(
+            f"{folder}: the memory of {device} does not suffice for its weights; "
+            "try --dtype bfloat16, or another --device"
+        ) from error
+
+
+def _dtype(name: str | None) -> str | None:
+    if name is None or name in DTYPES:
+        return name
+    raise MergewiseError(f"dtype {name!r}: one of {', '.join(DTYPES)} expected")
+
+
 def _usual_dtype(stored: str | None, device: str) -> str:
-    if stored in (None, "float16") and device == "cpu":
+    if stored not in DTYPES or (stored == "float16" and device == "cpu"):
         return "float32"
-    return stored or "float32"
+    return stored
 
 
 def _load(auto: Any, folder: Path, dtype: str, trust: bool) -> Any:
@@ -139,8 +183,8 @@ def _load(auto: Any, folder: Path, dtype: str, trust: bool) -> Any:
             trust_remote_code=trust,
             output_loading_info=True,
         )
-    except (OSError, ValueError, RuntimeError, KeyError, AttributeError) as error:
-        raise CheckpointError(f"{folder}: cannot be loaded with {auto.__name__}: {error}") from None
+    except Exception as error:  # it raises many kinds, of its own and of its helpers
+        raise _unloadable(folder, f"cannot be loaded with {auto.__name__}", error) from error
     # random weights would give scores that look like a bad merge
     missing = sorted(info["missing_keys"])
     if auto.__name__ == "AutoModel":
@@ -153,15 +197,25 @@ def _load(auto: Any, folder: Path, dtype: str, trust: bool) -> Any:
     return module
 
 
+def _unloadable(folder: Path, what: str, error: Exception) -> Exception:
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return error
+    said = str(error).strip().splitlines()
+    return CheckpointError(f"{folder}: {what}: {said[0] if said else type(error).__name__}")
+
+
 def _tokenizer(folder: Path, role: Role, trust: bool) -> Any:
     names = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.txt")
     if role == "image_classifier" or not any((folder / name).is_file() for name in names):
         return None
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(
-        folder, local_files_only=True, trust_remote_code=trust
-    )
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=trust
+        )
+    except Exception as error:  # likewise
+        raise _unloadable(folder, "its tokenizer cannot be loaded", error) from error
     tokenizer.padding_side = "right"
     return tokenizer
 
@@ -171,4 +225,9 @@ def _processor(folder: Path, role: Role) -> Any:
         return None
     from transformers import AutoImageProcessor
 
-    return AutoImageProcessor.from_pretrained(folder, local_files_only=True, use_fast=True)
+    try:
+        return AutoImageProcessor.from_pretrained(folder, local_files_only=True, use_fast=True)
+    except ImportError:  # without pillow or torchvision evaluators read the file themselves
+        return None
+    except Exception as error:  # likewise
+        raise _unloadable(folder, "its image processor cannot be loaded", error) from error

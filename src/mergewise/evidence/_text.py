@@ -38,9 +38,16 @@ def render(template: str, record: Record, row: int) -> str:
         DataError: naming the row and the field that is missing.
     """
     try:
-        return _Fields(row).vformat(template, (), dict(record))
-    except ValueError as error:
+        return _whole(_Fields(row).vformat(template, (), dict(record)), row)
+    except (ValueError, TypeError) as error:
         raise DataError(f"template {template!r}: {error}") from None
+
+
+def _whole(text: str, row: int) -> str:
+    """JSON can escape half a character, which no tokenizer takes."""
+    if not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text):
+        raise DataError(f"row {row + 1}: half a character (U+D800 to U+DFFF) is not text")
+    return text
 
 
 def text_of(record: Record, row: int, template: str | None = None, tokenizer: Any = None) -> str:
@@ -55,14 +62,23 @@ def text_of(record: Record, row: int, template: str | None = None, tokenizer: An
     if template is not None:
         return render(template, record, row)
     if isinstance(record.get("messages"), list) and tokenizer is not None:
-        return str(tokenizer.apply_chat_template(record["messages"], tokenize=False))
+        return _chat(tokenizer, record["messages"], row)
     for names in _USUAL:
         if all(isinstance(record.get(name), str) for name in names):
-            return "\n".join(record[name] for name in names)
+            return _whole("\n".join(record[name] for name in names), row)
     raise DataError(
         f"row {row + 1} has no text: expected a field `text`, or a template such as "
         f"'{{question}} {{answer}}'; it has {', '.join(record) or 'no fields'}"
     )
+
+
+def _chat(tokenizer: Any, messages: list[Any], row: int) -> str:
+    try:
+        return _whole(str(tokenizer.apply_chat_template(messages, tokenize=False)), row)
+    except Exception as error:  # a template is a program, and raises what it likes
+        raise DataError(
+            f"row {row + 1}: the tokenizer's chat template does not take `messages`: {error}"
+        ) from None
 
 
 @dataclass(frozen=True)

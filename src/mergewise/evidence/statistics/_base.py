@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from mergewise.methods import Param, Settings
@@ -38,12 +38,17 @@ class Sums(ABC):
 
 @dataclass(frozen=True)
 class Pass:
-    """What a statistic may know of the pass: its options, the model, the sums."""
+    """What a statistic may know of the pass: its options, the model, the sums.
+
+    Attributes:
+        scratch: for the statistic's own use; emptied after every batch.
+    """
 
     options: Settings
     model: nn.Module
     sums: Sums
     config: Any = None
+    scratch: dict[str, Any] = field(default_factory=dict, kw_only=True)
 
 
 class Statistic(ABC):
@@ -59,6 +64,7 @@ class Statistic(ABC):
         params: options.
         reads: which side of a module `forward` looks at; the other side is then empty.
         two_models: it compares two models on the same data; `pair` is called, not `forward`.
+        unit: what `read` counts.
     """
 
     name: ClassVar[str]
@@ -70,6 +76,7 @@ class Statistic(ABC):
     params: ClassVar[Mapping[str, Param]] = {}
     reads: ClassVar[Literal["inputs", "outputs", "both"]] = "both"
     two_models: ClassVar[bool] = False
+    unit: ClassVar[str] = "tokens"
 
     def wants(self, site: Site, options: Settings) -> bool:
         """Whether this tensor is described; `site` is a weight and the module that uses it."""

@@ -59,7 +59,7 @@ class StoredSums(Sums):
 
     def pieces(self, tensor: str, name: str) -> Iterator[Tensor]:
         """A sum, flat, in parts of bounded size."""
-        yield from self.get(tensor, name).flatten().split(_PIECE)
+        yield from torch.split(self.get(tensor, name).flatten(), _PIECE)
 
     def close(self) -> None:
         """Free what is held."""
@@ -168,7 +168,7 @@ class DiskSums(MemorySums):
             offset = start + first * kind.itemsize
             if not new:
                 piece = self._read(offset, len(piece), kind).add_(piece)
-            write_at(self._file.fileno(), memoryview(piece.numpy()), offset)
+            write_at(self._file.fileno(), piece.contiguous().numpy().data, offset)
 
     def _read(self, offset: int, count: int, kind: torch.dtype) -> Tensor:
         buffer = bytearray(count * kind.itemsize)

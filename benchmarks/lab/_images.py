@@ -1,0 +1,107 @@
+"""Sets of images in a data folder: ``images/*.npz`` of 28×28 grey pixels, a task each."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.lab._classified import LabSet
+from mergewise._lazy import torch
+from mergewise.errors import DataError
+
+if TYPE_CHECKING:
+    import numpy
+    from torch import Tensor
+
+SIDE = 28
+FEWEST = 2
+"""Sets below which there is nothing to merge."""
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """One file: images uint8 [n, 28, 28] and labels int64 [n], by the file's own two parts."""
+
+    name: str
+    names: tuple[str, ...]
+    images: Tensor
+    labels: Tensor
+    test_images: Tensor
+    test_labels: Tensor
+    digest: str
+
+    def split(self, seed: int, training: int, validation: int, test: int) -> LabSet:
+        """At most so many examples of each part; validation is taken from the training part."""
+        chance = torch.Generator().manual_seed(seed)
+        order = torch.randperm(len(self.labels), generator=chance)
+        validation = min(validation, len(order) // 4)
+        held, rows = order[:validation], order[validation:][:training]
+        tests = torch.randperm(len(self.test_labels), generator=chance)[:test]
+        return LabSet(
+            self.name,
+            self.names,
+            self.images[rows],
+            self.labels[rows],
+            _records(self.images[held], self.labels[held]),
+            _records(self.test_images[tests], self.test_labels[tests]),
+        )
+
+
+def read_images(folder: Path) -> tuple[list[ImageSet], list[str]]:
+    """The sets of ``folder/images`` by name, and the names of files of another shape.
+
+    Raises:
+        DataError: if fewer than two sets can be used, or a file cannot be read.
+    """
+    files = sorted((folder / "images").glob("*.npz"))
+    read = {file.stem: _read(file) for file in files}
+    found = [item for item in read.values() if item is not None]
+    if len(found) < FEWEST:
+        raise DataError(
+            f"{folder / 'images'}: {len(found)} sets of {SIDE}x{SIDE} grey images among "
+            f"{len(files)} .npz files; the vision family needs {FEWEST} or more, each with "
+            "x_train, y_train, x_test, y_test; name the data folder with --data"
+        )
+    return found, [name for name, item in read.items() if item is None]
+
+
+def _read(file: Path) -> ImageSet | None:
+    """None for images of another shape."""
+    import numpy
+
+    try:
+        with numpy.load(file, allow_pickle=False) as arrays:
+            parts = [arrays[name] for name in ("x_train", "y_train", "x_test", "y_test")]
+            names = tuple(map(str, arrays["label_names"])) if "label_names" in arrays else ()
+    except (KeyError, OSError, ValueError) as error:
+        raise DataError(
+            f"{file}: arrays x_train, y_train, x_test and y_test expected: {error}"
+        ) from None
+    if any(part.dtype != "uint8" or part.shape[1:] != (SIDE, SIDE) for part in parts[::2]):
+        return None
+    images, labels, test_images, test_labels = (torch.from_numpy(part) for part in parts)
+    _check(file, parts)
+    return ImageSet(
+        file.stem, names or _numbered(labels, test_labels), images, labels.long(),
+        test_images, test_labels.long(), hashlib.sha256(file.read_bytes()).hexdigest(),
+    )  # fmt: skip
+
+
+def _check(file: Path, parts: list[numpy.ndarray[Any, Any]]) -> None:
+    for images, labels in (parts[:2], parts[2:]):
+        if len(images) != len(labels) or len(labels) == 0:
+            raise DataError(
+                f"{file}: {len(images)} images but {len(labels)} labels; one label an image, "
+                "and one image at least, expected"
+            )
+
+
+def _numbered(*labels: Tensor) -> tuple[str, ...]:
+    return tuple(str(k) for k in range(1 + max(int(part.max()) for part in labels)))
+
+
+def _records(images: Tensor, labels: Tensor) -> list[dict[str, Any]]:
+    pairs = zip(images.numpy(), labels.tolist(), strict=True)
+    return [{"image": image, "label": label} for image, label in pairs]
