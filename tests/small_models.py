@@ -119,7 +119,7 @@ def recipe(root: Path, method: str, experts: int = 2, **parts: Any) -> dict[str,
     return document | parts
 
 
-NO_BASE = {"linear", "multislerp", "passthrough", "nuslerp", "karcher"}
+NO_BASE = {"linear", "multislerp", "passthrough", "nuslerp", "karcher", "fisher", "regmean"}
 NO_WEIGHT = {
     "slerp", "model_stock", "karcher", "nearswap", "arcee_fusion", "ram", "ramplus_tl",
     "passthrough", "sce",

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from small_evidence import evidence_for
 from small_models import NO_BASE, PARAMETERS, assert_same, contents, family, load, near, recipe
 from small_models import random_state as random
 
@@ -32,6 +33,7 @@ def in_memory(method: str, base: Any, experts: list[Any], **options: Any) -> dic
     if "weight" in get_method(method).params:
         parameters.setdefault("weight", [0.3, 0.5, 0.4][: len(experts)])
     used = None if method in NO_BASE else base
+    options.setdefault("evidence", evidence_for(get_method(method), experts))
     return merge_state_dicts(experts, method, base=used, parameters=parameters, **options)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mergewise.methods import Access, Inputs, Settings, get_method
+from mergewise.methods import Access, Inputs, Method, Settings, get_method
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,19 @@ class WholeTensor(Inputs):
         return mask.reshape(score.shape)
 
 
+def complete(method: Method, experts: int, given: Mapping[str, Any]) -> Settings:
+    """All of a method's parameters, one for each expert where they are theirs."""
+    values: dict[str, Any] = {}
+    known = {("lambda" if name == "lambda_" else name): value for name, value in given.items()}
+    for name, param in method.params.items():
+        value = known.pop(name, param.default)
+        if param.per_model and not isinstance(value, list):
+            value = [value] * experts
+        values[name] = value
+    assert not known, f"{method.name} has no parameters {sorted(known)}"
+    return Settings(values)
+
+
 def _rows(shape: torch.Size) -> tuple[int, int]:
     columns = 1
     for size in shape[-1:] if len(shape) < 3 else shape[1:]:
@@ -64,33 +77,41 @@ def merge_tensor(
     method: str,
     base: Tensor | None = None,
     seed: int = 0,
+    evidence: Sequence[Mapping[str, Tensor | None]] | None = None,
     **parameters: Any,
 ) -> Tensor:
-    """Merge one tensor; a per-model parameter is a scalar or a list with one value each."""
+    """Merge one tensor; a per-model parameter is a scalar or a list with one value each.
+
+    `evidence` gives each model's means for this tensor, by statistic.
+    """
     chosen = get_method(method)
-    values: dict[str, Any] = {}
-    for name, param in chosen.params.items():
-        value = parameters.pop("lambda_" if name == "lambda" else name, param.default)
-        if param.per_model and not isinstance(value, list):
-            value = [value] * len(experts)
-        values[name] = value
-    assert not parameters, f"{method} has no parameters {sorted(parameters)}"
-    settings = Settings(values)
+    settings = complete(chosen, len(experts), parameters)
+    values = dict(vars(settings))
     problem = chosen.problem(settings, len(experts))
     assert problem is None, problem
     shape = experts[0].shape
     columns = _rows(shape)[1]
+    needs = chosen.needs(settings)
+    found = [[model[need.statistic] for model in evidence or ()] for need in needs]
+    described = bool(found) and all(mean is not None for each in found for mean in each)
     view = {
         Access.FLAT: (-1,),
         Access.ROWS: (-1, columns),
         Access.WHOLE: shape,
     }[chosen.access(settings)]
+    if described and any(need.per == "matrix" for need in needs):
+        view = (shape[0], -1)
     x = WholeTensor(
         None if base is None else base.float().reshape(view),
         [e.float().reshape(view) for e in experts],
         columns,
         seed,
     )
+    if described:
+        x.evidence = [
+            [mean if need.per == "matrix" else mean.reshape(view) for mean in each]  # type: ignore[union-attr]
+            for need, each in zip(needs, found, strict=True)
+        ]
     return _evaluate(chosen, x, values).reshape(shape)
 
 

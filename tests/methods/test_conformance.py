@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from _driver import merge_tensor
+from _driver import complete, merge_tensor
+from small_evidence import evidence_for
 
 from mergewise import merge_state_dicts
 from mergewise.engine import _compile, _memory
@@ -55,6 +56,7 @@ def method(request: Any) -> Method:
 
 def run(method: Method, base: State | None, experts: list[State], **more: Any) -> State:
     given = {**parameters(method, len(experts)), **more.pop("parameters", {})}
+    more.setdefault("evidence", evidence_for(method, experts))
     return merge_state_dicts(experts, method.name, base=base, parameters=given, **more)
 
 
@@ -148,11 +150,18 @@ def test_engine_equals_the_naive_driver(method: Method) -> None:
         pytest.skip("draws its own masks")
     base, experts = models(method)
     for more in settings(method):
+        given = {**parameters(method, len(experts)), **more}
+        if method.pooled(complete(method, len(experts), given)):
+            continue
         merged = run(method, base, experts, parameters=more)
+        evidence = evidence_for(method, experts)
         for name in SHAPES:
-            given = {**parameters(method, len(experts)), **more}
             naive = merge_tensor(
-                [e[name] for e in experts], method.name, base and base[name], **given
+                [e[name] for e in experts],
+                method.name,
+                base and base[name],
+                evidence=evidence and [{k: v.get(name) for k, v in e.items()} for e in evidence],
+                **given,
             )
             close = torch.allclose(merged[name], naive, rtol=1e-4, atol=1e-5)
             assert close, (name, more, merged[name], naive)

@@ -10,6 +10,7 @@ from mergewise.constants import FUSE_FROM_ELEMENTS
 from mergewise.engine import _compile
 from mergewise.engine._block import Shared
 from mergewise.engine._device import explained_memory, pick_device, processors
+from mergewise.engine._evidence import Statistics, in_memory
 from mergewise.engine._model import whole_model
 from mergewise.engine._schedule import Scheduler
 from mergewise.engine._sources import Source, TensorSource
@@ -31,6 +32,7 @@ def merge_state_dicts(
     *,
     base: StateDict | None = None,
     parameters: Mapping[str, Any] | None = None,
+    evidence: Sequence[Statistics] | None = None,
     seed: int = 0,
     dtype: torch.dtype | None = None,
     device: str = "cpu",
@@ -47,6 +49,9 @@ def merge_state_dicts(
             one more model, before the experts.
         parameters: the method's parameters; a per-model one is a scalar for all experts or a
             list with one value for each.
+        evidence: for methods that need it, each model's mean statistics: by statistic
+            (``fisher``, ``input_gram``), then by tensor. A tensor that some model's evidence
+            lacks is merged as the method merges tensors without evidence.
         seed: for methods with random masks.
         dtype: the type of floating-point results; by default each tensor's own (the base's).
         device: where to compute: ``cpu``, ``cuda:N``, or ``auto``.
@@ -75,6 +80,7 @@ def merge_state_dicts(
     _check_models(chosen, models, used_base)
     values = complete_parameters(chosen, parameters or {}, len(models))
     every = [*([used_base] if used_base is not None else []), *models]
+    statistics = _check_evidence(chosen, values, evidence, models)
     device = pick_device(device)
     names = _names_of(every)
     donor = {name: every[0][name] for name in names}
@@ -107,6 +113,7 @@ def merge_state_dicts(
                 experts=sources[has_base:],
                 out_dtype=_out(tensor, dtype),
                 options=options,
+                evidence=in_memory(chosen, Settings(values), statistics, tensor, name),
             )
         )
     scheduler = Scheduler(workers or processors())
@@ -141,6 +148,34 @@ def _fill(task: TensorTask, shared: Shared | None, target: Tensor) -> Work:
         flat[where[0] : where[0] + where[1]] = task.merged(where)
 
     yield Parallel(write, task.ranges())
+
+
+def _check_evidence(
+    method: Method,
+    values: Mapping[str, Any],
+    evidence: Sequence[Statistics] | None,
+    models: Sequence[StateDict],
+) -> Sequence[Statistics]:
+    """One for each model, each with all that the method needs."""
+    needs = method.needs(Settings(values))
+    if not needs:
+        return ()
+    wanted = ", ".join(need.statistic for need in needs)
+    if evidence is None or len(evidence) != len(models):
+        got = "none" if evidence is None else f"{len(evidence)}"
+        raise MergewiseError(
+            f"{method.name} needs {wanted} of each of the {len(models)} models: pass evidence=, "
+            f"one mapping a model; got {got}"
+        )
+    for i, model in enumerate(evidence):
+        for need in needs:
+            if not model.get(need.statistic):
+                have = ", ".join(model) or "nothing"
+                raise MergewiseError(
+                    f"evidence[{i}] has no {need.statistic}, which {method.name} needs; "
+                    f"it has {have}"
+                )
+    return evidence
 
 
 def _label(index: int, has_base: bool) -> str:

@@ -39,6 +39,7 @@ class Scheduler:
         self._pending: Iterator[Work] = iter(())
         self._open = 0
         self._error: BaseException | None = None
+        self._turn = 0
 
     def run(self, pieces: Iterable[Work]) -> None:
         """Run all pieces to their end.
@@ -52,11 +53,13 @@ class Scheduler:
         self._open = 0
         self._error = None
         if self.workers == 1:
-            self._loop()
+            self._loop(self._turn)
         else:
             self._run_threads()
-        if self._error is not None:
+        with self._lock:
+            self._turn += 1
             error, self._error = self._error, None
+        if error is not None:
             raise error
 
     def run_one(self, work: Work) -> Any:
@@ -76,7 +79,8 @@ class Scheduler:
 
     def _run_threads(self) -> None:
         threads = [
-            threading.Thread(target=self._loop, name=f"mergewise-{i}") for i in range(self.workers)
+            threading.Thread(target=self._loop, args=(self._turn,), name=f"mergewise-{i}")
+            for i in range(self.workers)
         ]
         try:
             for thread in threads:
@@ -100,21 +104,25 @@ class Scheduler:
             return False
         return True
 
-    def _loop(self) -> None:
+    def _loop(self, turn: int) -> None:
         try:
-            while (item := self._next()) is not None:
+            while (item := self._next(turn)) is not None:
                 self._perform(*item)
         except KeyboardInterrupt:
             self.stop(InterruptedMergeError("interrupted"))
         except BaseException as error:  # handed to the caller of run()
             self.stop(error)
 
-    def _next(self) -> tuple[_Open, int, Parallel] | None:
-        """An item to do; begins a new piece if none waits. None when all is done or stopped."""
+    def _next(self, turn: int) -> tuple[_Open, int, Parallel] | None:
+        """An item to do; begins a new piece if none waits. None when all is done or stopped.
+
+        A thread that Ctrl-C overtook while it was being started may come here when its run
+        is over.
+        """
         while True:
             with self._lock:
                 while True:
-                    if self._error is not None:
+                    if self._error is not None or turn != self._turn:
                         return None
                     if self._items:
                         return self._items.popleft()

@@ -178,6 +178,10 @@ class Method(ABC):
         """Elementwise expressions to be summed over the whole tensor; {} for none."""
         return {}
 
+    def needs_at_defaults(self) -> tuple[Need, ...]:
+        """`needs` with every parameter that has a default at it."""
+        return self.needs(Settings({name: param.default for name, param in self.params.items()}))
+
     def pooled(self, p: Settings) -> bool:
         """Whether the terms are to be summed over all tensors of the model, not over one."""
         return False

@@ -1,0 +1,94 @@
+"""Statistics beside weights: each expert's means, read by range as tensors are."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from mergewise._lazy import torch
+from mergewise.engine._kernels import finite
+from mergewise.engine._sources import Source, TensorSource
+from mergewise.engine._work import Work
+from mergewise.errors import EvidenceError
+from mergewise.methods import Method, Need, Settings
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Statistics = Mapping[str, Mapping[str, "Tensor"]]
+"""One model's means in memory: by statistic, then by tensor."""
+
+
+class MeanSource:
+    """A sum divided by its count, as float32.
+
+    Args:
+        source: the sum.
+        count: what it runs over.
+    """
+
+    def __init__(self, source: Source, count: int) -> None:
+        self._source = source
+        self._factor = 1.0 / count
+        self.model = source.model
+        self.name = source.name
+        self.shape = source.shape
+        self.dtype = torch.float32
+
+    def prepare(self) -> Work:
+        yield from self._source.prepare()
+
+    def read(self, start: int, size: int, slot: int) -> Tensor:
+        # sums over many examples may leave float32's range before they are divided
+        mean = (self._source.read(start, size, slot).double() * self._factor).float()
+        if not finite(mean):
+            raise EvidenceError(
+                f"{self.model}: {self.name} holds NaN or infinity; collect it again, and see "
+                "that the model gives finite losses on that data"
+            )
+        return mean
+
+
+def in_memory(
+    method: Method, settings: Settings, models: Sequence[Statistics], tensor: Tensor, name: str
+) -> list[list[Source]]:
+    """Sources of what the method needs of each expert; [] if some expert's statistics lack it.
+
+    Raises:
+        EvidenceError: if a statistic's shape does not fit the tensor.
+    """
+    found: list[list[Source]] = []
+    for need in method.needs(settings):
+        each: list[Source] = []
+        for i, model in enumerate(models):
+            mean = model.get(need.statistic, {}).get(name)
+            if mean is None:
+                return []
+            source = TensorSource(f"evidence[{i}]", f"{need.statistic} of {name}", mean)
+            check_shape(need, tuple(tensor.shape), source.shape, source.model, name)
+            each.append(MeanSource(source, 1))
+        found.append(each)
+    return found
+
+
+def check_shape(
+    need: Need, tensor: tuple[int, ...], statistic: tuple[int, ...], where: str, name: str
+) -> None:
+    """See that a statistic fits its tensor.
+
+    Raises:
+        EvidenceError: with both shapes.
+    """
+    if need.per == "element":
+        fits = statistic == tensor
+        wanted = list(tensor)
+    else:
+        inputs = {math.prod(tensor[1:]), tensor[0]} if len(tensor) == 2 else {math.prod(tensor[1:])}
+        fits = len(statistic) == 2 and statistic[0] == statistic[1] and statistic[0] in inputs
+        wanted = [math.prod(tensor[1:])] * 2
+    if not fits:
+        raise EvidenceError(
+            f"{where}: {need.statistic} of {name} has shape {list(statistic)}, expected {wanted}; "
+            "was it collected on this model?"
+        )

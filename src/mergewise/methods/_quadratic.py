@@ -1,0 +1,82 @@
+"""The quadratic solver: the point nearest to all models, each with a metric of its own.
+
+    minimise over W:  sum_i w_i || C_i^(1/2) (W - W_i) ||^2      =>  (sum_i w_i C_i) W = sum_i w_i C_i W_i
+
+With C the identity this is the weighted mean, with a diagonal (Fisher) an elementwise one, with a
+Gram matrix of inputs RegMean. Where the metrics say nothing, as in directions that no calibration
+input had, the answer is the weighted mean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from mergewise._lazy import torch
+from mergewise.errors import MergewiseError
+from mergewise.methods._weights import combination, total
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def solve_diagonal(
+    models: Sequence[Tensor],
+    metrics: Sequence[Tensor],
+    weights: Sequence[Any],
+    shares: Sequence[Any],
+) -> Tensor:
+    """Elementwise ``sum_i w_i C_i W_i / sum_i w_i C_i``; can be compiled.
+
+    Args:
+        models: of any one shape.
+        metrics: non-negative, of that shape.
+        weights: factors on the metrics.
+        shares: what the mean is made of where all metrics are zero; they sum to one.
+    """
+    scaled = [metric * weight for metric, weight in zip(metrics, weights, strict=True)]
+    whole = total(scaled)
+    known = whole > 0
+    safe = torch.where(known, whole, torch.ones_like(whole))
+    parts = total([model * c for model, c in zip(models, scaled, strict=True)])
+    return torch.where(known, parts / safe, combination(models, shares))
+
+
+def solve_gram(
+    models: Sequence[Tensor],
+    grams: Sequence[Tensor],
+    weights: Sequence[float],
+    shares: Sequence[float],
+    ridge: float,
+) -> Tensor:
+    """``(sum_i w_i W_i G_i) (sum_i w_i G_i)^-1``, solved in float64 around the mean.
+
+    Args:
+        models: [out, in].
+        grams: symmetric, positive semidefinite [in, in].
+        ridge: added to the diagonal, as a share of its mean.
+
+    Raises:
+        MergewiseError: if the metrics are all zero or not positive.
+    """
+    wide = [model.double() for model in models]
+    mean = combination(wide, shares)
+    whole = torch.zeros_like(grams[0], dtype=torch.float64)
+    pull = torch.zeros_like(mean)
+    for model, gram, weight in zip(wide, grams, weights, strict=True):
+        metric = gram.double() * weight
+        whole += metric
+        pull += (model - mean) @ metric
+    diagonal = whole.diagonal()
+    level = float(diagonal.mean())
+    if not level > 0:
+        return mean.to(models[0].dtype)
+    diagonal += ridge * level
+    factor, failed = torch.linalg.cholesky_ex(whole)
+    if int(failed):
+        raise MergewiseError(
+            "the Gram matrices of the inputs are not positive definite; raise `ridge` "
+            f"(now {ridge:g}), or calibrate on more data"
+        )
+    moved = torch.cholesky_solve(pull.T, factor).T
+    return (mean + moved).to(models[0].dtype)

@@ -1,0 +1,39 @@
+"""Random statistics for methods that read evidence: a function of each model's weights alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mergewise.methods import Method, Need
+
+State = Mapping[str, Tensor]
+
+
+def evidence_for(method: Method, experts: Sequence[State]) -> list[dict[str, Any]] | None:
+    """One mapping a model, as `merge_state_dicts` takes them; None if the method reads none."""
+    defaults = method.needs_at_defaults()
+    if not defaults:
+        return None
+    return [{need.statistic: _means(need, model) for need in defaults} for model in experts]
+
+
+def _means(need: Need, model: State) -> dict[str, Tensor]:
+    floats = {name: t for name, t in model.items() if t.is_floating_point()}
+    if need.per == "matrix":
+        floats = {name: t for name, t in floats.items() if t.dim() in (2, 4) and t.numel()}
+    return {name: _mean(need, tensor) for name, tensor in floats.items()}
+
+
+def _mean(need: Need, tensor: Tensor) -> Tensor:
+    seed = int(tensor.double().abs().sum().item() * 1e4) % (1 << 31)
+    draw = torch.Generator().manual_seed(seed)
+    if need.per == "element":
+        return torch.rand(tensor.shape, generator=draw) + 0.1
+    width = math.prod(tensor.shape[1:])
+    inputs = torch.randn(2 * width, width, generator=draw)
+    return inputs.T @ inputs / (2 * width)
