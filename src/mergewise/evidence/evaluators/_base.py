@@ -114,7 +114,7 @@ class Evaluator(ABC):
     name: ClassVar[str]
     summary: ClassVar[str]
     params: ClassVar[Mapping[str, Param]] = {}
-    metrics: ClassVar[Mapping[str, Metric]]
+    metrics: Mapping[str, Metric]  # of an instance, where options decide
     example: ClassVar[str] = ""
     version: ClassVar[int] = 1
     fields: ClassVar[str] = ""
