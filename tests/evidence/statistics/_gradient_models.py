@@ -143,5 +143,5 @@ def same(sums: MemorySums, name: str, expected: Mapping[str, Tensor], rtol: floa
 
 def values(sums: MemorySums, name: str) -> dict[str, Tensor]:
     """One sum of every tensor that has it."""
-    keys = sums.keys()
+    keys = sums.held()
     return {tensor: sums.get(tensor, n) for tensor, n in keys if n == name}

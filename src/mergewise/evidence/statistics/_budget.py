@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mergewise._lazy import torch
 from mergewise._units import show_bytes
 from mergewise.errors import OutputError
-from mergewise.evidence.statistics._base import Pass, Statistic, Sums
+from mergewise.evidence.statistics._base import Pass, Sums
 from mergewise.evidence.statistics._forward import Job
-from mergewise.evidence.statistics._sites import Site, Sites
+from mergewise.evidence.statistics._gradient_base import GradientPass, GradientStatistic
+from mergewise.evidence.statistics._gradient_groups import HOOKED, wants
+from mergewise.evidence.statistics._sites import Sites
 from mergewise.evidence.statistics._sums import DiskSums, MemorySums, StoredSums
 
 if TYPE_CHECKING:
@@ -51,16 +53,20 @@ def forward_bytes(job: Job, float64: bool) -> int:
     return sum(sizes.bytes.values())
 
 
-def gradient_bytes(statistic: Statistic, sites: Sites, wanted: Iterable[Site]) -> int:
-    """Bytes of a gradient statistic's sums, at most."""
-    total = 0
-    if getattr(statistic, "of_parameters", True):
-        parts = (part for parts in sites.names.parts.values() for part in parts)
-        elements = sum(torch.Size(part.shape).numel() for part in parts)
-        total += 4 * elements * len(statistic.sums)
-    if getattr(statistic, "of_outputs", False):
-        total += sum(4 * site.channels[1] ** 2 for site in wanted if site.matrix)
-    return total
+def gradient_bytes(job: Job, sites: Sites, float64: bool) -> int:
+    """Bytes of a gradient statistic's sums: it is run on tensors that have shapes only."""
+    sizes = _Sizes(float64)
+    parts = {part.tensor: part for parts in sites.names.parts.values() for part in parts}
+    shapes = {name: torch.empty(part.shape, device="meta") for name, part in parts.items()}
+    given = job.run
+    run = GradientPass(given.options, given.model, sizes, given.config, weights=shapes)
+    job.statistic.gradients(run, {n: v for n, v in shapes.items() if wants(job.statistic, run, n)})
+    if isinstance(job.statistic, GradientStatistic) and job.statistic.of_outputs:
+        for site in job.sites.values():
+            if site.kind in HOOKED:
+                rows = torch.empty(2, site.channels[1], device="meta")
+                job.statistic.output_gradients(run, site, rows)
+    return sum(sizes.bytes.values())
 
 
 def make_sums(sizes: Sequence[int], memory: int | None, folder: Path, float64: bool) -> StoredSums:

@@ -233,7 +233,7 @@ def _prepare(
         run = Pass(request.settings, model.module, Scoped(None, request.statistic.name), config)
         one = job(request.statistic, run, sites)
         if request.statistic.need == "gradients":
-            sizes.append(gradient_bytes(request.statistic, sites, one.sites.values()))
+            sizes.append(gradient_bytes(one, sites, setup.float64))
         else:
             if not one.sites:
                 raise EvidenceError(
