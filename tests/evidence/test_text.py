@@ -33,7 +33,7 @@ def test_usual_fields():
     assert text_of({"question": "q", "answer": "b"}, 0) == "q\nb"
     assert text_of({"prompt": "p", "completion": "c"}, 0) == "p\nc"
     assert text_of({"prompt": "p"}, 0) == "p"
-    with pytest.raises(DataError, match="row 3 has no text: .* it has label"):
+    with pytest.raises(DataError, match=r"row 3 has no text: .* it has label"):
         text_of({"label": 1}, 2)
 
 

@@ -52,6 +52,7 @@ class LmEval(Evaluator):
   limit: 200
 """
     paths = ("include_path",)
+    needs_data = False
 
     def __init__(self, task: Task) -> None:
         super().__init__(task)

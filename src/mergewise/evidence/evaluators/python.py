@@ -55,6 +55,7 @@ class PythonFunction(Evaluator):
   data: poems.jsonl
 """
     paths = ("path",)
+    needs_data = False
 
     def __init__(self, task: Task) -> None:
         super().__init__(task)
