@@ -95,7 +95,7 @@ def _check_apart(one: Evidence, other: Evidence) -> None:
 
 
 def _words(part: Mapping[str, Any]) -> str:
-    share, rows = part.get("share"), part.get("rows")
+    share, rows = part.get("share") or [], part.get("rows") or []
     text = f"share {share[0] + 1} of {share[1]}" if _pair(share) else "all of it"
     whole = not _pair(rows) or (rows[0] == 0 and rows[1] is None)
     return text if whole else f"{text} of rows {rows[0]} to {rows[1] or 'the end'}"
