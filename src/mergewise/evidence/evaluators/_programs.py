@@ -109,7 +109,7 @@ def _mbpp(record: Record, row: int, prompt: str, where: str) -> Problem:
 
 
 def _humaneval(record: Record, row: int, prompt: str, where: str) -> Problem:
-    name = str(record["entry_point"])
+    name = str(record["entry_point"]).strip()
     if not name.isidentifier():
         raise DataError(f"{where}: entry_point must be a function's name, got {name!r}")
     tests = f"{record['test']}\ncheck({name})\n"

@@ -101,10 +101,10 @@ class PythonFunction(Evaluator):
         if self.task.options.path is None:
             return importlib.import_module(name)
         # two tasks may have modules of one name in different folders
-        known = sys.modules.get(name)
-        home = Path(self.task.options.path).resolve()
-        file = getattr(known, "__file__", None)
-        if file is not None and not Path(file).resolve().is_relative_to(home):
+        place = Path(self.task.options.path).resolve().joinpath(*name.split("."))
+        mine = (place.with_name(f"{place.name}.py"), place / "__init__.py")
+        file = getattr(sys.modules.get(name), "__file__", None)
+        if file is not None and Path(file).resolve() not in mine and any(m.is_file() for m in mine):
             del sys.modules[name]
         importlib.invalidate_caches()
         return importlib.import_module(name)
