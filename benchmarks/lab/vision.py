@@ -12,7 +12,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -88,7 +87,6 @@ class Vision(Classified):
             )
         self.found, self.left_out = read_images(data)
         self.plan, self.shape, self.first = PLANS[size], SHAPES[size], BASES[size]
-        self.sets = cache(self.sets)  # type: ignore[method-assign]
 
     @property
     def experts(self) -> int:
@@ -122,7 +120,7 @@ class Vision(Classified):
             notes.append(f"left out, not {SIDE}x{SIDE} grey: {', '.join(self.left_out)}")
         return notes
 
-    def sets(self, seed: int) -> list[LabSet]:
+    def split(self, seed: int) -> list[LabSet]:
         plan = self.plan
         return [i.split(seed, plan.training, plan.validation, plan.test) for i in self.found]
 

@@ -22,13 +22,14 @@ if TYPE_CHECKING:
     from mergewise.evidence._tasks import Tasks, load_tasks
     from mergewise.evidence.evaluators._base import Evaluator, Failure, Metric, Score, Task
     from mergewise.evidence.statistics._collect import collect
-    from mergewise.evidence.statistics._file import Evidence, load_evidence, merge_evidence
+    from mergewise.evidence.statistics._evidence import Evidence, load_evidence
+    from mergewise.evidence.statistics._merge import merge_evidence
 
 _HOMES = {
     "Data": "_data",
     "Evaluation": "_evaluation",
     "Evaluator": "evaluators._base",
-    "Evidence": "statistics._file",
+    "Evidence": "statistics._evidence",
     "Failure": "evaluators._base",
     "LiveModel": "_live",
     "Metric": "evaluators._base",
@@ -38,9 +39,9 @@ _HOMES = {
     "collect": "statistics._collect",
     "evaluate": "_evaluate",
     "fingerprint_of": "_live",
-    "load_evidence": "statistics._file",
+    "load_evidence": "statistics._evidence",
     "load_tasks": "_tasks",
-    "merge_evidence": "statistics._file",
+    "merge_evidence": "statistics._merge",
     "open_model": "_live",
     "score": "_evaluate",
 }

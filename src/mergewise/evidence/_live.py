@@ -54,25 +54,29 @@ class LiveModel:
     def device(self) -> torch.device:
         """Where its inputs belong."""
         parameter = next(self.module.parameters(), None)
+        if parameter is not None and parameter.is_meta:  # offloaded
+            return torch.device(getattr(self.module, "hf_device_map", {}).get("", "cpu"))
         return torch.device("cpu") if parameter is None else parameter.device
 
 
 def fingerprint_of(path: Path | str) -> str:
-    """One mark for a checkpoint's weights, config and tokenizer: 64 hexadecimal digits.
+    """One mark for a checkpoint's weights, config, tokenizer and code: 64 hexadecimal digits.
 
     Raises:
         CheckpointError: if it cannot be read.
     """
-    from mergewise.checkpoint import fingerprint, open_checkpoint, sha256_file
+    from mergewise.checkpoint import copied_files, fingerprint, open_checkpoint, sha256_file
 
     checkpoint = open_checkpoint(path)
+    folder = checkpoint.folder
     digest = hashlib.sha256()
     for file in checkpoint.files:
         digest.update(f"{file.name}\0{fingerprint(file)}\0".encode())
-    for name in ("config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json",
-                 "preprocessor_config.json", "chat_template.jinja"):  # fmt: skip
-        if (file := checkpoint.folder / name).is_file():
-            digest.update(f"{name}\0{sha256_file(file)}\0".encode())
+    code = (file for file in folder.glob("*.py") if file.is_file())
+    config = (file for file in (folder / "config.json",) if file.is_file())
+    for file in sorted([*copied_files(folder), *code, *config]):
+        name = file.relative_to(folder).as_posix()
+        digest.update(f"{name}\0{sha256_file(file)}\0".encode())
     return digest.hexdigest()
 
 

@@ -77,7 +77,7 @@ def _fingerprint(model: Model) -> str | None:
 
 def _look_at(entry: Entry, split: str, ready: Ready) -> None:
     task = entry.evaluator.task
-    if task.data or entry.evaluator.fields:
+    if task.data or entry.evaluator.needs_data:
         data = task.split(split)
         if next(iter(data), None) is None:
             raise TaskError(f"task {task.name}: {data.name} has no rows, or none of those chosen")

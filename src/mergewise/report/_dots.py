@@ -127,10 +127,13 @@ def _row(
         return []
     means = [x(mean) for mean, _, _ in drawn.values()]
     parts = [f'<path d="M{min(means):.1f} {y:.1f}H{max(means):.1f}" stroke="#bbbbbb"/>']
-    for i, (name, (mean, low, high)) in enumerate(drawn.items()):
+    barred = [name for name, (_, low, high) in drawn.items() if low < high]
+    for name, (mean, low, high) in drawn.items():
         colour, shape = series[name]
-        # several error bars in a row would hide one another on the same height
-        at = y + 5 * (i - (len(drawn) - 1) / 2) / max(1, len(drawn) - 1) if low < high else y
+        at = y
+        if len(barred) > 1 and name in barred:
+            # on the same height they would hide one another
+            at += 8 * (barred.index(name) / (len(barred) - 1) - 0.5)
         if low < high:
             parts.append(_error_bar(x(low), x(high), at, colour))
         parts.append(mark(shape, x(mean), at, colour))

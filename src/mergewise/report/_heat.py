@@ -97,7 +97,7 @@ def heat_panel(
     for i, name in enumerate(rows):
         for j, column in enumerate(columns):
             colour = _VOID
-            if is_number(values[i][j]) and is_number(shades[i][j]):
+            if is_number(shades[i][j]):
                 colour = scale.colour(float(shades[i][j]))  # type: ignore[arg-type]
             hint = f"{name}, {column}: {texts[i][j]}"
             parts += _cell(cell * j, top + ROW * i, cell, texts[i][j], colour, hint)

@@ -47,9 +47,8 @@ class Entry:
         task = self.evaluator.task
         data = {name: each.first(most) for name, each in task.data.items()}
         options = self.options
-        if "limit" in self.evaluator.params:
+        if "limit" in self.evaluator.params:  # it may have data of its own
             options["limit"] = most
-            data = dict(task.data)
         evaluator = type(self.evaluator)(replace(task, data=data, options=Settings(options)))
         return replace(self, evaluator=evaluator)
 

@@ -105,6 +105,7 @@ class Evaluator(ABC):
         version: raised when the same input would give other numbers; part of the cache's key.
         fields: record fields it reads, in words, for the help page.
         paths: names of options that are paths, relative to the tasks file.
+        needs_data: whether a task must say where its data is.
 
     Attributes:
         progress: call it with (done, total) while scoring, in whatever unit.
@@ -113,11 +114,12 @@ class Evaluator(ABC):
     name: ClassVar[str]
     summary: ClassVar[str]
     params: ClassVar[Mapping[str, Param]] = {}
-    metrics: ClassVar[Mapping[str, Metric]]
+    metrics: Mapping[str, Metric]  # of an instance, where options decide
     example: ClassVar[str] = ""
     version: ClassVar[int] = 1
     fields: ClassVar[str] = ""
     paths: ClassVar[tuple[str, ...]] = ()
+    needs_data: ClassVar[bool] = True
 
     def __init__(self, task: Task) -> None:
         self.task = task

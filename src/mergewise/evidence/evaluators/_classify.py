@@ -147,7 +147,7 @@ class Classifier(Evaluator):
 
     def _label(self, record: Record, row: int) -> int | str:
         field = self.option("label")
-        value = record.get(field)
+        value: Any = record.get(field)
         value = value.item() if hasattr(value, "item") else value  # numpy's numbers
         if isinstance(value, str):
             return value

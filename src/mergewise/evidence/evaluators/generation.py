@@ -13,7 +13,7 @@ from mergewise.evidence.evaluators._answers import Extract, extraction, right_an
 from mergewise.evidence.evaluators._base import Evaluator, Metric, Score
 from mergewise.evidence.evaluators._generate import Continuation, Generation, generate
 from mergewise.evidence.evaluators._prompts import PROMPT_PARAMS, Prompter, stop_strings
-from mergewise.evidence.evaluators._records import records
+from mergewise.evidence.evaluators._records import LIMIT, first_records, records
 from mergewise.methods import Param
 
 
@@ -37,6 +37,7 @@ class ExactMatch(Evaluator):
         "stop": Param(str, None, "strings that end an answer, with | between them"),
         **PROMPT_PARAMS,
         "batch_size": Param(int, 8, "prompts that run together", ge=1),
+        **LIMIT,
     }
     metrics = {
         "exact_match": Metric("max", "share of answers that are right"),
@@ -56,10 +57,9 @@ class ExactMatch(Evaluator):
         name = self.task.name
         self._extract()
         Prompter(self.task).check()
-        for split, data in self.task.data.items():
-            for row, record in enumerate(records(self.task, split)[:1]):
-                render(self.task.options.prompt, record, row)
-                self._gold(record, row, data.name)
+        for record in first_records(self.task):
+            render(self.task.options.prompt, record, 0)
+            self._gold(record, 0)
         if self.task.options.stop is not None and not stop_strings(self.task.options.stop):
             raise TaskError(f"task {name}: stop {self.task.options.stop!r} holds no string")
 
@@ -67,8 +67,7 @@ class ExactMatch(Evaluator):
         begun = time.perf_counter()
         options, name = self.task.options, self.task.name
         rows = records(self.task, split)
-        where = self.task.split(split).name
-        gold = [self._gold(record, row, where) for row, record in enumerate(rows)]
+        gold = [self._gold(record, row) for row, record in enumerate(rows)]
         prompts = Prompter(self.task).prompts(rows, options.prompt, model.tokenizer, split)
         how = Generation(options.max_new_tokens, stop_strings(options.stop))
         texts = generate(model, prompts, how, options.batch_size, name, self.progress)
@@ -88,12 +87,12 @@ class ExactMatch(Evaluator):
     def _extract(self) -> Extract:
         return extraction(self.task.options.extract, self.task.name)
 
-    def _gold(self, record: Record, row: int, where: str) -> str:
+    def _gold(self, record: Record, row: int) -> str:
         text = render(self.task.options.gold, record, row)
         found = right_answer(text, self._extract())
         if found is None:
             raise DataError(
-                f"{where}, row {row + 1}: no answer found by extract "
+                f"task {self.task.name}, row {row + 1}: no answer found by extract "
                 f"{self.task.options.extract!r} in {text[-60:]!r}; see `gold` and `extract`"
             )
         return found

@@ -20,7 +20,7 @@ from mergewise.evidence.evaluators._likelihood import (
     tokenizer_of,
     windows,
 )
-from mergewise.evidence.evaluators._records import records
+from mergewise.evidence.evaluators._records import LIMIT, first_records, records
 from mergewise.methods import Param
 
 _USUAL_CONTEXT = 1024
@@ -57,6 +57,7 @@ class LanguageModel(Evaluator):
         ),
         "stride": Param(int, None, "tokens from window to window; default: the context", ge=1),
         "batch_size": Param(int, 8, "windows that run together", ge=1),
+        **LIMIT,
     }
     metrics = {
         "loss": Metric("min", "mean over tokens, nats a token"),
@@ -78,9 +79,13 @@ class LanguageModel(Evaluator):
                 f"task {self.task.name}: stride {options.stride} is longer than context "
                 f"{options.context}, so that tokens would be left out; at most the context"
             )
+        for record in first_records(self.task):
+            if options.prompt:
+                render(options.prompt, record, 0)
+            if options.template or "messages" not in record:
+                text_of(record, 0, options.template)
 
     def score(self, model: LiveModel, split: str) -> Score:
-        self.check()
         begun = time.perf_counter()
         texts = list(self._texts(model, split))
         context, stride = self._sizes(model)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 Run = tuple[Statistic, Pass]
 
-_HOOKED = ("linear", "conv", "conv1d_transposed")
+HOOKED = ("linear", "conv", "conv1d_transposed")
 
 
 @dataclass
@@ -184,7 +184,7 @@ class Watch:
 
 
 def _readers(group: Group, site: Site) -> list[tuple[GradientStatistic, Pass]]:
-    if site.kind not in _HOOKED:
+    if site.kind not in HOOKED:
         return []
     return [
         (statistic, run)

@@ -184,7 +184,7 @@ class _Runner:
         self, example: Example, served: Group, weight: float, value: Tensor, keep: bool
     ) -> None:
         if not torch.isfinite(value):
-            raise NonFiniteError(f"example {example.key}: its loss is {float(value)}")
+            raise NonFiniteError(f"example {example.key}: its loss is {float(value.detach())}")
         tensors = [*self.wanted.values(), *self.watch.leaves]
         self.watch.serving = (served, weight)
         found = torch.autograd.grad(

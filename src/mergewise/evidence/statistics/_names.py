@@ -61,15 +61,20 @@ class Names:
     def __init__(self, module: nn.Module, stored: Collection[str] = ()) -> None:
         state = _untied(module, stored)
         self.aliases = _aliases(module, state)
+        self._shapes = {name: tuple(value.shape) for name, value in state.items()}
         found, self.mixed = _found(module, state)
         self.parts = {
-            name: _as_stored(module, name, parts, tuple(state[name].shape), stored)
-            for name, parts in found.items()
+            name: _as_stored(module, name, found.get(name, ()), self._shapes[name], stored)
+            for name in state
         }
 
     def of(self, parameter: str) -> tuple[Part, ...]:
         """The parts of a parameter; a tied one's are those of its twin. Empty if unknown."""
         return self.parts.get(self.aliases.get(parameter, parameter), ())
+
+    def shape(self, parameter: str) -> tuple[int, ...]:
+        """The shape of a parameter in memory."""
+        return self._shapes[self.aliases.get(parameter, parameter)]
 
     def split(self, parameter: str, value: Tensor) -> dict[str, Tensor]:
         """A parameter's value or gradient, by the checkpoint's names."""
@@ -77,10 +82,9 @@ class Names:
 
 
 def _state(module: nn.Module) -> dict[str, Tensor]:
-    return {
-        **dict(module.named_parameters(remove_duplicate=False)),
-        **{n: b for n, b in module.named_buffers() if n in _persistent(module)},
-    }
+    kept = _persistent(module)
+    buffers = {name: value for name, value in module.named_buffers() if name in kept}
+    return {**dict(module.named_parameters(remove_duplicate=False)), **buffers}
 
 
 def _persistent(module: nn.Module) -> set[str]:
@@ -125,6 +129,10 @@ def _found(
             continue
         source = tuple(state[names[owner]].shape)
         alone = len(marks) == probes[names[owner]].numel()
+        if alone and probe.shape != probes[names[owner]].shape:
+            # turned round, which rows alone do not tell
+            mixed.append(tensor)
+            continue
         shape = source if alone else (*probe.shape[:-1], source[-1])
         parts.setdefault(names[owner], []).append(Part(tensor, start, start + len(marks), shape))
     return {name: tuple(found) for name, found in parts.items()}, tuple(mixed)
@@ -168,7 +176,7 @@ def _as_stored(
         lambda n: f"{prefix}{n}",
         lambda n: n.removeprefix(prefix),
     ):
-        if all(change(part.tensor) in stored for part in parts):
+        if parts and all(change(part.tensor) in stored for part in parts):
             return tuple(Part(change(p.tensor), p.start, p.stop, p.shape) for p in parts)
     rows = math.prod(shape[:-1]) if len(shape) > 1 else max(1, math.prod(shape))
     for plain in (name, f"{prefix}{name}", name.removeprefix(prefix)):

@@ -18,6 +18,7 @@ Loss = Callable[["nn.Module", "Example"], "Tensor"]
 
 IGNORED = -100
 MAX_EXPECTED = 32
+_ROWS = 64
 
 
 @dataclass(frozen=True)
@@ -142,8 +143,9 @@ def predict(module: nn.Module, example: Example, kind: Kind | None) -> Predictio
 
 def _next_tokens(logits: Tensor, example: Example) -> tuple[Tensor, Tensor]:
     """Logits and labels of the tokens that are predicted from those before them."""
-    given = example.label
-    tokens = example.inputs["input_ids"][0] if given is None else torch.as_tensor(given)
+    given = None if example.label is None else torch.as_tensor(example.label)
+    # the class of a text is no label of its tokens
+    tokens = _token_ids(example) if given is None or given.ndim == 0 else given
     if tokens.shape != logits.shape[1:2]:
         raise DataError(
             f"example {example.key}: {list(tokens.shape)} token labels for "
@@ -152,6 +154,15 @@ def _next_tokens(logits: Tensor, example: Example) -> tuple[Tensor, Tensor]:
     labels = tokens[1:].to(logits.device)
     kept = labels != IGNORED
     return logits[0, :-1][kept], labels[kept]
+
+
+def _token_ids(example: Example) -> Tensor:
+    if "input_ids" not in example.inputs:
+        raise DataError(
+            f"example {example.key} has neither `input_ids` nor token labels; it has "
+            f"{', '.join(example.inputs)}"
+        )
+    return example.inputs["input_ids"][0]
 
 
 def _one_class(logits: Tensor, example: Example) -> tuple[Tensor, Tensor | None]:
@@ -218,13 +229,16 @@ def _sampled(table: Tensor, samples: int, seed: int, key: tuple[int, ...]) -> li
     """Draws by the inverse distribution function: the same on every device, up to rounding."""
     digest = hashlib.sha256(repr((seed, *key)).encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
-    steps = table.double().exp().cumsum(-1)
-    found = []
-    for _ in range(samples):
-        uniform = torch.rand(len(table), 1, generator=generator, dtype=torch.float64)
-        # the last step is 1 only up to rounding
-        level = uniform.to(table.device) * steps[:, -1:]
-        found.append(
-            torch.searchsorted(steps, level, right=True)[:, 0].clamp_max(table.shape[1] - 1)
-        )
-    return found
+    levels = torch.rand(len(table), samples, generator=generator, dtype=torch.float64)
+    levels = levels.to(table.device)
+    # the whole table in float64 may be large, with a vocabulary for every token
+    starts = range(0, len(table), _ROWS)
+    drawn = torch.cat([_inverse(table[i : i + _ROWS], levels[i : i + _ROWS]) for i in starts])
+    return list(drawn.unbind(1))
+
+
+def _inverse(rows: Tensor, levels: Tensor) -> Tensor:
+    steps = rows.double().exp().cumsum(-1)
+    # the last step is 1 only up to rounding
+    found = torch.searchsorted(steps, levels * steps[:, -1:], right=True)
+    return found.clamp_max(rows.shape[1] - 1)

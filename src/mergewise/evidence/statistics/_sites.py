@@ -132,7 +132,8 @@ def sites_of(module: nn.Module, stored: Collection[str] = ()) -> Sites:
     Args:
         stored: the names in the checkpoint; without them, those the model would be saved under.
     """
-    names = Names(module, stored)
+    known_names = getattr(module, "mergewise_names", None)
+    names = known_names if isinstance(known_names, Names) else Names(module, stored)
     sites = [site for path, child in module.named_modules() for site in _sites(path, child, names)]
     seen = {site.tensor for site in sites}
     biases = {f"{name.removesuffix('weight')}bias" for name in seen}

@@ -42,7 +42,7 @@ class StoredSums(Sums):
         self.counts[tensor][unit] += int(amount)
 
     @abstractmethod
-    def keys(self) -> list[tuple[str, str]]:
+    def held(self) -> list[tuple[str, str]]:
         """(tensor, sum) of everything added."""
 
     @abstractmethod
@@ -89,7 +89,7 @@ class MemorySums(StoredSums):
         self._same(tensor, name, value)
         held.add_(value.detach().to(held.device))
 
-    def keys(self) -> list[tuple[str, str]]:
+    def held(self) -> list[tuple[str, str]]:
         return list(self._held)
 
     def get(self, tensor: str, name: str) -> Tensor:
@@ -134,8 +134,8 @@ class DiskSums(MemorySums):
         except OSError as error:
             raise cannot_write(self._folder, error) from None
 
-    def keys(self) -> list[tuple[str, str]]:
-        return [*super().keys(), *self._places]
+    def held(self) -> list[tuple[str, str]]:
+        return [*super().held(), *self._places]
 
     def get(self, tensor: str, name: str) -> Tensor:
         if (tensor, name) not in self._places:

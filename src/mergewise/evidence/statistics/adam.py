@@ -32,6 +32,7 @@ class Adam(Statistic):
         "step": "updates the optimizer had made, a number",
     }
     need = "file"
+    unit = "optimizers"
     data = "none"
     source = (
         "Kingma & Ba 2015, arXiv 1412.6980; as a curvature for merging: OTA Merging 2025, arXiv "

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from mergewise._lazy import torch
 from mergewise.evidence.statistics._base import Pass, Statistic
 
 if TYPE_CHECKING:

@@ -1,0 +1,308 @@
+"""Collect statistics of a model on data: one pass over the data, one file."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mergewise.checkpoint import Checkpoint, open_checkpoint
+from mergewise.errors import EvidenceError
+from mergewise.evidence._live import LiveModel, Role, open_model
+from mergewise.evidence.statistics._base import Pass
+from mergewise.evidence.statistics._budget import forward_bytes, gradient_bytes, make_sums
+from mergewise.evidence.statistics._evidence import Evidence, load_evidence
+from mergewise.evidence.statistics._file import check_out, write_evidence
+from mergewise.evidence.statistics._forward import Forward, Job, job
+from mergewise.evidence.statistics._inputs import Fed, Feeder, Reading, as_data, survey
+from mergewise.evidence.statistics._record import Made, entries_of, record_of
+from mergewise.evidence.statistics._request import Request, requests
+from mergewise.evidence.statistics._scoped import Scoped
+from mergewise.evidence.statistics._sites import Sites, sites_of
+
+if TYPE_CHECKING:
+    from mergewise.evidence._data import Data
+    from mergewise.evidence.statistics._gradients import Example, Loss
+    from mergewise.evidence.statistics._sums import StoredSums
+
+Source = Any
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a collection is.
+
+    Attributes:
+        done: records of the data.
+        total: all records; None if nobody knows.
+        tokens: real tokens (examples, where there are no tokens).
+        stage: ``forward`` or ``gradients``.
+        seconds: since this stage began.
+    """
+
+    done: int
+    total: int | None
+    tokens: int
+    stage: str
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Setup:
+    """Everything but the model that a run needs, checked."""
+
+    asked: Sequence[Request]
+    out: Path
+    reading: Reading
+    data: Data
+    total: int | None
+    seed: int
+    loss: Loss | None
+    float64: bool
+    memory: int | None
+    progress: Callable[[Progress], None] | None
+    share: tuple[int, int]
+
+
+def collect(
+    statistics: str | Iterable[str],
+    model: Path | str | LiveModel,
+    data: Source,
+    out: Path | str,
+    *,
+    other: Path | str | LiveModel | None = None,
+    options: Mapping[str, Mapping[str, Any]] | None = None,
+    batch_size: int = 8,
+    max_length: int | None = None,
+    limit: int | None = None,
+    rows: tuple[int, int | None] | None = None,
+    share: tuple[int, int] = (0, 1),
+    template: str | None = None,
+    split: str = "train",
+    prepare: Mapping[str, Any] | None = None,
+    role: Role | None = None,
+    device: str = "cpu",
+    dtype: str | None = None,
+    offload: bool = False,
+    memory: int | None = None,
+    float64: bool = False,
+    seed: int = 0,
+    loss: Loss | None = None,
+    overwrite: bool = False,
+    trust_remote_code: bool = False,
+    progress: Callable[[Progress], None] | None = None,
+) -> Evidence:
+    """Collect statistics of a model on data, and write them to an evidence file.
+
+    Every statistic is a sum over real tokens (or examples), so neither the batch size nor padding
+    changes it beyond rounding, and the files of several workers, each with a `share`, add up with
+    `merge_evidence`.
+
+    Args:
+        statistics: names, in a list or separated by commas.
+        model: a checkpoint, or a model in memory.
+        data: a path, `Data`, or an iterable of records, of texts, or of dicts of tensors. These
+            dicts are batches, passed to the module as keyword arguments; ``attention_mask`` tells
+            padding, ``labels`` are kept back. For statistics read from a file: its path.
+        out: the evidence file.
+        other: the second model, for statistics that compare two.
+        options: by statistic, then name.
+        max_length: longer texts are cut into several; see `Reading`.
+        limit: at most so many records (batches, for dicts of tensors).
+        rows: which records: the first, and the one after the last.
+        share: (k, n): every n-th record from the k-th on, from 0.
+        split: of an ``.npz`` file or a set of `datasets`.
+        prepare: how images are prepared: the options of image classification tasks.
+        role: what the checkpoint is loaded as; by default as its config says.
+        offload: leave the weights on disk, and read each module's when it runs.
+        memory: bytes that the sums may take before matrices are kept in a temporary file.
+        float64: add matrices in float64 too.
+        seed: of labels drawn from the model.
+        loss: of one example, for gradients of a module that is no known model.
+        progress: called after every batch.
+
+    Raises:
+        EvidenceError: for an unknown statistic or option, or one that does not fit the model.
+        DataError: if the data is empty, cannot be read, or lacks a text.
+        CheckpointError: if the checkpoint cannot be loaded.
+        OutputError: if the file cannot be written.
+        NonFiniteError: if activations or gradients are NaN or infinite.
+    """
+    asked = requests(statistics, options)
+    path = Path(out).expanduser()
+    check_out(path, overwrite)
+    _check(asked, other, offload)
+    if asked[0].statistic.need == "file":
+        return _from_file(asked, model, data, path)
+    checkpoint = None if isinstance(model, LiveModel) else open_checkpoint(model)
+    role = role or role_of(checkpoint)
+    reading = Reading(batch_size, max_length, template, dict(prepare or {}))
+    found = as_data(data, limit, share, split, rows)
+    total = survey(found, role, reading, _has_tokenizer(model, checkpoint))
+    setup = Setup(asked, path, reading, found, total, seed, loss, float64, memory, progress, share)
+
+    def live(given: Path | str | LiveModel) -> LiveModel:
+        if isinstance(given, LiveModel):
+            return given
+        return open_model(
+            given,
+            role,
+            device=device,
+            dtype=dtype,
+            offload=offload,
+            trust_remote_code=trust_remote_code,
+        )
+
+    if other is not None and not isinstance(other, LiveModel):
+        open_checkpoint(other)
+    return _run(setup, live(model), None if other is None else live(other), role)
+
+
+def role_of(checkpoint: Checkpoint | None) -> Role:
+    """What a checkpoint is loaded as: as its config's architecture says."""
+    name = "" if checkpoint is None else (checkpoint.architecture or "")
+    if name.endswith("ForSequenceClassification"):
+        return "text_classifier"
+    if name.endswith("ForImageClassification"):
+        return "image_classifier"
+    if not name or name.endswith(("ForCausalLM", "LMHeadModel")):
+        return "causal_lm"
+    return "body"
+
+
+def _check(asked: Sequence[Request], other: Any, offload: bool) -> None:
+    needs = {request.statistic.need for request in asked}
+    names = ", ".join(request.statistic.name for request in asked)
+    if "file" in needs and len(asked) > 1:
+        raise EvidenceError(f"{names}: one that is read from a file must be collected alone")
+    if offload and "gradients" in needs:
+        raise EvidenceError(
+            f"{names}: gradients need the whole model in memory; leave out --offload, or collect "
+            "forward statistics only"
+        )
+    two = [request.statistic.name for request in asked if request.statistic.two_models]
+    if two and other is None:
+        raise EvidenceError(f"{two[0]} compares two models; name the second: --with CHECKPOINT")
+    if other is not None and not two:
+        raise EvidenceError(f"{names}: no second model is used; leave out --with")
+
+
+def _has_tokenizer(model: Path | str | LiveModel, checkpoint: Checkpoint | None) -> bool:
+    if isinstance(model, LiveModel):
+        return model.tokenizer is not None
+    assert checkpoint is not None
+    names = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.txt")
+    return any((checkpoint.folder / name).is_file() for name in names)
+
+
+def _stored(model: LiveModel) -> tuple[str, ...]:
+    return () if model.folder is None else tuple(open_checkpoint(model.folder).tensors)
+
+
+def _run(setup: Setup, model: LiveModel, other: LiveModel | None, role: Role) -> Evidence:
+    sites = sites_of(model.module, _stored(model))
+    others = None if other is None else (other, sites_of(other.module, _stored(other)))
+    config = getattr(model.module, "config", None)
+    sums, runs = _prepare(setup, model, sites, config)
+    started = time.monotonic()
+    try:
+        feeder = Feeder(setup.data, model, setup.reading, role == "text_classifier")
+        jobs = [one for one in runs if one.statistic.need == "forward"]
+        made = Made(model, other, sites, runs, feeder, str(_dtype(model)))
+        if jobs:
+            _forward(setup, made, Forward(model, jobs, others), feeder)
+        slow = [one for one in runs if one.statistic.need == "gradients"]
+        if slow:
+            _gradients(setup, made, slow, feeder)
+        made.seconds = time.monotonic() - started
+        record = record_of(setup.asked, made, setup.data, setup.share, setup.seed)
+        write_evidence(setup.out, record, entries_of(runs))
+    finally:
+        sums.close()
+    return load_evidence(setup.out)
+
+
+def _prepare(
+    setup: Setup, model: LiveModel, sites: Sites, config: Any
+) -> tuple[StoredSums, list[Job]]:
+    """Where everything is added, and what adds."""
+    jobs, sizes = [], []
+    for request in setup.asked:
+        run = Pass(request.settings, model.module, Scoped(None, request.statistic.name), config)
+        one = job(request.statistic, run, sites)
+        if request.statistic.need == "gradients":
+            sizes.append(gradient_bytes(one, sites, setup.float64))
+        else:
+            if not one.sites:
+                raise EvidenceError(
+                    f"{request.statistic.name}: {model.name} has no tensor that it describes; "
+                    f"{request.statistic.summary}"
+                )
+            sizes.append(forward_bytes(one, setup.float64))
+        jobs.append(one)
+    sums = make_sums(sizes, setup.memory, setup.out.absolute().parent, setup.float64)
+    for one in jobs:
+        one.run.sums.store = sums  # type: ignore[attr-defined]
+    return sums, jobs
+
+
+def _forward(setup: Setup, made: Made, forward: Forward, feeder: Feeder) -> None:
+    with forward.hooked():
+        training = made.model.module.training
+        made.model.module.eval()
+        try:
+            for fed in _told(setup, made, "forward", feeder):
+                forward.batch(fed.inputs, fed.mask)
+        finally:
+            made.model.module.train(training)
+    made.unplaced, made.odd = sorted(forward.unplaced), sorted(forward.odd)
+
+
+def _gradients(setup: Setup, made: Made, runs: Sequence[Job], feeder: Feeder) -> None:
+    from mergewise.evidence.statistics._gradients import examples_of, run_examples
+
+    def examples() -> Iterator[Example]:
+        for fed in _told(setup, made, "gradients", feeder):
+            labels = {} if fed.labels is None else {"labels": fed.labels}
+            yield from examples_of({**fed.inputs, **labels}, fed.keys)
+
+    run_examples(
+        made.model,
+        examples(),
+        [(one.statistic, one.run) for one in runs],
+        sites=made.sites,
+        loss=setup.loss,
+        seed=setup.seed,
+    )
+
+
+def _told(setup: Setup, made: Made, stage: str, feeder: Feeder) -> Iterator[Fed]:
+    """Batches, with progress told after each."""
+    made.records = made.sequences = made.tokens = 0
+    started = time.monotonic()
+    for fed in feeder:
+        yield fed
+        made.records += fed.records
+        made.sequences += len(fed.keys)
+        made.tokens += fed.tokens
+        if setup.progress is not None:
+            seconds = time.monotonic() - started
+            setup.progress(Progress(made.records, setup.total, made.tokens, stage, seconds))
+
+
+def _dtype(model: LiveModel) -> str:
+    kinds = (p.dtype for p in model.module.parameters() if p.is_floating_point())
+    return str(next(kinds, "none")).removeprefix("torch.")
+
+
+def _from_file(asked: Sequence[Request], model: Any, data: Any, out: Path) -> Evidence:
+    from mergewise.evidence.statistics._from_file import collect_from_file
+
+    if isinstance(model, LiveModel) or not isinstance(data, str | Path):
+        raise EvidenceError(
+            f"{asked[0].statistic.name} is read from a file that belongs to a checkpoint; give "
+            "the checkpoint's path as the model, and the file's path as the data"
+        )
+    return collect_from_file(asked[0], model, Path(data).expanduser(), out)

@@ -1,0 +1,58 @@
+"""Statistics that are read from a training checkpoint instead of being measured."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mergewise._lazy import torch
+from mergewise.checkpoint import open_checkpoint, sha256_file
+from mergewise.evidence._live import fingerprint_of
+from mergewise.evidence.statistics._evidence import Evidence, load_evidence
+from mergewise.evidence.statistics._file import (
+    Entry,
+    Record,
+    StatisticRecord,
+    key_of,
+    write_evidence,
+)
+from mergewise.evidence.statistics._record import software
+from mergewise.evidence.statistics._request import Request
+from mergewise.evidence.statistics._sums import MemorySums
+
+
+def collect_from_file(request: Request, model: Path | str, source: Path, out: Path) -> Evidence:
+    """Read a statistic of need ``file`` and write it as evidence.
+
+    Raises:
+        EvidenceError: if the file does not fit the checkpoint.
+    """
+    checkpoint = open_checkpoint(model)
+    statistic, sums = request.statistic, MemorySums()
+    for tensor, name, value, count in statistic.read(checkpoint, source, request.settings):
+        sums.add(tensor, name, value)
+        sums.count(tensor, count, statistic.unit)
+    counts = {tensor: dict(units) for tensor, units in sums.counts.items()}
+    record = Record(
+        statistics={statistic.name: StatisticRecord(dict(request.options), counts)},
+        model={
+            "name": Path(model).name,
+            "fingerprint": fingerprint_of(model),
+            "class": checkpoint.architecture,
+            "dtype": checkpoint.dtype,
+        },
+        parts=[{"data": str(source), "sha256": sha256_file(source), "rows": [0, None]}],
+        versions=software(),
+        uncovered=sorted(set(checkpoint.tensors) - set(counts)),
+    )
+    entries = {
+        key_of(tensor, statistic.name, name): _entry(sums, tensor, name)
+        for tensor, name in sums.held()
+    }
+    write_evidence(out, record, dict(sorted(entries.items())))
+    return load_evidence(out)
+
+
+def _entry(sums: MemorySums, tensor: str, name: str) -> Entry:
+    shape = sums.shape(tensor, name)
+    code = "F64" if sums.dtype(shape) == torch.float64 else "F32"
+    return Entry(shape, code, lambda: sums.pieces(tensor, name))
