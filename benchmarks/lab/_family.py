@@ -89,11 +89,13 @@ class Family(ABC):
         name: on the command line.
         title: one line for headings.
         code: raised when training, with the same settings, would give other weights.
+        threads: of torch; None for one a processor.
     """
 
     name: ClassVar[str]
     title: ClassVar[str]
     code: ClassVar[int] = 1
+    threads: ClassVar[int | None] = None
 
     def __init__(self, data: Path | None, folder: Path, size: Size, device: str) -> None:
         """Look at the data; train nothing yet.

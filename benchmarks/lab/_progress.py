@@ -19,7 +19,7 @@ class Progress:
     def __init__(self, console: Console, label: str, total: int) -> None:
         self.console, self.label, self.total = console, label, total
         self.done = 0
-        self._free = 0
+        self.free = 0
         self._live = console.is_terminal and not console.is_dumb_terminal
         self._every = EVERY_TERMINAL if self._live else EVERY_LOG
 
@@ -40,14 +40,14 @@ class Progress:
     def step(self, note: str = "", *, free: bool = False) -> None:
         """One step is done; `free` ones (read from a cache) do not count for the time left."""
         self.done += 1
-        self._free += free
+        self.free += free
         now = time.monotonic()
         if now - self._shown >= self._every:
             self._shown = now
             self._print(now, note)
 
     def _print(self, now: float, note: str) -> None:
-        paid = max(1, self.done - self._free)
+        paid = max(1, self.done - self.free)
         left = (self.total - self.done) * (now - self._start) / paid
         text = f"{self.label} {self.done}/{self.total}, {clock(left)} left"
         text += f" ({note})" if note else ""

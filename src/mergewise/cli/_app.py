@@ -15,7 +15,18 @@ from mergewise.cli._errors import run
 from mergewise.cli._options import verbosity_options
 from mergewise.cli._output import Output
 
-_COMMANDS = ("merge", "plan", "check", "methods", "inspect", "evaluate", "demo", "completion")
+_COMMANDS = (
+    "merge",
+    "plan",
+    "check",
+    "methods",
+    "inspect",
+    "evaluate",
+    "collect",
+    "evidence",
+    "demo",
+    "completion",
+)
 
 
 class _LazyGroup(click.Group):

@@ -1,0 +1,146 @@
+"""Who takes part: every registered method that fits the number of experts, and some variants.
+
+Coefficients. A parameter that must be given is `weight`, the same for every expert: 1 for task
+vectors (a method with a `lambda`), 1/T for averages of T models. `lambda` stays at the method's own
+default, except where a method adds up task vectors (its `normalize` is false): there it is 0.3,
+Task Arithmetic's usual value for many tasks (arXiv 2212.04089). A method whose base is optional
+takes part without it and with it. All other parameters are at their defaults, or as `VARIANTS` say.
+
+The one scale that is tuned is `lambda`; without one `weight`, if the method does not divide it
+out; without that `t`. A method with none of them has nothing to tune.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from mergewise.methods import Method, all_methods
+
+SUM = 0.3
+GRID = (0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5)
+"""Values a scale may take; the literature's range for task vectors."""
+
+VARIANTS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
+    "ties": {"keep .2": {"density": 0.2}, "keep all": {}},
+    "dare_linear": {
+        "drop .5": {"density": 0.5, "rescale_by": "density"},
+        "drop .9": {"density": 0.1, "rescale_by": "density"},
+    },
+    "dare_ties": {"drop .5": {"density": 0.5, "rescale_by": "density"}},
+    "breadcrumbs": {"keep .9": {"density": 0.9}},
+    "breadcrumbs_ties": {"keep .9": {"density": 0.9}},
+    "della": {"keep .5": {"density": 0.5}},
+    "della_linear": {"keep .5": {"density": 0.5}},
+    "model_stock": {"": {}, "by row": {"filter_wise": True}},
+    "sce": {"top .1": {"select_topk": 0.1}, "all": {}},
+}
+"""By method: what a row adds to its name, and parameters. At mergekit's default density of 1 the
+sparse methods drop nothing and are all task arithmetic, so they take part at published values."""
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A method with its parameters; one row of the table.
+
+    Attributes:
+        parameters: besides the scale's value.
+        base: whether the base model is given to the method.
+        scale: the parameter that is tuned, None if there is none.
+        default: its value at the defaults.
+        data: the class of data it needs besides the models.
+        examples: how many examples of it.
+    """
+
+    name: str
+    method: str
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    base: bool = True
+    scale: str | None = None
+    default: float | None = None
+    data: str = "none"
+    examples: int = 0
+
+    def at(self, value: float | None) -> dict[str, Any]:
+        """All parameters with the scale at `value`."""
+        return dict(self.parameters) | ({self.scale: value} if self.scale else {})
+
+
+def contenders(experts: int) -> tuple[list[Contender], dict[str, str]]:
+    """Those who take part among `experts` models, and why other methods do not, by name."""
+    chosen: list[Contender] = []
+    left_out: dict[str, str] = {}
+    for name, method in all_methods().items():
+        if (reason := _misfit(method, experts)) is not None:
+            left_out[name] = reason
+            continue
+        for suffix, parameters in VARIANTS.get(name, {"": {}}).items():
+            for base in _bases(method):
+                label = " ".join([name, *([suffix] if suffix else []), *_said(method, base)])
+                chosen.append(_contender(label, method, parameters, base, experts))
+    return chosen, left_out
+
+
+def _misfit(method: Method, experts: int) -> str | None:
+    least, most = method.experts
+    if most is not None and experts > most:
+        if most == 1 and method.base == "ignored":
+            return "copies one model"
+        return "needs two models"
+    return None if experts >= least else f"needs {least} models or more"
+
+
+def _bases(method: Method) -> tuple[bool, ...]:
+    return {"required": (True,), "ignored": (False,), "optional": (False, True)}[method.base]
+
+
+def _said(method: Method, base: bool) -> list[str]:
+    return ["(base)"] if method.base == "optional" and base else []
+
+
+def _contender(
+    label: str, method: Method, given: Mapping[str, Any], base: bool, experts: int
+) -> Contender:
+    scale = tuned_parameter(method)
+    parameters = dict(given)
+    params = method.params
+    if "weight" in params and params["weight"].required and scale != "weight":
+        parameters.setdefault("weight", 1.0 if "lambda" in params else 1.0 / experts)
+    return Contender(
+        name=label,
+        method=method.name,
+        parameters=parameters,
+        base=base,
+        scale=scale,
+        default=_default(method, scale, parameters, experts),
+    )
+
+
+def tuned_parameter(method: Method) -> str | None:
+    """The one scale that is tuned, or None; see the module."""
+    params = method.params
+    if "lambda" in params:
+        return "lambda"
+    divided = any(name.startswith("normalize") and p.default for name, p in params.items())
+    if "weight" in params and not divided:
+        return "weight"
+    return "t" if "t" in params else None
+
+
+def _default(
+    method: Method, scale: str | None, parameters: Mapping[str, Any], experts: int
+) -> float | None:
+    if scale is None:
+        return None
+    param = method.params[scale]
+    if scale == "lambda":
+        adds_up = not parameters.get("normalize", _own(method, "normalize", True))
+        return SUM if adds_up and param.default == 1.0 else float(param.default)
+    if param.required or param.default is None:
+        return 1.0 / experts if scale == "weight" else 0.5
+    return float(param.default)
+
+
+def _own(method: Method, name: str, otherwise: Any) -> Any:
+    return method.params[name].default if name in method.params else otherwise

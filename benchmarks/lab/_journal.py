@@ -1,0 +1,89 @@
+"""Scores already made, one JSON line each, so that a run stopped anywhere goes on from there."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import mergewise
+
+if TYPE_CHECKING:
+    from benchmarks.lab._family import State
+
+PACKAGE = Path(mergewise.__file__).parent
+
+
+class Journal:
+    """A mapping from what was asked to what came out, kept in a file of JSON lines."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._known: dict[str, Any] = {}
+        if path.is_file():
+            for line in path.read_text("utf-8").splitlines():
+                entry = _entry(line)
+                if entry is not None:
+                    self._known[entry["key"]] = entry["value"]
+
+    def get(self, asked: Any) -> Any:
+        """What came out when `asked` (anything that JSON can hold) was done, or None."""
+        return self._known.get(_key(asked))
+
+    def put(self, asked: Any, value: Any) -> None:
+        """Remember; on disk when this returns."""
+        self._known[_key(asked)] = value
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a", encoding="utf-8") as file:
+            # a line that a killed run left unfinished must not swallow this one
+            file.write("\n" + json.dumps({"key": _key(asked), "value": value}) + "\n")
+
+
+def _entry(line: str) -> Any:
+    try:
+        entry = json.loads(line)
+    except ValueError:
+        return None
+    return entry if isinstance(entry, dict) and entry.keys() == {"key", "value"} else None
+
+
+def _key(asked: Any) -> str:
+    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
+
+
+def weights_mark(models: Iterable[State]) -> str:
+    """Identifies weights bit by bit: 64 hexadecimal digits."""
+    digest = hashlib.sha256()
+    for state in models:
+        for name in sorted(state):
+            tensor = state[name].detach().cpu().contiguous()
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\0".encode())
+            digest.update(tensor.flatten().view(_bytes()).numpy())
+    return digest.hexdigest()
+
+
+def _bytes() -> Any:
+    import torch
+
+    return torch.uint8
+
+
+def code_mark(method: str | None) -> str:
+    """Identifies the code that decides a score: evaluators, and what runs `method`.
+
+    The file of another method does not count, so that adding one leaves known scores valid.
+    """
+    files = [*(PACKAGE / "evidence").glob("_*.py"), *(PACKAGE / "evidence/evaluators").glob("*.py")]
+    if method is not None:
+        from mergewise.methods import get_method
+
+        own = type(get_method(method)).__module__.rpartition(".")[2]
+        files += (PACKAGE / "engine").glob("*.py")
+        files += (PACKAGE / "methods").glob("_*.py")
+        files += (PACKAGE / "methods").glob(f"{own}.py")
+    digest = hashlib.sha256(mergewise.__version__.encode())
+    for file in sorted(files):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()

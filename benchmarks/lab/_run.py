@@ -1,0 +1,260 @@
+"""Train a family, try every contender, and put the scores together."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.lab._contenders import GRID, Contender, contenders
+from benchmarks.lab._cost import Cost, measured
+from benchmarks.lab._family import Family, LabTask, Models, State
+from benchmarks.lab._journal import Journal, code_mark, weights_mark
+from benchmarks.lab._progress import Progress
+from benchmarks.lab._results import (
+    ELSEWHERE,
+    JOINT,
+    PRETRAINED,
+    TUNED,
+    Column,
+    Measures,
+    Results,
+    Row,
+    Run,
+    normalised,
+)
+from benchmarks.lab._tune import choose
+from mergewise.engine import merge_state_dicts
+from mergewise.errors import MergewiseError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+Scores = Mapping[str, float]
+
+
+def run_family(
+    family: Family,
+    seeds: Sequence[int],
+    console: Console,
+    grid: Sequence[float] = GRID,
+    only: Sequence[str] = (),
+) -> Results:
+    """Everything of a family but the reports.
+
+    Args:
+        grid: values that a contender's scale is tried at.
+        only: names of methods to try; empty for all.
+
+    Raises:
+        MergewiseError: if the data or a model cannot be used. A contender that fails does not
+            stop the run; its row says why.
+    """
+    old = any(family.home(seed).exists() for seed in seeds)
+    for seed in seeds:  # first, so that the time left of what follows can be told
+        family.train(seed, console)
+    results = Results(family.name, family.title, _columns(family.tasks(seeds[0])), list(seeds))
+    results.notes = family.notes()
+    journal = Journal(family.folder / "journal.jsonl")
+    chosen: list[Contender] = []
+    progress: Progress | None = None
+    for seed in seeds:
+        models = family.train(seed, console)
+        if progress is None:
+            chosen, results.left_out = contenders(len(models.experts))
+            chosen = [c for c in chosen if not only or c.method in only]
+            steps = _steps(models, chosen, grid) * len(seeds)
+            progress = Progress(console, f"{family.name}: scored", steps).__enter__()
+        try:
+            Trial(family, seed, models, results, journal, progress).everything(chosen, grid)
+        except BaseException:
+            progress.__exit__(None, None, None)
+            raise
+    if progress is not None:
+        progress.__exit__(None, None, None)
+        results.about["resumed"] = old or progress.free > 0
+    return results
+
+
+def _columns(tasks: Sequence[LabTask]) -> list[Column]:
+    return [Column(t.name, t.metric, t.best, t.expert) for t in tasks]
+
+
+def _steps(models: Models, chosen: Sequence[Contender], grid: Sequence[float]) -> int:
+    references = 3 + 2 * len(models.experts)
+    return references + sum(2 + len(grid) if c.scale else 1 for c in chosen)
+
+
+@dataclass
+class Trial:
+    """All that is tried with one seed's models."""
+
+    family: Family
+    seed: int
+    models: Models
+    results: Results
+    journal: Journal
+    progress: Progress
+
+    def __post_init__(self) -> None:
+        self.tasks = self.family.tasks(self.seed)
+        models = self.models
+        joint = [] if models.joint is None else [models.joint]
+        self.weights = weights_mark([models.base, *models.experts.values(), *joint])
+        self.asked = {
+            "family": self.family.fingerprint(self.seed),
+            "weights": self.weights,
+            "tasks": [(t.name, t.evaluator.name, t.metric) for t in self.tasks],
+        }
+        self._warm = False
+
+    def everything(self, chosen: Sequence[Contender], grid: Sequence[float]) -> None:
+        """References, then every contender."""
+        self.references()
+        for contender in chosen:
+            row = self._row(contender)
+            try:
+                self.contend(contender, row, grid)
+            except MergewiseError as error:
+                row.failure = str(error)
+                row.runs.clear()
+
+    # references
+
+    def references(self) -> None:
+        """The base, the experts, and joint training."""
+        models, every = self.models, [task.name for task in self.tasks]
+        base = self._reference("base", models.base, "test", every)
+        experts = {n: self._reference(n, s, "test", every) for n, s in models.experts.items()}
+        self.results.experts[self.seed] = {name: dict(scores) for name, scores in experts.items()}
+        own = {t.name: experts[t.owner][t.name] for t in self.tasks if t.owner is not None}
+        rows = {PRETRAINED: base, TUNED: own, ELSEWHERE: self._elsewhere(experts)}
+        if models.joint is not None:
+            rows[JOINT] = self._reference("joint", models.joint, "test", every)
+        for name, scores in rows.items():
+            self._named(name).add("reference", self.seed, Run(scores))
+        if not self.results.one_metric:  # then tuning needs to know how far the experts came
+            self.validated_base = self._reference("base", models.base, "validation", every)
+            self.validated_own = self._validated_experts()
+
+    def _elsewhere(self, experts: Mapping[str, Scores]) -> Scores:
+        found = {}
+        for task in self.tasks:
+            others = [scores[task.name] for name, scores in experts.items() if name != task.owner]
+            if others:
+                found[task.name] = statistics.fmean(others)
+        return found
+
+    def _validated_experts(self) -> Scores:
+        own: dict[str, float] = {}
+        for name, state in self.models.experts.items():
+            mine = [task.name for task in self.tasks if task.owner == name]
+            own |= self._reference(name, state, "validation", mine)
+        return own
+
+    def _reference(self, name: str, state: State, split: str, tasks: Sequence[str]) -> Scores:
+        asked = {**self.asked, "code": code_mark(None), "model": name, "split": split}
+        asked["only"] = sorted(tasks)
+        known = self.journal.get(asked)
+        if known is None:
+            known = self._scored(state, name, split, tasks)
+            self.journal.put(asked, known)
+            self.progress.step(name)
+        else:
+            self.progress.step(name, free=True)
+        return known
+
+    def _scored(self, state: State, name: str, split: str, only: Sequence[str]) -> dict[str, float]:
+        model = self.family.live(state, name)
+        return {
+            task.name: float(task.evaluator.score(model, split).metrics[task.metric])
+            for task in self.tasks
+            if task.name in only
+        }
+
+    # contenders
+
+    def contend(self, contender: Contender, row: Row, grid: Sequence[float]) -> None:
+        """Merge and score at the default, then at the scale that validation prefers."""
+        row.add("default", self.seed, self._run(contender, contender.default))
+        if contender.scale is None:
+            return
+        choice = choose(contender.default, grid, lambda v: self._validated(contender, v))
+        row.evaluations = len(grid)
+        if choice is None:
+            return
+        tuned = self._run(contender, choice.value)
+        row.add("tuned", self.seed, Run(
+            tuned.scores, choice.value, tuned.seconds, tuned.mebibytes, choice.quality
+        ))  # fmt: skip
+
+    def _run(self, contender: Contender, scale: float | None) -> Run:
+        found = self._outcome(contender, scale, "test")
+        return Run(found["scores"], scale, found["seconds"], found["mebibytes"])
+
+    def _validated(self, contender: Contender, scale: float) -> float | None:
+        found = self._outcome(contender, scale, "validation")
+        return self._quality(found["scores"])
+
+    def _quality(self, scores: Scores) -> float | None:
+        if self.results.one_metric:
+            return Measures(self.results).quality(scores, self.seed)
+        base, own = self.validated_base, self.validated_own
+        values = normalised(self.results.trained, scores, base, own).values()
+        return statistics.fmean(values) if values else None
+
+    def _outcome(self, contender: Contender, scale: float | None, split: str) -> dict[str, Any]:
+        asked = {
+            **self.asked,
+            "code": code_mark(contender.method),
+            "method": contender.method,
+            "parameters": contender.at(scale),
+            "base": contender.base,
+            "split": split,
+        }
+        known = self.journal.get(asked)
+        if known is not None:
+            self.progress.step(contender.name, free=True)
+            return known
+        state, cost = self._merged(contender, scale)
+        trained = [task.name for task in self.tasks if split == "test" or task.expert]
+        scores = self._scored(state, contender.name, split, trained)
+        known = {"scores": scores, "seconds": cost.seconds, "mebibytes": cost.mebibytes,
+                 "memory": cost.how}  # fmt: skip
+        self.journal.put(asked, known)
+        self.progress.step(contender.name)
+        return known
+
+    def _merged(self, contender: Contender, scale: float | None) -> tuple[State, Cost]:
+        device = self.family.device
+        experts = list(self.models.experts.values())
+        if not self._warm:  # the first merge of a process also loads the engine
+            merge_state_dicts(experts, "linear", parameters={"weight": 1.0}, device=device)
+            self._warm = True
+        return measured(
+            lambda: merge_state_dicts(
+                experts,
+                contender.method,
+                base=self.models.base if contender.base else None,
+                parameters=contender.at(scale),
+                seed=self.seed,
+                device=device,
+            ),
+            device,
+        )
+
+    # rows
+
+    def _named(self, name: str) -> Row:
+        row = self.results.row(name)
+        if row is None:
+            row = Row(name)
+            self.results.rows.append(row)
+        return row
+
+    def _row(self, contender: Contender) -> Row:
+        row = self._named(contender.name)
+        row.method, row.parameters = contender.method, contender.parameters
+        row.scale, row.data, row.examples = contender.scale, contender.data, contender.examples
+        return row
