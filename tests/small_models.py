@@ -9,6 +9,9 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
+from small_evidence import evidence_for, write_means
+
+from mergewise.methods import get_method
 
 State = dict[str, torch.Tensor]
 
@@ -110,6 +113,13 @@ def recipe(root: Path, method: str, experts: int = 2, **parts: Any) -> dict[str,
         {"model": str(root / f"expert_{'abcdef'[i]}"), **({"parameters": each} if each else {})}
         for i in range(experts)
     ]
+    chosen = get_method(method)
+    if chosen.needs_at_defaults():
+        for model in models:
+            folder = Path(model["model"])
+            [means] = evidence_for(chosen, [load(folder)])
+            file = write_means(root / f"{folder.name}.{method}.safetensors", chosen, means)
+            model["evidence"] = str(file)
     document: dict[str, Any] = {"merge_method": method, "models": models}
     if method not in NO_BASE:
         document["base_model"] = str(root / "base")

@@ -5,18 +5,18 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1] / "src/mergewise"
 
-COMMON = {"errors", "constants", "_units", "_lazy", "_registry", "__init__"}
+COMMON = {"errors", "constants", "_units", "_lazy", "_registry", "_device", "__init__"}
 LIBRARY = {"methods", "recipe", "checkpoint", "plan", "engine"}
 ALLOWED = {
     "methods": {"errors", "_lazy", "_registry"},
     "recipe": {*COMMON, "methods"},
     "checkpoint": COMMON,
-    "plan": {*COMMON, "methods", "recipe", "checkpoint"},
-    "engine": {*COMMON, "methods", "recipe", "checkpoint", "plan"},
+    "evidence": {*COMMON, "methods", "recipe", "checkpoint"},
+    "plan": {*COMMON, "methods", "recipe", "checkpoint", "evidence"},
+    "engine": {*COMMON, "methods", "recipe", "checkpoint", "evidence", "plan"},
     "report": {*COMMON, *LIBRARY, "evidence"},
     "transforms": {*COMMON, *LIBRARY},
     "forms": {*COMMON, *LIBRARY, "transforms"},
-    "evidence": {*COMMON, *LIBRARY},
     "guides": {*COMMON, *LIBRARY, "evidence", "transforms", "forms", "report"},
     "demo": {*COMMON, *LIBRARY, "evidence", "guides", "transforms", "forms", "report"},
 }

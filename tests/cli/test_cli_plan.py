@@ -4,6 +4,9 @@ import json
 import shutil
 
 import pytest
+import yaml
+from small_evidence import evidence_for, write_means
+from small_models import load
 
 from mergewise.methods import all_methods
 
@@ -142,6 +145,11 @@ def test_stages_are_shown_one_after_the_other(run, here):
 
 @pytest.mark.parametrize("name", sorted(all_methods()))
 def test_every_methods_example_can_be_planned(run, here, name):
-    (here / "example.yml").write_text(all_methods()[name].example)
+    method = all_methods()[name]
+    (here / "example.yml").write_text(method.example)
+    for model in yaml.safe_load(method.example).get("models", []):
+        if "evidence" in model:
+            [means] = evidence_for(method, [load(here / model["model"])])
+            write_means(here / model["evidence"], method, means)
     assert run("plan", "example.yml").exit_code == 0
     assert run("plan", "example.yml", "--json").exit_code == 0

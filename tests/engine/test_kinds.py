@@ -11,8 +11,8 @@ from small_evidence import evidence_for
 from small_models import NO_BASE, PARAMETERS, assert_same, load, near, save
 
 from mergewise import merge, merge_state_dicts
+from mergewise._device import pick_device
 from mergewise.engine._block import Block, Keys
-from mergewise.engine._device import pick_device
 from mergewise.engine._kernels import Kernels, finite
 from mergewise.errors import IncompatibleModelsError, MergewiseError
 from mergewise.methods import all_methods, get_method

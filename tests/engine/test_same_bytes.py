@@ -99,9 +99,11 @@ def test_in_memory_as_through_files(method: str, folders: Path, tmp_path: Path) 
     given = {**PARAMETERS.get(method, {})}
     if "weight" in get_method(method).params:
         given["weight"] = document["models"][0].get("parameters", {}).get("weight", 1.0)
+    experts = [load(folders / f"expert_{c}") for c in "abc"[:count]]
     result = merge_state_dicts(
-        [load(folders / f"expert_{c}") for c in "abc"[:count]],
+        experts,
         method,
+        evidence=evidence_for(get_method(method), experts),
         base=None if method in NO_BASE else load(folders / "base"),
         parameters=given,
         seed=11,

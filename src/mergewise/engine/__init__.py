@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mergewise.engine._budget import Memory, choose_workers, estimate
-from mergewise.engine._device import pick_device, processors
+from mergewise.engine._device import processors
 from mergewise.engine._journal import WORK, complete_tensors
 from mergewise.engine._memory import merge_state_dicts
 from mergewise.engine._run import MergeResult, merge
@@ -17,6 +17,5 @@ __all__ = [
     "estimate",
     "merge",
     "merge_state_dicts",
-    "pick_device",
     "processors",
 ]

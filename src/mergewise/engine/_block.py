@@ -100,7 +100,10 @@ class TorchInputs(_AtLeast):
         self.ranks = [r.to(device).reshape(block.shape) for r in block.ranks]
         self.masks = [m.to(device).reshape(block.shape) for m in block.masks]
         self.columns = block.columns
-        self.evidence = [[_shaped(e.to(device).to(compute), block) for e in each] for each in block.evidence]
+        self.evidence = [
+            [_shaped(statistic.to(device).to(compute), block) for statistic in each]
+            for each in block.evidence
+        ]
         self._block = block
         self._keys = keys
         self._device = device

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -76,12 +77,22 @@ class _Need:
         self.kept = _OPEN * len(tensor.experts) * self.elements // 8 if ranked else 0
         access = method.access(settings)
         block = BLOCK_ELEMENTS if compiled else PLAIN_BLOCK_ELEMENTS
-        if access is Access.WHOLE:
+        if access is Access.WHOLE or self._matrices():
             block = self.elements
         elif access is Access.ROWS or ranked:
             block = max(block, row_length(tensor.meta.shape))
         plain = access is Access.WHOLE or not compiled
-        self.held = min(block, self.elements) * self._bytes(plain, ranked)
+        self.held = min(block, self.elements) * self._bytes(plain, ranked) + self._matrices()
+
+    def _matrices(self) -> int:
+        """Bytes of statistics that are held whole, and of solving with them in float64."""
+        refs = [known.ref for each in self.tensor.statistics for known in each]
+        square = [ref for ref in refs if ref.shape != self.tensor.meta.shape]
+        if not square:
+            return 0
+        largest = max(math.prod(ref.shape) for ref in square)
+        solving = 3 * 8 * largest + 4 * 8 * self.elements
+        return sum(8 * math.prod(ref.shape) for ref in square) + solving
 
     def _bytes(self, plain: bool, ranked: bool) -> int:
         """Bytes for one element of a block."""

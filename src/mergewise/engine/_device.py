@@ -1,4 +1,4 @@
-"""What to compute with: the device, the processors, and what to say when memory runs out."""
+"""What to compute with: the processors, and what to say when memory runs out."""
 
 from __future__ import annotations
 
@@ -8,31 +8,6 @@ from contextlib import contextmanager
 
 from mergewise._lazy import torch
 from mergewise.errors import MergewiseError
-
-
-def pick_device(device: str) -> str:
-    """The torch device to compute on.
-
-    Raises:
-        MergewiseError: if it does not exist here.
-    """
-    if device == "auto":
-        return "cuda:0" if torch.cuda.is_available() else "cpu"
-    found: torch.device | None
-    try:
-        found = torch.device(device)
-    except RuntimeError:
-        found = None
-    if found is None or found.type not in ("cpu", "cuda"):
-        raise MergewiseError(f"device {device!r}: expected auto, cpu, or cuda:N")
-    if found.type == "cpu":
-        return "cpu"
-    if (found.index or 0) >= torch.cuda.device_count():
-        raise MergewiseError(
-            f"device {device!r}: {torch.cuda.device_count()} CUDA devices are visible; "
-            "use --device cpu, or one that exists"
-        )
-    return device
 
 
 def processors() -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -11,7 +10,8 @@ from mergewise.engine._kernels import finite
 from mergewise.engine._sources import Source, TensorSource
 from mergewise.engine._work import Work
 from mergewise.errors import EvidenceError
-from mergewise.methods import Method, Need, Settings
+from mergewise.methods import Method, Settings
+from mergewise.plan import check_shape
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -70,25 +70,3 @@ def in_memory(
             each.append(MeanSource(source, 1))
         found.append(each)
     return found
-
-
-def check_shape(
-    need: Need, tensor: tuple[int, ...], statistic: tuple[int, ...], where: str, name: str
-) -> None:
-    """See that a statistic fits its tensor.
-
-    Raises:
-        EvidenceError: with both shapes.
-    """
-    if need.per == "element":
-        fits = statistic == tensor
-        wanted = list(tensor)
-    else:
-        inputs = {math.prod(tensor[1:]), tensor[0]} if len(tensor) == 2 else {math.prod(tensor[1:])}
-        fits = len(statistic) == 2 and statistic[0] == statistic[1] and statistic[0] in inputs
-        wanted = [math.prod(tensor[1:])] * 2
-    if not fits:
-        raise EvidenceError(
-            f"{where}: {need.statistic} of {name} has shape {list(statistic)}, expected {wanted}; "
-            "was it collected on this model?"
-        )

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from mergewise._device import pick_device
 from mergewise._lazy import torch
 from mergewise.constants import FUSE_FROM_ELEMENTS
 from mergewise.engine import _compile
 from mergewise.engine._block import Shared
-from mergewise.engine._device import explained_memory, pick_device, processors
+from mergewise.engine._device import explained_memory, processors
 from mergewise.engine._evidence import Statistics, in_memory
 from mergewise.engine._model import whole_model
 from mergewise.engine._schedule import Scheduler

@@ -159,6 +159,11 @@ def _provenance(
         outputs={name: space.done[name] for name in names},
         config={"recipe_digest": plan.recipe.digest, **settings},
     )
+    if plan.evidence:
+        record["evidence"] = [
+            {"name": known.path.name, "fingerprint": fingerprint(known.path), **known.summary}
+            for known in plan.evidence.values()
+        ]
     if full_hashes:
         for model, checkpoint in zip(record["inputs"], plan.checkpoints.values(), strict=True):
             for entry, path in zip(model["files"], checkpoint.files, strict=True):

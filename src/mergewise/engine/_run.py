@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mergewise._device import pick_device
 from mergewise._lazy import torch
 from mergewise._units import parse_bytes, show_bytes
 from mergewise.checkpoint import FileReader, ShardLayout, plan_shards
 from mergewise.constants import DEFAULT_SHARD_BYTES, FUSE_FROM_ELEMENTS
 from mergewise.engine import _compile
 from mergewise.engine._budget import choose_workers
-from mergewise.engine._device import explained_memory, pick_device
+from mergewise.engine._device import explained_memory
 from mergewise.engine._journal import Workspace
 from mergewise.engine._publish import publish
 from mergewise.engine._schedule import Scheduler
@@ -168,6 +169,7 @@ class _Run:
         options = Options(device=self.device, fuse=fuse, check=self.check)
         scheduler = Scheduler(self.workers)
         stamps = {p: s for c in plan.checkpoints.values() for p, s in c.stamps.items()}
+        stamps |= {known.path: known.stamp for known in plan.evidence.values()}
         with FileReader(stamps) as reader, one_torch_thread(), explained_memory(self.device):
             tasks = Tasks(plan, reader, options)
             tasks.look_ahead(scheduler)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -10,13 +10,14 @@ from mergewise._lazy import torch
 from mergewise.checkpoint import TORCH_NAMES, FileReader
 from mergewise.engine._block import Shared
 from mergewise.engine._copy import CopyTask
+from mergewise.engine._evidence import MeanSource
 from mergewise.engine._model import whole_model
 from mergewise.engine._schedule import Scheduler
 from mergewise.engine._sources import FileSource, Source, cast
 from mergewise.engine._task import Options, TensorTask
 from mergewise.engine._work import Parallel, Range, Work
 from mergewise.methods import Access, Settings, get_method
-from mergewise.plan import Input, MergePlan, StagePlan, TensorPlan
+from mergewise.plan import Input, MergePlan, StagePlan, Statistic, TensorPlan
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -114,7 +115,19 @@ class Tasks:
             experts=sources[has_base:],
             out_dtype=dtype,
             options=options,
+            evidence=[self._means(stage, tensor, each) for each in tensor.statistics],
+            turned=tensor.turned,
         )
+
+    def _means(
+        self, stage: int, tensor: TensorPlan, statistics: Sequence[Statistic]
+    ) -> list[Source]:
+        return [
+            MeanSource(
+                FileSource(f"evidence {known.file}", known.ref, self._reader, stage), known.count
+            )
+            for known in statistics
+        ]
 
     def _source(self, stage: int, item: Input) -> Source:
         view = item.view

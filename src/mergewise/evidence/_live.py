@@ -104,8 +104,8 @@ def open_model(
         MissingExtraError: if `transformers` is not installed.
         MergewiseError: if the device or the dtype does not exist, or memory does not suffice.
     """
+    from mergewise._device import pick_device
     from mergewise.checkpoint import open_checkpoint
-    from mergewise.engine import pick_device
 
     transformers = _transformers()
     checkpoint = open_checkpoint(path)

@@ -50,7 +50,7 @@ class Opening:
 
     def where(self) -> str:
         """The torch device; torch itself is not imported for ``cpu``."""
-        from mergewise.engine import pick_device
+        from mergewise._device import pick_device
 
         return self.device if self.device == "cpu" else pick_device(self.device)
 

@@ -1,6 +1,7 @@
 """The quadratic solver: the point nearest to all models, each with a metric of its own.
 
-    minimise over W:  sum_i w_i || C_i^(1/2) (W - W_i) ||^2      =>  (sum_i w_i C_i) W = sum_i w_i C_i W_i
+    minimise over W:  sum_i w_i || C_i^(1/2) (W - W_i) ||^2
+    hence             (sum_i w_i C_i) W = sum_i w_i C_i W_i
 
 With C the identity this is the weighted mean, with a diagonal (Fisher) an elementwise one, with a
 Gram matrix of inputs RegMean. Where the metrics say nothing, as in directions that no calibration
@@ -56,8 +57,11 @@ def solve_gram(
         grams: symmetric, positive semidefinite [in, in].
         ridge: added to the diagonal, as a share of its mean.
 
+    Returns:
+        [out, in], in the type of the models.
+
     Raises:
-        MergewiseError: if the metrics are all zero or not positive.
+        MergewiseError: if the sum of the metrics is not positive definite.
     """
     wide = [model.double() for model in models]
     mean = combination(wide, shares)

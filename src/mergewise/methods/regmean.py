@@ -25,7 +25,9 @@ class RegMean(Method):
     name = "regmean"
     summary = "matches the experts' outputs on their own calibration inputs, layer by layer"
     base = "ignored"
-    formula = "(sum_i w_i W_i G_i) (sum_i w_i G_i)^-1, G_i = a X^T X + (1 - a) diag(X^T X) per token"
+    formula = (
+        "(sum_i w_i W_i G_i) (sum_i w_i G_i)^-1, G_i = a X^T X + (1 - a) diag(X^T X) per token"
+    )
     source = "RegMean (Jin et al. 2023, arXiv 2212.09849)"
     variant = "paper; Gram matrices are means over tokens, as in the authors' code"
     params = {

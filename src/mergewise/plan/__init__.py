@@ -12,6 +12,7 @@ from pathlib import Path
 from types import ModuleType
 
 from mergewise.plan._build import build_plan
+from mergewise.plan._evidence import Statistic, check_shape
 from mergewise.plan._explain import (
     Alike,
     alike_tensors,
@@ -30,11 +31,13 @@ __all__ = [
     "Input",
     "MergePlan",
     "StagePlan",
+    "Statistic",
     "TensorMeta",
     "TensorPlan",
     "View",
     "alike_tensors",
     "build_plan",
+    "check_shape",
     "closest_tensors",
     "collapse",
     "find_tensors",

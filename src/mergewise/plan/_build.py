@@ -8,13 +8,15 @@ from pathlib import Path
 
 from mergewise.checkpoint import find_layers, with_layers
 from mergewise.errors import Diagnostic, MergewiseError, RecipeError
+from mergewise.evidence import Evidence
 from mergewise.methods import get_method
+from mergewise.plan._evidence import open_evidence
 from mergewise.plan._fates import Fates
 from mergewise.plan._model import MergePlan, StagePlan, TensorPlan, View
 from mergewise.plan._patterns import idle_patterns
 from mergewise.plan._slots import Slot, slice_slots, whole_model_slots
 from mergewise.plan._views import describe, open_view, tokenizer_fingerprint
-from mergewise.recipe import ModelRef, Module, Position, Recipe, Stage, load_recipe
+from mergewise.recipe import ModelRef, Module, Position, Recipe, Source, Stage, load_recipe
 
 _CONFIG_KEYS = (
     "vocab_size", "rope_theta", "rope_scaling", "rope_parameters", "max_position_embeddings",
@@ -43,6 +45,7 @@ class _Builder:
         self.problems: list[Diagnostic] = []
         self.warnings: list[str] = []
         self.views: dict[str, View] = {}
+        self.evidence: dict[str, Evidence] = {}
         self.stages: list[StagePlan] = []
 
     def build(self) -> MergePlan:
@@ -57,7 +60,9 @@ class _Builder:
         checkpoints = {v.label: v.checkpoint for v in self.views.values() if v.checkpoint}
         for checkpoint in checkpoints.values():
             self.warnings += checkpoint.warnings
-        return MergePlan(self.recipe, tuple(self.stages), checkpoints, tuple(self.warnings))
+        return MergePlan(
+            self.recipe, tuple(self.stages), checkpoints, tuple(self.warnings), self.evidence
+        )
 
     def _problem(self, position: Position, message: str) -> None:
         self.problems.append(Diagnostic(position.path, position.line, position.column, message))
@@ -77,6 +82,22 @@ class _Builder:
                     self.views[str(ref)] = open_view(ref, self.recipe)
                 except MergewiseError as error:
                     self._problem(position, describe(error))
+        for source in self._sources():
+            for text in source.evidence:
+                try:
+                    self.evidence.setdefault(text, open_evidence(text, self.recipe))
+                except MergewiseError as error:
+                    self._problem(source.position, f"evidence: {describe(error)}")
+
+    def _sources(self) -> list[Source]:
+        """Every model of every stage, as often as it is named."""
+        return [
+            source
+            for stage in self.recipe.stages
+            for module in stage.modules
+            for slice_ in module.slices
+            for source in slice_.sources
+        ]
 
     def _view(self, ref: ModelRef, stage: Stage) -> View:
         earlier = self.recipe.stage_of(ref, stage)
@@ -187,7 +208,7 @@ class _Builder:
         all_tied = tie is not None and all(v.tied for v in views.values())
         omitted: dict[str, str] = {}
         tensors: dict[str, TensorPlan] = {}
-        fates = Fates(stage, get_method(stage.method), module)
+        fates = Fates(stage, get_method(stage.method), module, self.evidence)
         if tie and not all_tied and layers is not None:
             slots = _with_head(slots, tie, views)
         for slot in slots:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
 
 from mergewise.checkpoint import CODES, TORCH_NAMES
-from mergewise.errors import Diagnostic, RecipeError
+from mergewise.errors import Diagnostic, MergewiseError, RecipeError
+from mergewise.evidence import Evidence
 from mergewise.methods import Method, Settings
+from mergewise.plan._evidence import find_statistics, lacking
 from mergewise.plan._model import Input, TensorMeta, TensorPlan, View
 from mergewise.plan._slots import Slot
 from mergewise.plan._values import Parameters
+from mergewise.plan._views import describe
 from mergewise.recipe import Module, Stage
 
 FLOATS = frozenset(
@@ -21,7 +24,10 @@ FLOATS = frozenset(
 class Fates:
     """Decides tensor by tensor for one stage, collecting every problem."""
 
-    def __init__(self, stage: Stage, method: Method, module: Module) -> None:
+    def __init__(
+        self, stage: Stage, method: Method, module: Module, evidence: Mapping[str, Evidence]
+    ) -> None:
+        self._evidence = evidence
         self.stage = stage
         self.method = method
         self.parameters = Parameters(stage, method, module)
@@ -29,6 +35,7 @@ class Fates:
         self.warnings: list[str] = []
         self._missing: dict[str, list[str]] = {}
         self._alike: dict[Hashable, tuple[Diagnostic, list[str]]] = {}
+        self._described = [0, 0]
 
     def decide(self, slot: Slot, views: Sequence[View]) -> TensorPlan | None:
         """The plan of one tensor; None, with the problem noted, if it cannot be made."""
@@ -68,6 +75,12 @@ class Fates:
         for found, more in self._alike.values():
             also = f" ({_count(more)} more likewise: {_some(more)})" if more else ""
             self.problems.append(replace(found, message=found.message + also))
+        without, described = self._described
+        if without and not described:
+            self._add(
+                f"the evidence describes none of the {without} tensors that {self.method.name} "
+                "is to merge; was it collected on these models?"
+            )
         for models, names in self._missing.items():
             self._add(
                 f"{_count(names)} not in {models}: {_some(names)}; "
@@ -182,7 +195,35 @@ class Fates:
         )
         inputs = tuple(item for i, item in enumerate(found) if item and i in experts)
         in_dtype = CODES[self.stage.dtype] if self.stage.dtype else None
-        return TensorPlan(meta, "merge", base_input, inputs, values, origins, in_dtype)
+        planned = TensorPlan(meta, "merge", base_input, inputs, values, origins, in_dtype)
+        return self._with_statistics(slot, planned, experts)
+
+    def _with_statistics(
+        self, slot: Slot, planned: TensorPlan, experts: Sequence[int]
+    ) -> TensorPlan | None:
+        """The plan with what the method reads beside the weights."""
+        needs = self.method.needs(Settings(planned.values))
+        if not needs:
+            return planned
+        sources = [slot.slice_.sources[i] for i in experts]
+        files = [[self._evidence[text] for text in source.evidence] for source in sources]
+        lacks = False
+        for source, own in zip(sources, files, strict=True):
+            if problem := lacking(self.method, needs, source, own):
+                at = source.position
+                where = Diagnostic(at.path, at.line, at.column, problem)
+                self._alike.setdefault((at, problem), (where, []))
+                lacks = True
+        if lacks:
+            return None
+        names = [item.meta.name for item in planned.experts]
+        try:
+            found, turned = find_statistics(needs, names, planned.meta.shape, files)
+        except MergewiseError as error:
+            self._problem(slot.name, str(error), describe(error))
+            return None
+        self._described[bool(found)] += 1
+        return replace(planned, statistics=found, turned=turned)
 
 
 def _count(names: Sequence[str]) -> str:

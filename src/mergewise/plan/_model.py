@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mergewise.checkpoint import BITS, Checkpoint, TensorRef
+from mergewise.evidence import Evidence
+from mergewise.plan._evidence import Statistics
 from mergewise.recipe import Recipe, Stage
 
 
@@ -77,6 +79,9 @@ class TensorPlan:
         origins: where each came from, in the same shape.
         in_dtype: inputs are rounded to this first (a recipe's `dtype`); None for as they are.
         reason: why it is copied.
+        statistics: for each of the method's needs, one for each expert; empty if the evidence
+            does not describe this tensor.
+        turned: it is stored [inputs, outputs], as GPT-2's Conv1D stores it.
     """
 
     meta: TensorMeta
@@ -87,6 +92,8 @@ class TensorPlan:
     origins: Mapping[str, Any] = field(default_factory=dict)
     in_dtype: str | None = None
     reason: str = ""
+    statistics: Statistics = ()
+    turned: bool = False
 
     @property
     def inputs(self) -> tuple[Input, ...]:
@@ -130,6 +137,7 @@ class MergePlan:
     Attributes:
         stages: in order; the last one's tensors are the output.
         checkpoints: every model on disk, by its label.
+        evidence: every evidence file, as the recipe calls it.
         warnings: what is odd, but no reason to refuse.
     """
 
@@ -137,6 +145,7 @@ class MergePlan:
     stages: tuple[StagePlan, ...]
     checkpoints: Mapping[str, Checkpoint]
     warnings: tuple[str, ...]
+    evidence: Mapping[str, Evidence] = field(default_factory=dict)
 
     @property
     def output(self) -> StagePlan:
@@ -168,6 +177,8 @@ class MergePlan:
                 for item in tensor.inputs:
                     if item.view.checkpoint:
                         seen[item.view.label, item.meta.name] = item.meta.nbytes
+                for statistic in (s for each in tensor.statistics for s in each):
+                    seen[str(statistic.file), statistic.ref.name] = statistic.ref.nbytes
         return sum(seen.values())
 
     @property
@@ -183,6 +194,10 @@ class MergePlan:
             [label, file.name, stamp.size, stamp.mtime_ns]
             for label, checkpoint in sorted(self.checkpoints.items())
             for file, stamp in checkpoint.stamps.items()
+        ]
+        files += [
+            [label, known.path.name, known.stamp.size, known.stamp.mtime_ns]
+            for label, known in sorted(self.evidence.items())
         ]
         # a config decides on tied heads and layers, and is copied
         configs = {label: checkpoint.config for label, checkpoint in self.checkpoints.items()}

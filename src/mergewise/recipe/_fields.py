@@ -96,6 +96,24 @@ def read_exclude(node: Node | None, problems: Problems) -> tuple[str, ...]:
     return tuple(patterns)
 
 
+def read_evidence(node: Node | None, where: str, problems: Problems) -> tuple[str, ...]:
+    """Paths of evidence files: a list of them, or one."""
+    if node is None:
+        return ()
+    items = node.value if isinstance(node.value, list) else [node]
+    paths = []
+    for item in items:
+        if isinstance(item.value, str) and item.value:
+            paths.append(item.value)
+        else:
+            problems.error(
+                item.position,
+                f"{where}: the path of a file that `mergewise collect` wrote expected, "
+                f"got {item.kind}",
+            )
+    return tuple(paths)
+
+
 def read_layer_range(node: Node, where: str, problems: Problems) -> tuple[int, int] | None:
     """``[from, to]`` with 0 <= from < to."""
     items = node.value if isinstance(node.value, list) else []

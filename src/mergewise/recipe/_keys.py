@@ -13,9 +13,9 @@ TOP = (
     "missing",
 )  # fmt: skip
 NATIVE = ("seed", "exclude", "missing")
-MODEL = ("model", "parameters")
+MODEL = ("model", "parameters", "evidence")
 SLICE = ("sources", "base_model", "parameters", "residual_weight")
-SOURCE = ("model", "layer_range", "parameters")
+SOURCE = ("model", "layer_range", "parameters", "evidence")
 MODULE = ("models", "slices", "parameters")
 TOKENIZER = ("source", "tokens", "pad_to_multiple_of")
 TOKEN = ("source", "force")

@@ -24,6 +24,7 @@ class Source:
         parameters: settings of this model alone.
         position: where the model is named.
         implicit: whether it is the base model, added because no source named it.
+        evidence: files of statistics of this model, as written.
     """
 
     model: ModelRef
@@ -31,6 +32,7 @@ class Source:
     parameters: Mapping[str, Setting]
     position: Position
     implicit: bool = False
+    evidence: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

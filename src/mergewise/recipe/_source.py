@@ -15,9 +15,7 @@ MAX_BYTES = 1_000_000
 TEXT_PATH = "<recipe>"
 
 
-def read_source(
-    source: str | Path | Mapping[str, Any], what: str = "a recipe"
-) -> tuple[str, str]:
+def read_source(source: str | Path | Mapping[str, Any], what: str = "a recipe") -> tuple[str, str]:
     """The name used in messages, and the YAML text; `what` is what the document should be.
 
     A `str` with a line break is YAML; any other `str` is a path. A mapping is written out as

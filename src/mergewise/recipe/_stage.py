@@ -9,6 +9,7 @@ from mergewise.methods import Method, all_methods
 from mergewise.recipe import _keys
 from mergewise.recipe._fields import (
     read_dtype,
+    read_evidence,
     read_exclude,
     read_layer_range,
     read_missing,
@@ -72,6 +73,7 @@ class _StageReader:
         self.method = self._method()
         self.parameters = ParameterReader(self.method, problems)
         self.names = self.parameters.declared.keys()
+        self.evidence = False
 
     def read(self) -> Stage | None:
         doc, problems = self.document, self.problems
@@ -98,7 +100,7 @@ class _StageReader:
             modules=modules,
             form=form,
             parameters=parameters,
-            native=self.parameters.native or any(map(doc.has, _keys.NATIVE)),
+            native=self.parameters.native or self.evidence or any(map(doc.has, _keys.NATIVE)),
             position=doc.position,
             positions={key: child.position for key, child in doc.items()},
             **fields,
@@ -255,9 +257,11 @@ class _StageReader:
                 node.position,
                 f"{where}: `layer_range: [from, to]` is missing; whole models go under `models:`",
             )
+        evidence = read_evidence(node.get("evidence"), f"{where}.evidence", self.problems)
+        self.evidence = self.evidence or bool(evidence)
         if ref is None or model is None:
             return None
-        return Source(ref, taken, parameters, model.position)
+        return Source(ref, taken, parameters, model.position, evidence=evidence)
 
     def _with_base(
         self, sources: list[Source], base: ModelRef | None, holder: Node

@@ -66,6 +66,15 @@ class Evidence:
             },
         }
 
+    @property
+    def summary(self) -> dict[str, Any]:
+        """What a merge that used the file says of it: model, data and statistics."""
+        return {
+            "model": self.record.model,
+            "data": [part.get("data") for part in self.record.parts],
+            "statistics": {name: known.options for name, known in self.record.statistics.items()},
+        }
+
     def tensors(self, statistic: str) -> tuple[str, ...]:
         """The tensors a statistic describes here.
 
@@ -194,8 +203,8 @@ class _WrongError(ValueError):
 
 
 def _checked(value: Mapping[str, Any]) -> Record:
-    lists = {name: _of(value, name, list) for name in ("parts", "uncovered", "notes")}
-    for name, kind in (("parts", dict), ("uncovered", str), ("notes", str)):
+    lists = {name: _of(value, name, list) for name in ("parts", "turned", "uncovered", "notes")}
+    for name, kind in (("parts", dict), ("turned", str), ("uncovered", str), ("notes", str)):
         for item in lists[name]:
             _expect(isinstance(item, kind), f"{name} must hold {kind.__name__}")
     versions = _of(value, "versions", dict)

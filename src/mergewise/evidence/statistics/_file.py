@@ -53,6 +53,7 @@ class Record:
         model: name, fingerprint, dtype, class.
         parts: one for each run that was added: data, share, examples, tokens, batches, device.
         versions: of the software.
+        turned: tensors stored as [inputs, outputs], as GPT-2's Conv1D stores them.
         uncovered: tensors of the checkpoint that no statistic of the file describes.
         notes: what a reader must know.
     """
@@ -61,6 +62,7 @@ class Record:
     model: dict[str, Any] = field(default_factory=dict)
     parts: list[dict[str, Any]] = field(default_factory=list)
     versions: dict[str, str] = field(default_factory=dict)
+    turned: list[str] = field(default_factory=list)
     uncovered: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 

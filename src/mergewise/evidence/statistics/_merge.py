@@ -144,6 +144,7 @@ def _record(files: Sequence[Evidence]) -> Record:
         model=first.model,
         parts=[part for file in files for part in file.record.parts],
         versions=first.versions,
+        turned=first.turned,
         uncovered=sorted(set.intersection(*missing)),
         notes=list(dict.fromkeys(note for file in files for note in file.record.notes)),
     )

@@ -66,6 +66,7 @@ def record_of(
         model=_model(made.model, made.dtype),
         parts=[_part(made, data, share, seed)],
         versions=software(),
+        turned=sorted({s.tensor for s in made.sites if s.kind == "conv1d_transposed"}),
         uncovered=_uncovered(made),
         notes=_notes(made),
     )

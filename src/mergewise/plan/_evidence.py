@@ -1,0 +1,131 @@
+"""Statistics beside weights: which evidence file has what a method needs, from headers alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mergewise.checkpoint import TensorRef
+from mergewise.errors import EvidenceError
+from mergewise.evidence import Evidence, load_evidence
+from mergewise.methods import Method, Need
+from mergewise.recipe import Recipe, Source
+
+
+@dataclass(frozen=True)
+class Statistic:
+    """A sum in an evidence file, and what to divide it by."""
+
+    file: Path
+    ref: TensorRef
+    count: int
+
+
+Statistics = tuple[tuple[Statistic, ...], ...]
+"""For each need of a method, one for each expert."""
+
+
+def open_evidence(text: str, recipe: Recipe) -> Evidence:
+    """Open a file named in a recipe: relative to the current folder, else to the recipe's.
+
+    Raises:
+        MergewiseError: if it is no evidence file.
+    """
+    path = Path(text).expanduser()
+    beside = Path(recipe.path).parent / path
+    return load_evidence(beside if not path.exists() and beside.exists() else path)
+
+
+def lacking(
+    method: Method, needs: Sequence[Need], source: Source, files: Sequence[Evidence]
+) -> str:
+    """What a model of a recipe lacks for a method, in words; empty if nothing."""
+    for need in needs:
+        if any(need.statistic in file.statistics for file in files):
+            continue
+        have = ", ".join(sorted({name for file in files for name in file.statistics}))
+        got = f"its evidence has {have}" if files else "it has no `evidence`"
+        return (
+            f"{source.model}: {method.name} reads {need.statistic} of every model, and {got}; "
+            f"collect it (mergewise collect {need.statistic} {source.model} --data DATA -o FILE) "
+            "and add `evidence: FILE` here"
+        )
+    return ""
+
+
+def find_statistics(
+    needs: Sequence[Need],
+    tensors: Sequence[str],
+    shape: tuple[int, ...],
+    files: Sequence[Sequence[Evidence]],
+) -> tuple[Statistics, bool]:
+    """What a tensor's experts have, and whether the tensor is stored [inputs, outputs].
+
+    Nothing if any need of any expert is not met.
+
+    Args:
+        tensors: the tensor's name in each expert.
+        files: each expert's evidence.
+
+    Raises:
+        EvidenceError: for a statistic of another shape, or without a count.
+    """
+    found: list[tuple[Statistic, ...]] = []
+    turned = False
+    for need in needs:
+        each = [_find(need, name, own) for name, own in zip(tensors, files, strict=True)]
+        known = [one for one in each if one is not None]
+        if len(known) < len(each):
+            return (), False
+        for (evidence, statistic), name in zip(known, tensors, strict=True):
+            check_shape(need, shape, statistic.ref.shape, str(statistic.file), name)
+            turned = turned or (need.per == "matrix" and _turned(evidence, name, statistic, shape))
+        found.append(tuple(statistic for _, statistic in known))
+    return tuple(found), turned
+
+
+def _find(need: Need, tensor: str, files: Sequence[Evidence]) -> tuple[Evidence, Statistic] | None:
+    for file in files:
+        ref = file.entries.get((need.statistic, tensor), {}).get(need.sum)
+        if ref is None:
+            continue
+        counts: Mapping[str, int] = file.counts(need.statistic, tensor)
+        count = counts.get(need.unit) or next(iter(counts.values()), 0)
+        if count <= 0:
+            raise EvidenceError(
+                f"{file.path}: {need.statistic} of {tensor} runs over no {need.unit}; "
+                "collect it on more data"
+            )
+        return file, Statistic(file.path, ref, count)
+    return None
+
+
+def _turned(evidence: Evidence, tensor: str, statistic: Statistic, shape: tuple[int, ...]) -> bool:
+    """GPT-2's Conv1D stores a weight as [inputs, outputs]; only a square one needs telling."""
+    if len(shape) != 2 or statistic.ref.shape[0] != shape[0]:
+        return False
+    return shape[0] != shape[1] or tensor in evidence.record.turned
+
+
+def check_shape(
+    need: Need, tensor: tuple[int, ...], statistic: tuple[int, ...], where: str, name: str
+) -> None:
+    """See that a statistic fits its tensor.
+
+    Raises:
+        EvidenceError: with both shapes.
+    """
+    wanted = list(tensor)
+    fits = statistic == tensor
+    if need.per == "matrix":
+        inputs = math.prod(tensor[1:])
+        sides = (inputs, tensor[0]) if len(tensor) == 2 else (inputs,)
+        wanted = [inputs, inputs]
+        fits = len(statistic) == 2 and statistic[0] == statistic[1] and statistic[0] in sides
+    if not fits:
+        raise EvidenceError(
+            f"{where}: {need.statistic} of {name} has shape {list(statistic)}, expected {wanted}; "
+            "was it collected on this model?"
+        )
