@@ -208,7 +208,12 @@ class TensorTask:
 
     def merged(self, where: Range) -> Tensor:
         """One block of the output, flat, in the output's type. Call after `prepare`."""
-        return self._checked(self.kernels.combine(self.load(where))).tensors[0]
+        block = self.load(where)
+        try:
+            result = self.kernels.combine(block)
+        except MergewiseError as problem:
+            raise type(problem)(f"tensor {self.name}: {problem}") from None
+        return self._checked(result).tensors[0]
 
     def _terms(self, where: Range) -> dict[str, float]:
         block = self.load(where)

@@ -105,4 +105,6 @@ def _needs(method: Method) -> str:
         "ignored": f"{_models(method)} model{plural}; a base model counts as one of them",
     }
     seed = "; random, repeatable by `seed`" if method.random else ""
-    return besides[method.base] + seed
+    statistics = ", ".join(need.statistic for need in method.needs_at_defaults())
+    evidence = f"; of each, evidence with {statistics}" if statistics else ""
+    return besides[method.base] + evidence + seed

@@ -24,14 +24,18 @@ def methods_table() -> str:
     """Markdown: one row for each built-in or installed method."""
     from mergewise.methods import all_methods
 
-    rows = ["| method | what it does | base | parameters | from |", "|---|---|---|---|---|"]
+    rows = [
+        "| method | what it does | base | evidence | parameters | from |",
+        "|---|---|---|---|---|---|",
+    ]
     rows += [_row(method) for method in all_methods().values()]
     return "\n".join(rows)
 
 
 def _row(method: Method) -> str:
     names = ", ".join(f"`{name}`" for name in method.params) or "none"
-    cells = (f"`{method.name}`", method.summary, method.base, names, method.source)
+    evidence = ", ".join(f"`{need.statistic}`" for need in method.needs_at_defaults()) or "none"
+    cells = (f"`{method.name}`", method.summary, method.base, evidence, names, method.source)
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
