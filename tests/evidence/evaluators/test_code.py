@@ -110,8 +110,10 @@ def test_reference_solutions_pass_and_others_do_not():
 
 def test_reference_solutions_in_the_other_layout_pass():
     rows = rows_of("mbpp_sanitized_427.jsonl.gz", 40)
-    # some solutions are indented by less, or more, than the docstring above them
+    # some solutions are indented by less, or more, than the docstring above them, and
+    # one defines a `check` that the test's own replaces
     rows = [row for row in rows if is_python(row["prompt"] + row["canonical_solution"])]
+    rows = [row for row in rows if row["task_id"] != "MbppEval/56"]
     truth = {row["prompt"]: row["canonical_solution"] for row in rows}
     found = score(rows, truth.__getitem__, max_new_tokens=9999, stop="")
     assert found.outcomes["reason"] == [""] * len(rows)
