@@ -150,13 +150,14 @@ def test_a_checkpoint_folder_with_a_processors_file_is_scored(tmp_path):
     assert score.outcomes["loss"] == pytest.approx(told.outcomes["loss"], rel=1e-4)
 
 
-def test_a_processor_prepares_the_images_unless_the_task_says_how():
+def test_a_processor_prepares_the_images_unless_the_task_says_how(tmp_path):
     pytest.importorskip("PIL")
-    pytest.importorskip("torchvision")
-    from transformers import ViTImageProcessor
+    from transformers import AutoImageProcessor
 
-    processor = ViTImageProcessor(size={"height": 8, "width": 8}, image_mean=[0.5] * 3,
-                                  image_std=[0.5] * 3)  # fmt: skip
+    stated = {"image_processor_type": "ViTImageProcessor", "image_mean": [0.5] * 3,
+              "image_std": [0.5] * 3, "size": {"height": 8, "width": 8}}  # fmt: skip
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(stated))
+    processor = AutoImageProcessor.from_pretrained(tmp_path)
     model = live(vit(channels=3), processor=processor)
     by_processor = task(KIND, images()).score(model, "test")
     by_options = task(KIND, images(), mean=0.5, std=0.5).score(live(vit(channels=3)), "test")
