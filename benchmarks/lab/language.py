@@ -117,7 +117,7 @@ class Language(Family):
             label = f"{self.name} seed {seed}: {name}"
             gpu = self.device != "cpu"
             train(module, windows, token_loss, schedule, label=label, console=console, bfloat16=gpu)
-            module.save_pretrained(folder)
+            _save(module, folder)
             self.tokenizer.save_pretrained(folder)
 
         return kept_folder(self.home(seed) / name, mark, make)
@@ -127,6 +127,13 @@ class Language(Family):
         if start is not None:
             module.load_state_dict(_state(start))
         return module.to(self.device)
+
+
+def _save(module: Any, folder: Path) -> None:
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # a bar for one small file would break the progress line
+    module.save_pretrained(folder)
 
 
 def _state(folder: Path) -> dict[str, Any]:

@@ -4,6 +4,13 @@ The body is all-MiniLM-L6-v2 (see `_encoder`), mean pooling, nothing frozen but 
 what CLIP's is (Radford et al. 2021, arXiv 2103.00020): the names of the classes, encoded by the
 base, compared by cosine. So the base can do every task a little without having seen one example of
 it, and sets without an expert can be scored as well: they are the held-out targets.
+
+Linear heads trained on the base's features were tried and left no room: eight sets, 30 steps of 16
+texts each, 120 test texts a set, one seed, mean accuracy in per cent:
+
+    heads         base  experts  average  task vectors at .3, .5, .8
+    class names   58.9     85.0     68.9  75.1, 80.7, 81.1
+    linear        80.0     82.1     81.0  82.1, 81.8, 79.3
 """
 
 from __future__ import annotations

@@ -50,6 +50,9 @@ def test_help_is_quick_and_loads_nothing_heavy(here):
         ("methods", "ties"),
         ("inspect", "base"),
         ("merge", "--help"),
+        ("evaluate", "--help"),
+        ("evaluate", "--list"),
+        ("evaluate", "--list", "language_model"),
     ],
     ids=" ".join,
 )

@@ -41,7 +41,8 @@ def test_experts_are_better_than_the_base_at_their_own_task(demo):
 
 def test_every_example_is_merged_and_scored(demo):
     _, results, _ = demo
-    examples = sorted(path.stem for path in find_examples().glob("*.yml"))
+    files = sorted(path.stem for path in find_examples().glob("*.yml"))
+    examples = [name for name in files if name != "tasks"]
     assert list(results["scores"]) == ["base", *EXPERTS, *examples]
 
 
@@ -146,8 +147,9 @@ def test_picture_puts_lower_losses_to_the_left_and_escapes_names():
     svg = picture({"a<b": scores(3.0), "good": scores(1.0)})
     assert "a&lt;b" in svg
     assert svg.index(">good<") < svg.index(">a&lt;b<")
-    rows = [float(e.get("cx")) for e in ET.fromstring(svg).iter() if e.tag.endswith("circle")]
-    assert rows[3] < rows[-1]
+    circles = [float(e.get("cx")) for e in ET.fromstring(svg).iter() if e.tag.endswith("circle")]
+    _legend, good, bad = circles
+    assert good < bad
 
 
 def test_importing_the_demo_is_light():

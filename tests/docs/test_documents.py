@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from mergewise.evidence import load_tasks
 from mergewise.recipe import check_recipe
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-EXAMPLES = sorted((ROOT / "examples").glob("*.yml"))
+TASKS = ROOT / "examples/tasks.yml"
+EXAMPLES = sorted({*(ROOT / "examples").glob("*.yml")} - {TASKS})
 
 
 def blocks(language: str) -> list:
@@ -23,14 +25,26 @@ def blocks(language: str) -> list:
 
 
 @pytest.mark.parametrize("text", blocks("yaml"))
-def test_recipes_in_documents_are_valid(text):
-    assert check_recipe(text) == []
+def test_recipes_and_tasks_in_documents_are_valid(text):
+    if re.search("^tasks:", text, re.M):
+        assert len(load_tasks(text)) > 0
+    else:
+        assert check_recipe(text) == []
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_examples_are_valid_and_say_what_they_are(path):
     assert check_recipe(path) == []
     assert path.read_text().startswith("# ")
+
+
+def test_the_example_of_a_tasks_file_finds_its_data_and_names_the_demos_models():
+    tasks = load_tasks(TASKS)
+    names = [part.resolve().relative_to(ROOT) for part in (tasks.base, *tasks.experts.values())]
+    assert names == [Path("demo/models") / name for name in ("base", "maths", "code")]
+    assert {entry.name: sum(1 for _ in entry.evaluator.task.data["test"]) for entry in tasks} == {
+        "maths": 59, "code": 65, "prose": 12,
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("text", blocks("python"))

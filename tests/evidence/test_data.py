@@ -69,6 +69,12 @@ def test_text_is_one_record(tmp_path, name):
     assert records(write(tmp_path / name, "one\ntwö\n")) == [{"text": "one\ntwö\n"}]
 
 
+def test_text_with_a_separator_is_several_records(tmp_path):
+    path = write(tmp_path / "a.txt", "one\n%%\ntwo\n%%\n")
+    assert records(path, separator="\n%%\n") == [{"text": "one"}, {"text": "two"}]
+    assert Data(path).fingerprint() != Data(path, separator="%%").fingerprint()
+
+
 def test_arrays_by_split(tmp_path):
     images = numpy.arange(24, dtype=numpy.uint8).reshape(3, 2, 4)
     numpy.savez(tmp_path / "a.npz", x_train=images, y_train=numpy.array([2, 0, 1]))

@@ -23,6 +23,7 @@ tasks:
       validation: {path: a.npz, rows: [5, 50], split: train}
       test: b.jsonl
       more: {path: c.tsv, rows: [7, null], columns: [text, label]}
+      text: {path: d.txt, separator: "\\n%%\\n"}
     expert: code
     held_out: true
     head: heads/t.safetensors
@@ -56,6 +57,7 @@ def test_everything_a_file_says(file):
         "validation": Data(here / "a.npz", (5, 50), "train"),
         "test": Data(here / "b.jsonl", split="test"),
         "more": Data(here / "c.tsv", (7, None), "more", ("text", "label")),
+        "text": Data(here / "d.txt", split="text", separator="\n%%\n"),
     }
     assert hub.evaluator.task.split("test").source == "datasets:wikitext:small"
     assert list(inline.evaluator.task.split("test")) == [{"text": "hello"}, {"text": "there"}]

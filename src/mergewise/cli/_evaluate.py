@@ -70,10 +70,11 @@ def command(
     as_json: bool,
     **options: Any,
 ) -> int:
-    """Score CHECKPOINTs on the tasks of a file, beside its base and experts.
+    """Score models on the tasks of a file.
 
-    Scores are kept, so that an interrupted command continues and a repeated one is quick.
-    Exit code 1 if a score failed. `--list KIND` explains what a task of a kind can say.
+    CHECKPOINTs are scored, and the base and the experts that the file names. Scores are kept, so
+    that an interrupted command continues and a repeated one is quick. Exit code 1 if a score
+    failed. `--list KIND` explains what a task of a kind can say.
     """
     if listed:
         _list(out, checkpoints, as_json)
@@ -149,7 +150,7 @@ def _interrupted(last: list[Step], no_cache: bool) -> str:
     if not last or no_cache:
         return "interrupted; nothing was written"
     done = f"{last[0].number} of {last[0].total} scores"
-    return f"interrupted; {done} are done and kept, the same command continues"
+    return f"interrupted after {done}; the same command continues with what the cache has kept"
 
 
 def _write(out: Output, found: Evaluation, options: dict[str, Any]) -> None:

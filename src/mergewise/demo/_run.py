@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 RESULTS = "results.json"
 PICTURE = "results.svg"
+TASKS = "tasks.yml"
+"""The only example that is no recipe."""
 
 
 def run_demo(
@@ -80,7 +82,7 @@ def _require_transformers() -> None:
 
 
 def _recipes(examples: Path, settings: Settings) -> list[Path]:
-    found = sorted(examples.glob("*.yml"))
+    found = sorted(path for path in examples.glob("*.yml") if path.name != TASKS)
     chosen = [path for path in found if not settings.examples or path.stem in settings.examples]
     if not chosen:
         wanted = ", ".join(settings.examples) or "*.yml"

@@ -3,7 +3,7 @@
 data.jsonl[.gz]         one JSON object a line
 data.json[.gz]          a list of JSON objects
 data.csv[.gz], .tsv     a header line, then one record a line
-data.txt[.gz], .md, .py one record ``{"text": everything}``
+data.txt[.gz], .md, .py one record ``{"text": everything}``, or several with a separator
 data.npz                ``image`` and ``label`` of a split (``x_test``, ``y_test``)
 data.parquet            one record a row (needs pyarrow)
 datasets:NAME[:CONFIG]  a set of the `datasets` package, its split named by the task
@@ -36,6 +36,7 @@ class Data:
         rows: the first row and the one after the last, from 0; None for the end.
         split: which split of an ``.npz`` file or a set of `datasets`.
         columns: names for the columns of a ``.csv`` or ``.tsv`` file that has no header line.
+        separator: what stands between the records of a text file; empty for one record.
         share: (k, n) takes every n-th row from the k-th on, for one of n workers.
 
     Raises:
@@ -47,6 +48,7 @@ class Data:
     split: str = "test"
     columns: tuple[str, ...] = ()
     share: tuple[int, int] = (0, 1)
+    separator: str = ""
 
     def __post_init__(self) -> None:
         start, stop = self.rows
@@ -103,14 +105,15 @@ class Data:
         with opened(self.path) as file:
             while part := file.read(1 << 22):
                 digest.update(part)
-        digest.update(repr((self.rows, self.split, self.columns, self.share)).encode())
+        choice = (self.rows, self.split, self.columns, self.share, self.separator)
+        digest.update(repr(choice).encode())
         return digest.hexdigest()
 
     def _all(self) -> Iterator[Record]:
         from mergewise.evidence._readers import as_record, from_datasets, from_file
 
         if self.path is not None:
-            return from_file(self.path, self.split, self.columns)
+            return from_file(self.path, self)
         if isinstance(self.source, str):
             return from_datasets(self.source[len(DATASETS) :], self.split)
         assert not isinstance(self.source, Path)

@@ -143,14 +143,16 @@ def _transformers() -> Any:
 
 @contextlib.contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """No progress bar of `transformers` for each file and each model."""
+    """No progress bar of `transformers` for each file, no table of tensors a body leaves out."""
     from transformers.utils import logging
 
-    shown = logging.is_progress_bar_enabled()
+    shown, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
+    logging.set_verbosity_error()
     try:
         yield
     finally:
+        logging.set_verbosity(verbosity)
         if shown:
             logging.enable_progress_bar()
 
@@ -230,8 +232,8 @@ def _processor(folder: Path, role: Role) -> Any:
     from transformers import AutoImageProcessor
 
     try:
-        return AutoImageProcessor.from_pretrained(folder, local_files_only=True, use_fast=True)
-    except ImportError:  # without pillow or torchvision evaluators read the file themselves
+        return AutoImageProcessor.from_pretrained(folder, local_files_only=True)
+    except ImportError:  # without pillow evaluators read the file themselves
         return None
     except Exception as error:  # likewise
         raise _unloadable(folder, "its image processor cannot be loaded", error) from error

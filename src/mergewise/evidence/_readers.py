@@ -12,12 +12,15 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, TextIO
+from typing import TYPE_CHECKING, Any, BinaryIO, TextIO
 
 from mergewise.errors import DataError, MissingExtraError
 
+if TYPE_CHECKING:
+    from mergewise.evidence._data import Data
+
 Record = Mapping[str, Any]
-Reader = Callable[[Path, str, Sequence[str]], Iterator[Record]]
+Reader = Callable[[Path, "Data"], Iterator[Record]]
 
 MAX_LINE = 1 << 26
 """Characters of one line; a line without an end must not fill the memory."""
@@ -27,8 +30,8 @@ MAX_WHOLE = 1 << 30
 _TEXT = (".txt", ".md", ".py", ".rst")
 
 
-def from_file(path: Path, split: str, columns: Sequence[str]) -> Iterator[Record]:
-    """The records of a file, by its suffix.
+def from_file(path: Path, data: Data) -> Iterator[Record]:
+    """The records of a file, by its suffix; `data` says which split, columns and separator.
 
     Raises:
         DataError: if its kind is not read, or it is broken; with file and line.
@@ -40,7 +43,7 @@ def from_file(path: Path, split: str, columns: Sequence[str]) -> Iterator[Record
             f"{path}: not a kind of data that is read; expected "
             f"{', '.join(_READERS)} (text kinds also with .gz)"
         )
-    return reader(path, split, columns)
+    return reader(path, data)
 
 
 def as_record(value: Any, where: str) -> Record:
@@ -116,7 +119,7 @@ def _parsed(text: str, where: str) -> Any:
         raise DataError(f"{where}: not JSON: {error}") from None
 
 
-def _jsonl(path: Path, split: str, columns: Sequence[str]) -> Iterator[Record]:
+def _jsonl(path: Path, data: Data) -> Iterator[Record]:
     with _text(path) as file:
         for number, line in enumerate(_lines(file, path), 1):
             if line.strip():
@@ -124,7 +127,7 @@ def _jsonl(path: Path, split: str, columns: Sequence[str]) -> Iterator[Record]:
                 yield as_record(_parsed(line, where), where)
 
 
-def _json(path: Path, split: str, columns: Sequence[str]) -> Iterator[Record]:
+def _json(path: Path, data: Data) -> Iterator[Record]:
     values = _parsed(_whole(path), str(path))
     if not isinstance(values, list):
         raise DataError(f"{path}: a list of objects expected, got {type(values).__name__}")
@@ -132,16 +135,17 @@ def _json(path: Path, split: str, columns: Sequence[str]) -> Iterator[Record]:
         yield as_record(value, f"{path}, row {row + 1}")
 
 
-def _plain(path: Path, split: str, columns: Sequence[str]) -> Iterator[Record]:
-    if text := _whole(path):
-        yield {"text": text}
+def _plain(path: Path, data: Data) -> Iterator[Record]:
+    text = _whole(path)
+    parts = text.split(data.separator) if data.separator else [text]
+    yield from ({"text": part} for part in parts if part)
 
 
 def _table(delimiter: str, quoting: int) -> Reader:
-    def read(path: Path, split: str, columns: Sequence[str]) -> Iterator[Record]:
+    def read(path: Path, data: Data) -> Iterator[Record]:
         with _text(path) as file:
             rows = csv.reader(_lines(file, path), delimiter=delimiter, quoting=quoting)  # type: ignore[arg-type]
-            names = list(columns) or next(_rows(rows, path), [])
+            names = list(data.columns) or next(_rows(rows, path), [])
             for row in _rows(rows, path):
                 if row:
                     yield _named(row, names, f"{path}:{rows.line_num}")
@@ -165,7 +169,8 @@ def _named(row: Sequence[str], names: Sequence[str], where: str) -> Record:
     return dict(zip(names, row, strict=True))
 
 
-def _npz(path: Path, split: str, columns: Sequence[str]) -> Iterator[Record]:
+def _npz(path: Path, data: Data) -> Iterator[Record]:
+    split = data.split
     images, labels = _arrays(path, split)
     if labels.ndim != 1 or images.ndim < 2 or len(images) != len(labels):
         raise DataError(
@@ -195,7 +200,7 @@ def _arrays(path: Path, split: str) -> tuple[Any, Any]:
         raise DataError(f"{path}: cannot be read as arrays: {error}") from None
 
 
-def _parquet(path: Path, split: str, columns: Sequence[str]) -> Iterator[Record]:
+def _parquet(path: Path, data: Data) -> Iterator[Record]:
     opened(path).close()
     try:
         from pyarrow import parquet

@@ -49,10 +49,12 @@ class Opening:
     trust_remote_code: bool = False
 
     def where(self) -> str:
-        """The torch device; torch itself is not imported for ``cpu``."""
+        """The torch device; torch itself is imported only where there is a choice."""
         from mergewise._device import pick_device
 
-        return self.device if self.device == "cpu" else pick_device(self.device)
+        # importing torch takes longer than reading known scores
+        no_choice = self.device == "auto" and versions()["torch"].endswith("+cpu")
+        return "cpu" if no_choice or self.device == "cpu" else pick_device(self.device)
 
 
 class Run:

@@ -19,7 +19,7 @@ _COMMON = [
     ["name", "unique in the file; the task's column in tables"],
     ["kind", "one of the kinds that `mergewise evaluate --list` lists"],
     ["data", "a path, a list of records, or either by split: {validation: …, test: …}; instead "
-             "of a path also {path, rows: [from, to], split, columns}"],
+             "of a path also {path, rows: [from, to], split, columns, separator}"],
     ["head", "the task's own classification head, a safetensors file"],
     ["expert", "name of the model that is this task's reference; by default that of the same name"],
     ["held_out", "true if no expert was trained on it"],

@@ -150,13 +150,14 @@ def test_a_checkpoint_folder_with_a_processors_file_is_scored(tmp_path):
     assert score.outcomes["loss"] == pytest.approx(told.outcomes["loss"], rel=1e-4)
 
 
-def test_a_processor_prepares_the_images_unless_the_task_says_how():
+def test_a_processor_prepares_the_images_unless_the_task_says_how(tmp_path):
     pytest.importorskip("PIL")
-    pytest.importorskip("torchvision")
-    from transformers import ViTImageProcessor
+    from transformers import AutoImageProcessor
 
-    processor = ViTImageProcessor(size={"height": 8, "width": 8}, image_mean=[0.5] * 3,
-                                  image_std=[0.5] * 3)  # fmt: skip
+    stated = {"image_processor_type": "ViTImageProcessor", "image_mean": [0.5] * 3,
+              "image_std": [0.5] * 3, "size": {"height": 8, "width": 8}}  # fmt: skip
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(stated))
+    processor = AutoImageProcessor.from_pretrained(tmp_path)
     model = live(vit(channels=3), processor=processor)
     by_processor = task(KIND, images()).score(model, "test")
     by_options = task(KIND, images(), mean=0.5, std=0.5).score(live(vit(channels=3)), "test")
@@ -217,6 +218,23 @@ def test_numbers_or_lists_of_numbers_are_levels():
     assert mean.problem(0.5) is None and mean.problem([0.5, 0, 1]) is None
     assert "float expected" in mean.problem([0.5, "x"])
     assert "0 < x expected" in std.problem([1.0, 0.0])
+    assert "a list of values" in mean.problem([]) and "a list of values" in mean.problem([None])
+    assert mean.convert([1, 0.5]) == [1.0, 0.5] and mean.convert(1) == 1.0
+
+
+def test_a_tasks_file_may_give_lists(tmp_path):
+    from mergewise.evidence import evaluate
+
+    [(_, row)] = evaluate(
+        {"m": live(vit(channels=3))},
+        {"tasks": [{"name": "t", "kind": KIND, "data": images(), "mean": [0.5, 0.4, 0.3],
+                    "std": 0.5, "label_names": ["x", "y", "z"]}]},
+    ).scores.items()  # fmt: skip
+    expected = task(KIND, images(), mean=[0.5, 0.4, 0.3], std=0.5).score(
+        live(vit(channels=3)), "test"
+    )
+    assert row["t"].outcomes == expected.outcomes
+    assert row["t"].metrics["recall_y"] == expected.metrics["recall_1"]
 
 
 @pytest.mark.skipif(not (DATA / "images/mnist.npz").is_file(), reason="shared data not here")

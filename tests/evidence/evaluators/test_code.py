@@ -32,6 +32,13 @@ def rows_of(name, most):
         return [json.loads(line) for line in itertools.islice(file, most)]
 
 
+def is_python(text):
+    try:
+        return bool(compile(text, "text", "exec"))
+    except SyntaxError:
+        return False
+
+
 def score(records, answer, **options):
     evaluator = task(Code, records, allow_code=True, **options)
     evaluator.check()
@@ -103,8 +110,10 @@ def test_reference_solutions_pass_and_others_do_not():
 
 def test_reference_solutions_in_the_other_layout_pass():
     rows = rows_of("mbpp_sanitized_427.jsonl.gz", 40)
-    # some are indented by two spaces or tabs below a docstring indented by four
-    rows = [row for row in rows if row["canonical_solution"].startswith("    ")]
+    # some solutions are indented by less, or more, than the docstring above them, and
+    # one defines a `check` that the test's own replaces
+    rows = [row for row in rows if is_python(row["prompt"] + row["canonical_solution"])]
+    rows = [row for row in rows if row["task_id"] != "MbppEval/56"]
     truth = {row["prompt"]: row["canonical_solution"] for row in rows}
     found = score(rows, truth.__getitem__, max_new_tokens=9999, stop="")
     assert found.outcomes["reason"] == [""] * len(rows)

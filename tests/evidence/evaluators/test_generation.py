@@ -143,6 +143,9 @@ def test_solved_examples_come_before_the_prompt():
     evaluator.check()
     assert evaluator.score(parrot(answer), "test").metrics["exact_match"] == 1
     assert asked == ["Solve.\na thousand: #### 1,000\nnothing: #### 0\ntwo and two\n"]
+    first = task(ExactMatch, data, extract="gsm8k", limit=1, **options)
+    assert first.score(parrot(answer), "test").examples == 1
+    assert asked[1] == asked[0]
     with pytest.raises(TaskError, match="3 shots wanted, but split 'train' has 2"):
         task(ExactMatch, data, extract="gsm8k", shots=3).check()
     with pytest.raises(TaskError, match="from the split 'test' that is scored"):

@@ -9,6 +9,7 @@ from small_language import random_llama, task
 
 from mergewise.errors import DataError, TaskError
 from mergewise.evidence._live import open_model
+from mergewise.evidence.evaluators import _likelihood
 from mergewise.evidence.evaluators._likelihood import Span, joined, windows
 from mergewise.evidence.evaluators.language_model import LanguageModel
 
@@ -116,6 +117,19 @@ def test_limit_takes_the_first_records():
         some.outcomes["loss"]
         == task(LanguageModel, TEXTS[:2]).score(model, "test").outcomes["loss"]
     )
+
+
+def test_logits_that_do_not_fit_make_smaller_batches(monkeypatch):
+    model = random_llama()
+    sizes = []
+    model.module.register_forward_hook(
+        lambda module, args, kwargs, out: sizes.append(len(kwargs["input_ids"])), with_kwargs=True
+    )
+    whole = task(LanguageModel, TEXTS).score(model, "test").metrics
+    monkeypatch.setattr(_likelihood, "_MOST_LOGITS", 2 * 24 * 259)
+    small = task(LanguageModel, TEXTS).score(model, "test").metrics
+    assert sizes == [4, 2, 2]
+    assert small == pytest.approx(whole, rel=1e-6)
 
 
 def test_what_cannot_be_scored_is_an_error():

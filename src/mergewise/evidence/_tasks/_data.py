@@ -10,7 +10,7 @@ from mergewise.evidence._data import DATASETS, Data, Source
 from mergewise.evidence._tasks._fields import Reader, is_object
 from mergewise.recipe import Node
 
-_KEYS = ("path", "rows", "split", "columns")
+_KEYS = ("path", "rows", "split", "columns", "separator")
 
 
 def read_data(node: Node | None, where: str, read: Reader) -> dict[str, Data]:
@@ -55,10 +55,11 @@ def _detailed(node: Node, where: str, split: str, read: Reader) -> Data | None:
     name = read.text(node.get("split"), f"{where}.split") or split
     rows = _rows(node.get("rows"), f"{where}.rows", read)
     columns = _columns(node.get("columns"), f"{where}.columns", read)
+    separator = _separator(node.get("separator"), f"{where}.separator", read)
     if source is None:
         return None
     try:
-        return Data(source, rows, name, columns)
+        return Data(source, rows, name, columns, separator=separator)
     except DataError as error:
         read.problems.error(node.position, f"{where}: {error}")
         return None
@@ -87,6 +88,13 @@ def _rows(node: Node | None, where: str, read: Reader) -> tuple[int, int | None]
         return (values[0], values[1])  # type: ignore[return-value]
     read.wrong(node, where, "[from, to], the first row being 0 and `to` not included,")
     return (0, None)
+
+
+def _separator(node: Node | None, where: str, read: Reader) -> str:
+    if node is None or isinstance(node.value, str):
+        return "" if node is None else str(node.value)
+    read.wrong(node, where, "text")
+    return ""
 
 
 def _columns(node: Node | None, where: str, read: Reader) -> tuple[str, ...]:

@@ -27,10 +27,17 @@ class Items(Param):
 
     def problem(self, value: Any) -> str | None:
         """Why `value` cannot be this parameter, in words, or None if it can."""
-        for part in value if isinstance(value, list | tuple) else (value,):
-            if (found := super().problem(part)) is not None:
-                return found
-        return None
+        if not isinstance(value, list | tuple):
+            return super().problem(value)
+        if not value or None in value:
+            return "a value, or a list of values, expected"
+        return next((found for part in value if (found := Param.problem(self, part))), None)
+
+    def convert(self, value: Any) -> Any:
+        """`value`, or each of a list, in the parameter's own type."""
+        if not isinstance(value, list | tuple):
+            return super().convert(value)
+        return [self.kind(part) for part in value]
 
 
 COMMON: dict[str, Param] = {

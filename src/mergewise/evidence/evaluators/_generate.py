@@ -59,7 +59,8 @@ def generate(
     Runs `generate` of `transformers`, with its cache, on prompts padded at the left; the
     checkpoint's own generation settings (penalties, temperature) are not used, except which
     tokens end a text. Drawing adds seeded Gumbel noise to the logits and takes the largest,
-    which draws from the softmax, with a generator for each prompt.
+    which draws from the softmax, with a generator for each prompt. So the batch does not matter,
+    but for rounding, which in half precision may decide between tokens that are almost as likely.
 
     Raises:
         TaskError: if the model cannot generate, or the prompt and answer do not fit.

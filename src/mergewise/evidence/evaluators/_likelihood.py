@@ -11,6 +11,8 @@ from mergewise.errors import TaskError
 from mergewise.evidence._live import LiveModel
 from mergewise.evidence._text import encode, padded
 
+_MOST_LOGITS = 1 << 28
+
 
 @dataclass(frozen=True)
 class Span:
@@ -92,15 +94,17 @@ def score_spans(
 ) -> list[Likelihood]:
     """The likelihood of each span, in their order.
 
-    Spans of like length share a batch. Arithmetic after the model's logits is float32.
+    Spans of like length share a batch, of fewer than `batch_size` where their logits would take
+    more than about a gigabyte. Arithmetic after the model's logits is float32.
 
     Raises:
         TaskError: if the model's logits are not finite.
     """
     order = sorted(range(len(spans)), key=lambda i: -len(spans[i].ids))
     found: dict[int, Likelihood] = {}
+    size = _fitting(model, len(spans[order[0]].ids), batch_size) if spans else 1
     with torch.inference_mode():
-        for batch in padded((spans[i].ids for i in order), batch_size):
+        for batch in padded((spans[i].ids for i in order), size):
             ids, mask = batch.ids.to(model.device), batch.mask.to(model.device)
             logits = model.module(input_ids=ids[:, :-1], attention_mask=mask[:, :-1]).logits
             for row, place in enumerate(batch.rows):
@@ -108,6 +112,13 @@ def score_spans(
                 found[order[place]] = _likelihood(logits[row], ids[row], span, model.name)
             progress(len(found), len(spans))
     return [found[i] for i in range(len(spans))]
+
+
+def _fitting(model: LiveModel, longest: int, batch_size: int) -> int:
+    config = getattr(model.module, "config", None)
+    config = getattr(config, "text_config", config)
+    each = longest * int(getattr(config, "vocab_size", None) or 1)
+    return max(1, min(batch_size, _MOST_LOGITS // each))
 
 
 def _likelihood(logits: Any, ids: Any, span: Span, name: str) -> Likelihood:

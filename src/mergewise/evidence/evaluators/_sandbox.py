@@ -2,7 +2,8 @@
 
 It runs in a fresh Python process in an empty folder that is deleted afterwards, with an
 environment of a few variables, no standard input, its output thrown away, and within bounds of
-time, memory, file size and open files. When time is up its whole process group is killed. Layers:
+time, memory, file size, open files and, unless the user is root, of no further processes or
+threads. When time is up its whole process group is killed. Layers:
 
 * an audit hook refuses sockets, new processes, signals, native code and every change to files
   outside the folder;

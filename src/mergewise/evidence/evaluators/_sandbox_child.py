@@ -64,7 +64,7 @@ def isolate() -> dict[str, bool]:
 
         libc = ctypes.CDLL(None, use_errno=True)
         return {
-            "namespace": libc.unshare(NEW_USER | NEW_NET | NEW_IPC) == 0,
+            "namespace": any(libc.unshare(user | NEW_NET | NEW_IPC) == 0 for user in (NEW_USER, 0)),
             "landlock": only_this_folder(libc, ctypes),
         }
     except (ImportError, AttributeError, OSError):
