@@ -249,14 +249,17 @@ def _prepare(
 
 
 def _forward(setup: Setup, made: Made, forward: Forward, feeder: Feeder) -> None:
-    with forward.hooked():
-        training = made.model.module.training
-        made.model.module.eval()
-        try:
+    models = [made.model, *([made.other] if made.other else [])]
+    training = [child for m in models for child in m.module.modules() if child.training]
+    try:
+        for model in models:
+            model.module.eval()
+        with forward.hooked():
             for fed in _told(setup, made, "forward", feeder):
                 forward.batch(fed.inputs, fed.mask)
-        finally:
-            made.model.module.train(training)
+    finally:
+        for child in training:
+            child.training = True
     made.unplaced, made.odd = sorted(forward.unplaced), sorted(forward.odd)
 
 

@@ -63,6 +63,7 @@ class Forward:
         self._others: Outputs = {}
         self._calls: dict[str, int] = {}
         self._last: tuple[Any, Any, Tensor] | None = None
+        self._listening = False
 
     @contextmanager
     def hooked(self) -> Iterator[Forward]:
@@ -87,14 +88,20 @@ class Forward:
         self._tokens = Tokens(mask)
         self._calls = {}
         self._others = {} if self._other is None else self._other.outputs(inputs, mask)
-        with torch.no_grad():
-            call(self.model, inputs)
-        self._last = None
+        # the other model may be this one
+        self._listening = True
+        try:
+            with torch.no_grad():
+                call(self.model, inputs)
+        finally:
+            self._listening, self._last = False, None
         for one in self.jobs:
             one.run.scratch.clear()
 
     def _hook(self, uses: Sequence[tuple[Job, Site]]) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+            if not self._listening:
+                return
             given = _first([*args, *kwargs.values()])
             found = _first([output])
             for one, site in uses:
