@@ -24,22 +24,9 @@ from models import SHAPES, made_apart
 
 LIMIT = 1_500_000_000
 WORDS = [
-    "a",
-    "river",
-    "runs",
-    "through",
-    "the",
-    "town",
-    "and",
-    "under",
-    "seven",
-    "bridges",
-    "built",
-    "by",
-    "hand",
-    "long",
-    "ago",
-]
+    "a", "river", "runs", "through", "the", "town", "and", "under", "seven", "bridges", "built",
+    "by", "hand", "long", "ago",
+]  # fmt: skip
 
 
 def main() -> int:
