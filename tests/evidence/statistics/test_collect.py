@@ -117,6 +117,33 @@ def test_sums_on_disk_equal_sums_in_memory(float64, tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["x.evd", "y.evd"]
 
 
+@pytest.mark.parametrize("make", [llama, mixtral])
+def test_the_room_for_sums_is_known_before(make, tmp_path, monkeypatch):
+    from mergewise.evidence.statistics import _collect
+
+    told, make_sums = [], _collect.make_sums
+    monkeypatch.setattr(
+        _collect, "make_sums", lambda sizes, *more: told.extend(sizes) or make_sums(sizes, *more)
+    )
+    names = f"{ALL},router_usage" if make is mixtral else ALL
+    calls = batches(sequences(20), 20)
+    found = collect(names, live(make()), calls, tmp_path / "x.evd")
+    held = [
+        sum(r.nbytes for (s, _), refs in found.entries.items() if s == name for r in refs.values())
+        for name in names.split(",")
+    ]
+    assert told == held
+
+
+def test_a_disk_without_room_is_found_before(tmp_path, monkeypatch):
+    import shutil
+
+    usage = type("Usage", (), {"free": 1000})
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage)
+    with pytest.raises(OutputError, match="are needed on this disk"):
+        given(tmp_path)
+
+
 def test_long_texts_are_cut_into_pieces_and_none_is_lost(tmp_path):
     found = given(tmp_path, "input_moments", data=["a" * 70], batch_size=2)
     part = found.record.parts[0]

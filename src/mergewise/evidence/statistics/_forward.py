@@ -130,7 +130,10 @@ class Forward:
 
     def _router(self, one: Job, site: Site, given: Any, output: Any) -> None:
         logits = _first([output])
-        if logits is None or logits.shape[-1] != site.channels[1]:
+        # expected: (logits, weights, chosen experts), or logits alone
+        several = isinstance(output, tuple)
+        silent = several and all(v.is_floating_point() for v in output if _is_tensor(v))
+        if logits is None or logits.shape[-1] != site.channels[1] or silent:
             self.odd.add(site.tensor)
             return
         flat = logits.reshape(-1, logits.shape[-1])
@@ -211,6 +214,10 @@ def _first(values: Iterable[Any]) -> Any:
         if isinstance(value, tuple | list):
             return _first(value)
     return None
+
+
+def _is_tensor(value: Any) -> bool:
+    return isinstance(value, torch.Tensor)
 
 
 def _nothing(like: Tensor | None) -> Tensor:
