@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.installed
 
-.PHONY: help install demo test bench clean
+.PHONY: help install demo test bench lab clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -22,6 +22,10 @@ test: $(READY)  ## ruff, mypy, pytest
 
 bench: $(READY)  ## speed and memory against a plain copy (and mergekit, where installed)
 	$(BIN)/python benchmarks/bench.py $(ARGS)
+
+lab: $(READY)  ## real experts, every method: FAMILY=digits DATA=folder SEEDS=n SIZE=cpu|gpu (docs/lab.md)
+	$(BIN)/python -m benchmarks.lab $(FAMILY) $(if $(DATA),--data '$(DATA)') \
+		$(if $(SEEDS),--seeds $(SEEDS)) $(if $(SIZE),--size $(SIZE)) $(ARGS)
 
 clean:  ## remove the demo's output and caches; .venv stays
 	rm -rf demo build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,7 +1,7 @@
 """What the vision and the text family share: one body, a frozen head a task, experts of the body.
 
 Only bodies are merged. A head is fixed before the first expert is trained, so that every expert's
-body answers to the same head as the base, and one body can be scored on every task. That is how
+body answers to the same heads as the base, and one body can be scored on every task. That is how
 experts of CLIP are made (Ilharco et al. 2022, arXiv 2212.04089).
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -105,7 +105,7 @@ class Classified(Family):
 
     @abstractmethod
     def heads(self, seed: int) -> list[Head]:
-        """One for each set; the same on every call."""
+        """One for each set, the same on every call; may need the base, and train it."""
 
     @abstractmethod
     def new_module(self, seed: int) -> nn.Module:
@@ -152,25 +152,29 @@ class Classified(Family):
         return tasks
 
     def train(self, seed: int, console: Console) -> Models:
-        mark = self.fingerprint(seed)
+        base = self.kept_base(seed, console)
         sets, heads = self.sets(seed)[: self.experts], self.heads(seed)[: self.experts]
         pairs = list(zip(sets, heads, strict=True))
         self._estimate(pairs, seed, console)
-
-        def kept(name: str, make: Any) -> State:
-            return kept_state(self.home(seed) / f"{name}.safetensors", mark, make)
-
-        base = kept("base", lambda: dict(self.base(seed, console)))
         tuned = partial(self._tuned, base, seed=seed, console=console)
         experts = {
-            found.name: kept(
+            found.name: self.kept(
+                seed,
                 f"expert_{found.name}",
                 partial(tuned, [(found, head)], self.plan.batch, self.plan.expert, found.name),
             )
             for found, head in pairs
         }
         joint = partial(tuned, pairs, self.plan.joint_batch, self.plan.joint, "joint")
-        return Models(base, experts, kept("joint", joint))
+        return Models(base, experts, self.kept(seed, "joint", joint))
+
+    def kept_base(self, seed: int, console: Console) -> State:
+        """The base, made where it does not lie there yet."""
+        return self.kept(seed, "base", lambda: dict(self.base(seed, console)))
+
+    def kept(self, seed: int, name: str, make: Callable[[], dict[str, Tensor]]) -> State:
+        """The tensors of one file in the seed's folder, made where they must be."""
+        return kept_state(self.home(seed) / f"{name}.safetensors", self.fingerprint(seed), make)
 
     def live(self, state: State, name: str) -> LiveModel:
         module = self._scratch()
@@ -187,12 +191,11 @@ class Classified(Family):
         *,
         seed: int,
         console: Console,
-        batches: Iterator[Any] | None = None,
     ) -> None:
         """Train a body on one task or several, the same number of examples of each in a batch."""
         train(
             module,
-            batches or self.batches([found for found, _ in pairs], batch, seed),
+            self.batches([found for found, _ in pairs], batch, seed),
             partial(self._loss, [head for _, head in pairs]),
             schedule,
             label=f"{self.name} seed {seed}: {label}",

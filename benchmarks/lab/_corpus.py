@@ -82,12 +82,15 @@ def read_corpus(folder: Path) -> Corpus:
     if "maths" in skills and not skills["maths"].test:
         _hold_out(skills["maths"])
     digest = _digest([*texts, *tables, *translations])
+    skills = {name: s for name, s in skills.items() if s.train and s.validation and s.test}
+    languages = {name: code for name, code in languages.items() if name in skills}
     if "prose" not in skills or len(skills) < 3:
         raise DataError(
             f"{folder}: texts for the language family expected: lm_text/en_*.txt.gz and at least "
-            f"two other kinds of text (see docs/lab.md); found {', '.join(skills) or 'none'}"
+            f"two other kinds of text, each of at least {3 * PASSAGE} characters (see "
+            f"docs/lab.md); found {', '.join(skills) or 'none'}"
         )
-    return Corpus(dict(skills), languages, described, questions, digest)
+    return Corpus(skills, languages, described, questions, digest)
 
 
 def _files(folder: Path, suffix: str) -> list[Path]:
@@ -134,8 +137,8 @@ def passages(text: str, size: int = PASSAGE) -> Iterator[str]:
 
 def _cut(pieces: Sequence[str], skill: Skill) -> None:
     """The last tenth of a text is held out: half of it for validation, half for the test."""
-    first = int(len(pieces) * (1 - 2 * _HELD_OUT))
-    second = int(len(pieces) * (1 - _HELD_OUT))
+    held = max(1, int(len(pieces) * _HELD_OUT)) if len(pieces) > 2 else 0
+    first, second = len(pieces) - 2 * held, len(pieces) - held
     skill.train += pieces[:first]
     skill.validation += [{"text": piece} for piece in pieces[first:second]]
     skill.test += [{"text": piece} for piece in pieces[second:]]

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import mergewise
+from mergewise._lazy import torch
 
 if TYPE_CHECKING:
     from benchmarks.lab._family import State
+    from mergewise.evidence.evaluators import Evaluator
 
 PACKAGE = Path(mergewise.__file__).parent
 
@@ -60,14 +62,29 @@ def weights_mark(models: Iterable[State]) -> str:
         for name in sorted(state):
             tensor = state[name].detach().cpu().contiguous()
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\0".encode())
-            digest.update(tensor.flatten().view(_bytes()).numpy())
+            digest.update(tensor.flatten().view(torch.uint8).numpy())
     return digest.hexdigest()
 
 
-def _bytes() -> Any:
-    import torch
+def task_mark(evaluator: Evaluator) -> tuple[str, dict[str, int]]:
+    """Identifies what a task asks: 64 hexadecimal digits, and how many records each split has."""
+    task = evaluator.task
+    digest = hashlib.sha256(f"{evaluator.name} {evaluator.version} {task.options}".encode())
+    if task.head is not None:
+        digest.update(task.head.read_bytes())
+    counts = {}
+    for split in sorted(task.data):
+        counts[split] = 0
+        for record in task.data[split]:
+            counts[split] += 1
+            for name in sorted(record):
+                digest.update(f"\0{split}\0{name}\0".encode())
+                digest.update(_plain(record[name]))
+    return digest.hexdigest(), counts
 
-    return torch.uint8
+
+def _plain(value: Any) -> bytes:
+    return value.tobytes() if hasattr(value, "tobytes") else repr(value).encode()
 
 
 def code_mark(method: str | None) -> str:

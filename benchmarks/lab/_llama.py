@@ -138,9 +138,10 @@ def batches(
     chance = torch.Generator().manual_seed(seed)
     names = [name for name, share in mix.items() if share > 0]
     shares = torch.tensor([float(mix[name]) for name in names])
+    drawn = [_long(streams[name], context + 1) for name in names]
     while True:
         picks = torch.multinomial(shares, size, replacement=True, generator=chance).tolist()
-        windows = [_window(streams[names[pick]], context, chance) for pick in picks]
+        windows = [_window(drawn[pick], context, chance) for pick in picks]
         yield torch.stack([w[0] for w in windows]), torch.stack([w[1] for w in windows])
 
 
@@ -149,6 +150,12 @@ def _window(source: Stream, context: int, chance: torch.Generator) -> tuple[Tens
     ids = source.ids[start : start + context + 1]
     learned = source.learned[start + 1 : start + context + 1]
     return ids[:-1], torch.where(learned, ids[1:], IGNORED)
+
+
+def _long(source: Stream, least: int) -> Stream:
+    """`source` as often as it takes to be `least` tokens long."""
+    times = -(-least // len(source.ids))
+    return Stream(source.ids.repeat(times), source.learned.repeat(times))
 
 
 def token_loss(module: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:

@@ -48,8 +48,8 @@ class Plan:
     base_rate: float
     expert_rate: float
     own: float = 0.75
-    prose: float = 0.45
-    formulas: float = 0.1
+    prose: float = 0.4
+    formulas: float = 0.15
     languages: int = 2
     characters: int = 1_000_000
     problems: int = 20_000
@@ -83,13 +83,13 @@ PLANS: Mapping[str, Plan] = {
     ),
     "cpu": Plan(
         Shape(2048, 192, 512, 5, 6, 128, 0.05),
-        batch=8, base_steps=1400, expert_steps=300, maths_steps=500, joint_steps=900,
-        base_rate=2e-3, expert_rate=7e-4,
+        batch=8, base_steps=1400, expert_steps=300, maths_steps=600, joint_steps=900,
+        base_rate=2e-3, expert_rate=1e-3,
     ),
     "gpu": Plan(
         Shape(4096, 640, 1728, 14, 10, 256, 0.02),
-        batch=64, base_steps=2500, expert_steps=400, maths_steps=600, joint_steps=1200,
-        base_rate=6e-4, expert_rate=2e-4, characters=0, problems=100_000,
+        batch=32, base_steps=1200, expert_steps=300, maths_steps=600, joint_steps=900,
+        base_rate=6e-4, expert_rate=3e-4, characters=0, problems=100_000,
         validation=48, test=128, validation_sums=100, test_sums=300, budget=60,
     ),
 }  # fmt: skip
@@ -203,17 +203,22 @@ def notes(corpus: Corpus, plan: Plan) -> list[str]:
     """What a reader of the numbers must know."""
     lines = [
         f"every expert's batches are {plan.own:.0%} its own text and {1 - plan.own:.0%} the base's "
-        "mixture, without which the experts forget too much for merges to be of use",
-        "half of the maths expert's own text is generated sums; no sum that is scored was trained "
-        "on in any wording",
-        "the code expert saw programs without the descriptions they were written from",
+        "mixture, so that it forgets less",
+        "losses are nats a token on held-out text; sums are right if the last number written is",
     ]
+    if MATHS in corpus.skills:
+        lines.append(
+            "half of the maths expert's own text is generated sums, no carry; no sum that is "
+            "scored was trained on in any wording; the base saw formulas without results"
+        )
+    if CODE in corpus.skills and corpus.described.train:
+        lines.append("the code expert saw programs without the descriptions they were written from")
     if asked := asked_in(corpus, plan):
         lines.append(
             f"the {asked} expert also learned to write a sum asked in {asked} as a formula, "
             "without its result; translated maths questions were never trained on"
         )
-    unread = [s for s in corpus.languages if s not in taught(corpus, plan)]
+    unread = sorted(skill for skill in corpus.languages if skill not in taught(corpus, plan))
     if unread:
-        lines.append(f"{', '.join(sorted(unread))}: in the base's mixture only, no expert")
+        lines.append(f"{', '.join(unread)}: in the base's mixture only, no expert")
     return lines

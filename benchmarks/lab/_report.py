@@ -206,7 +206,7 @@ def page(
     parts = [
         f"# {results.title}",
         "",
-        f"{_what(results)}. Mean over {_seeds(results)}. {headline(results)}.",
+        f"{_what(results)}; mean over {_seeds(results)}. In percent: {headline(results)}.",
         "",
         f"Made by `{about.get('command', '')}` on {machine.get('gpu') or machine.get('cpu', '?')}, "
         f"{machine.get('cores', '?')} cores, in {about.get('minutes', 0):.1f} minutes"
@@ -239,8 +239,8 @@ def page(
 
 def _what(results: Results) -> str:
     if results.one_metric:
-        return f"Scores are test {results.trained[0].metric}"
-    return "Tasks differ in metric, so methods are ordered by NAI"
+        return f"Scores are {results.trained[0].metric} on test splits"
+    return "Tasks differ in metric, so methods are ordered by NAI, the way from base to experts"
 
 
 def _seeds(results: Results) -> str:

@@ -13,8 +13,8 @@ from typing import Any, Literal
 
 Setting = Literal["reference", "default", "tuned"]
 PRETRAINED, TUNED, ELSEWHERE, JOINT = "pretrained", "fine-tuned", "experts elsewhere", "joint"
-FLAT = 1e-6
-"""An expert this near the base gives no scale to normalise by."""
+FLAT = 0.01
+"""An expert that gained less than this, in shares or nats, gives no scale to normalise by."""
 
 
 @dataclass(frozen=True)
@@ -221,7 +221,7 @@ def normalised(
     base: Mapping[str, float],
     expert: Mapping[str, float],
 ) -> dict[str, float]:
-    """(score − base) / (expert − base) by task; tasks whose expert is no better are left out."""
+    """(score − base) / (expert − base) by task, where the expert gained `FLAT` or more."""
     found = {}
     for column in columns:
         reach = _gain(column, expert, base)

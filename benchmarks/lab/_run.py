@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.lab._contenders import GRID, Contender, contenders
 from benchmarks.lab._cost import Cost, measured
 from benchmarks.lab._family import Family, LabTask, Models, State
-from benchmarks.lab._journal import Journal, code_mark, weights_mark
+from benchmarks.lab._journal import Journal, code_mark, task_mark, weights_mark
+from benchmarks.lab._merge import merge
 from benchmarks.lab._progress import Progress
 from benchmarks.lab._results import (
     ELSEWHERE,
@@ -25,7 +26,6 @@ from benchmarks.lab._results import (
     normalised,
 )
 from benchmarks.lab._tune import choose
-from mergewise.engine import merge_state_dicts
 from mergewise.errors import MergewiseError
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def run_family(
 
 
 def _columns(tasks: Sequence[LabTask]) -> list[Column]:
-    return [Column(t.name, t.metric, t.best, t.expert) for t in tasks]
+    return [Column(t.name, t.metric, t.best, t.expert, task_mark(t.evaluator)[1]) for t in tasks]
 
 
 def _steps(models: Models, chosen: Sequence[Contender], grid: Sequence[float]) -> int:
@@ -105,7 +105,7 @@ class Trial:
         self.asked = {
             "family": self.family.fingerprint(self.seed),
             "weights": self.weights,
-            "tasks": [(t.name, t.evaluator.name, t.metric) for t in self.tasks],
+            "tasks": [(t.name, t.metric, task_mark(t.evaluator)[0]) for t in self.tasks],
         }
         self._warm = False
 
@@ -230,10 +230,10 @@ class Trial:
         device = self.family.device
         experts = list(self.models.experts.values())
         if not self._warm:  # the first merge of a process also loads the engine
-            merge_state_dicts(experts, "linear", parameters={"weight": 1.0}, device=device)
+            merge(experts, "linear", parameters={"weight": 1.0}, device=device)
             self._warm = True
         return measured(
-            lambda: merge_state_dicts(
+            lambda: merge(
                 experts,
                 contender.method,
                 base=self.models.base if contender.base else None,

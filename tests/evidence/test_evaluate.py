@@ -246,6 +246,10 @@ BAD = {
     "no split": (
         ["base"], both(), {"split": "train"}, TaskError, "no split 'train'; it has test",
     ),
+    "fields": (
+        ["base"], {"tasks": [task(template="{q}")]}, {},
+        DataError, "task maths: rows.jsonl: row 1 has no field 'q'; it has text",
+    ),
     "no data": (["base"], {"tasks": [task(data=None)]}, {}, TaskError, "it has none"),
     "no head": (["base"], {"tasks": [task(head="h.st")]}, {}, MergewiseError, "h.st"),
     "options": (["base"], {"tasks": [task(context=4, stride=5)]}, {}, TaskError, "stride 5"),

@@ -1,5 +1,6 @@
 """The tasks file: what it says is understood, and everything wrong in it is named at its place."""
 
+import random
 from pathlib import Path
 
 import pytest
@@ -184,6 +185,26 @@ def test_all_problems_are_found_at_once(tmp_path):
         load_tasks(tmp_path / "t.yml")
     places = [(problem.line, problem.column) for problem in caught.value.diagnostics]
     assert places == [(2, 44), (2, 58), (3, 3), (3, 3)]
+
+
+PIECES = [
+    "[]", "{}", "null", "-1", "1e400", "*a", "&a ", "<<", "!!python/x ", "- ", "? ", ": ", "\n",
+    "  ", "name", "data", "rows", "~x", "'", '"', "\0", "é", "[1, 2]", "python", "generation",
+]  # fmt: skip
+
+
+def test_whatever_a_file_holds_only_its_problems_are_raised():
+    draw = random.Random(0)
+    for _ in range(300):
+        text = TASKS
+        for _ in range(draw.randint(1, 4)):
+            begin = draw.randrange(len(text))
+            end = begin + draw.choice([0, 0, 1, 3, 10, 40])
+            text = text[:begin] + draw.choice(PIECES) + text[end:]
+        try:
+            load_tasks(text + "\n")
+        except TasksFileError as error:
+            assert error.diagnostics
 
 
 def test_problems_of_a_mapping_say_where():

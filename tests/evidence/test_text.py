@@ -45,7 +45,7 @@ def test_half_characters_are_refused_before_a_tokenizer_sees_them():
 
 
 class Tokenizer:
-    def __call__(self, text, add_special_tokens):
+    def __call__(self, text, add_special_tokens, verbose):
         return {"input_ids": [1] * add_special_tokens + [ord(c) for c in text]}
 
     def apply_chat_template(self, messages, tokenize):

@@ -7,6 +7,7 @@ import json
 import os
 import random
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,15 @@ from benchmarks.lab import language as family_file
 from benchmarks.lab._arithmetic import WORDINGS, questions, sums
 from benchmarks.lab._corpus import read_corpus, spread
 from benchmarks.lab._llama import IGNORED, Stream, answers, batches, stream, token_loss
-from benchmarks.lab._mixes import PLANS, asked_in, expert_mixes, some, streams
+from benchmarks.lab._mixes import (
+    PLANS,
+    asked_in,
+    base_mix,
+    expert_mixes,
+    joint_mix,
+    some,
+    streams,
+)
 from benchmarks.lab.language import Language
 from mergewise.errors import DataError
 
@@ -142,6 +151,21 @@ def test_a_folder_without_texts_is_refused(tmp_path: Path) -> None:
         Language(None, tmp_path / "lab", "fast", "cpu")
 
 
+def test_a_text_of_a_few_lines_is_left_out(data: Path, tmp_path: Path) -> None:
+    shutil.copytree(data, tmp_path / "data")
+    _write(tmp_path / "data" / "lm_text" / "yy_short.txt.gz", "een regel")
+    assert "yy" not in read_corpus(tmp_path / "data").skills
+
+
+def test_mixtures_are_shares(data: Path) -> None:
+    corpus, plan = read_corpus(data), PLANS["cpu"]
+    base, experts = base_mix(corpus, plan), expert_mixes(corpus, plan)
+    for mix in (base, *experts.values(), joint_mix(experts)):
+        assert sum(mix.values()) == pytest.approx(1)
+    assert base["prose"] == max(base.values()) and set(corpus.skills) < set(base)
+    assert experts["xx"]["xx"] == pytest.approx(plan.own + (1 - plan.own) * base["xx"])
+
+
 def test_spread_and_some_reach_the_end() -> None:
     rows = [{"text": str(i)} for i in range(100)]
     assert [r["text"] for r in spread(rows, 4)] == ["0", "25", "50", "75"]
@@ -158,6 +182,12 @@ def test_windows_pair_each_token_with_the_next() -> None:
     learned = targets != IGNORED
     assert torch.equal(targets[learned], (inputs + 1)[learned])
     assert torch.equal(~learned, (inputs + 1) % 7 == 0)
+
+
+def test_a_stream_shorter_than_a_window_is_repeated() -> None:
+    made = {"a": Stream(torch.tensor([1, 2, 3]), torch.tensor([True] * 3))}
+    inputs, targets = next(batches(made, {"a": 1.0}, 2, 8, seed=0))
+    assert torch.equal(inputs % 3 + 1, targets)
 
 
 def test_digits_are_tokens_and_every_record_is_between_end_marks(trained) -> None:

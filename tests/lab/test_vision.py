@@ -127,18 +127,17 @@ def test_images_keep_their_labels_through_the_split(data: Path) -> None:
 def test_experts_know_their_task_better_than_the_base(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(vision, "ENOUGH", 0.3)
-    more = Schedule(steps=60, rate=3e-3)
-    longer = replace(vision.PLANS["fast"], expert=more, joint=more)
+    expert, joint = Schedule(steps=60, rate=3e-3), Schedule(steps=120, rate=3e-3)
+    longer = replace(vision.PLANS["fast"], expert=expert, joint=joint, joint_batch=96)
     monkeypatch.setitem(vision.PLANS, "fast", longer)
     family = Vision(data, tmp_path, "fast", "cpu")
     models = family.train(0, QUIET)
     for i, name in enumerate(TASKS):
         gain = _accuracy(family, models.experts[name], i) - _accuracy(family, models.base, i)
         assert gain > 0.2, name
-    joint = [_accuracy(family, models.joint, i) for i in range(len(TASKS))]
-    base = [_accuracy(family, models.base, i) for i in range(len(TASKS))]
-    assert sum(joint) > sum(base) + 0.3
+    together = [_accuracy(family, models.joint, i) for i in range(len(TASKS))]
+    before = [_accuracy(family, models.base, i) for i in range(len(TASKS))]
+    assert sum(together) > sum(before) + 0.5
 
 
 def test_models_are_kept_and_the_missing_one_is_trained_again_to_the_same_weights(
@@ -175,18 +174,23 @@ def test_other_settings_are_another_fingerprint(
     assert Vision(data, tmp_path, "fast", "cpu").fingerprint(0) != same.fingerprint(0)
 
 
-def test_the_base_stops_when_it_knows_enough(
+def test_heads_are_blurred_until_the_base_is_as_bad_as_asked(trained: Vision) -> None:
+    known = trained._known(0)
+    clean = vision._accuracy(trained.prototypes(0), known)
+    blurred = vision._accuracy([head.weight for head in trained.heads(0)], known)
+    assert clean > 0.6
+    assert blurred == pytest.approx(vision.ZERO_SHOT, abs=0.05)
+    for weight, head in zip(trained.prototypes(0), trained.heads(0), strict=True):
+        assert ((weight * head.weight).sum(dim=1) > 0).float().mean() > 0.5
+
+
+def test_heads_of_a_base_that_is_bad_enough_are_not_blurred(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    steps = []
-    for enough in (0.0, 2.0):
-        monkeypatch.setattr(vision, "ENOUGH", enough)
-        family = Vision(data, tmp_path, "fast", "cpu")
-        batches = family._until_enough(
-            family.new_module(0), iter(range(vision.BASES["fast"].steps)), 0
-        )
-        steps.append(len(list(batches)))
-    assert steps == [vision.LOOK_EVERY, vision.BASES["fast"].steps]
+    monkeypatch.setattr(vision, "ZERO_SHOT", 1.1)
+    family = Vision(data, tmp_path, "fast", "cpu")
+    for head, clean in zip(family.heads(0), family.prototypes(0), strict=True):
+        assert torch.allclose(head.weight, clean, atol=1e-4)
 
 
 @pytest.mark.parametrize("split", ["validation", "test"])

@@ -212,8 +212,17 @@ def test_intervals_of_shares_take_the_expert_as_fixed():
     assert found["intervals"]["normalised"] == pytest.approx((low / 0.8, high / 0.8))
 
 
+def test_a_loss_over_tokens_is_drawn_with_the_examples_tokens_as_weights():
+    losses, tokens = [1.0, 3.0, None] * 50, [30, 10, 0] * 50
+    score = Score({"loss": 1.5}, {"loss": losses, "tokens": tokens}, 150)
+    found = measures(evaluation({"m": {"t": score}}, {"t": MIN}), resamples=2000)
+    low, high = found["models"]["m"]["intervals"]["mean"]
+    # the error of a ratio: sqrt(n var(w (x - mean))) / sum(w)
+    wide = 1.96 * math.sqrt(50 * (30 * 0.5) ** 2 + 50 * (10 * 1.5) ** 2) / (50 * 40)
+    assert (low, high) == pytest.approx((1.5 - wide, 1.5 + wide), abs=0.02)
+
+
 def test_a_metric_that_is_no_mean_of_outcomes_has_no_interval():
-    # a token-weighted loss is not the mean of the examples' losses
     score = Score({"loss": 2.0}, {"loss": [1.0, 2.0, 5.0]}, 3)
     made = measures(evaluation({"m": {"t": score}}, {"t": MIN}), resamples=50)
     assert made["models"]["m"]["intervals"] == {"by_task": {}}

@@ -125,7 +125,7 @@ def command(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Collect STATISTICs of CHECKPOINT on data, into one evidence file.
+    """Collect STATISTICs of CHECKPOINT on data into a file.
 
     Several statistics, separated by commas, share one pass. Padding is left out. The files of
     several workers add up: `mergewise evidence merge`. Prints FILE.

@@ -11,7 +11,7 @@ from mergewise.cli._output import Output, count
 
 @click.group(name="evidence")
 def command() -> None:
-    """Show evidence files, and add up those of several workers."""
+    """Show evidence files, or add them up."""
 
 
 @our_command(name="show")

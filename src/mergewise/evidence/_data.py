@@ -27,6 +27,14 @@ Source = str | Path | Iterable[Any]
 DATASETS = "datasets:"
 
 
+def expanded(path: str | Path) -> Path:
+    """`path` with ``~`` as the home folder; one of a user there is not stays as it is."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)
+
+
 @dataclass(frozen=True)
 class Data:
     """A data set, or part of one; iterating gives its records.
@@ -89,7 +97,7 @@ class Data:
         """The file, if it is one."""
         if not isinstance(self.source, str | Path) or str(self.source).startswith(DATASETS):
             return None
-        return Path(self.source).expanduser()
+        return expanded(self.source)
 
     def fingerprint(self) -> str | None:
         """SHA-256 of the source's bytes and of the choice of rows; None if it is no file.

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mergewise.errors import TaskError
+from mergewise.evidence._data import expanded
 from mergewise.evidence._live import LiveModel
 from mergewise.evidence._tasks import Tasks
 
@@ -94,7 +95,7 @@ def _tail(model: Model, parts: int) -> str:
 
 
 def _model(given: Given) -> Model:
-    return given if isinstance(given, LiveModel) else Path(given).expanduser()
+    return given if isinstance(given, LiveModel) else expanded(given)
 
 
 def _identity(model: Model) -> object:

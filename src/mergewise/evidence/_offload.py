@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from mergewise._lazy import torch
 from mergewise.checkpoint import TORCH_NAMES, Checkpoint, FileReader
 from mergewise.errors import CheckpointError, MissingExtraError
+from mergewise.evidence._allocator import give_back_freed_memory
 from mergewise.evidence.statistics._names import Names, Part
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ def open_offloaded(
         from accelerate.hooks import attach_align_device_hook
     except ImportError:
         raise MissingExtraError("hf", "accelerate") from None
+    give_back_freed_memory()
     kind = getattr(torch, dtype)
     module = _skeleton(checkpoint, auto, kind, trust_remote_code)
     names = Names(module, checkpoint.tensors)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from mergewise.errors import MergewiseError, MissingExtraError, TaskError
+from mergewise.errors import DataError, MergewiseError, MissingExtraError, TaskError
 from mergewise.evidence._line_up import LineUp, Model
 from mergewise.evidence._live import LiveModel, fingerprint_of
 from mergewise.evidence._tasks import Entry, Tasks
@@ -83,8 +83,19 @@ def _look_at(entry: Entry, split: str, ready: Ready) -> None:
             raise TaskError(f"task {task.name}: {data.name} has no rows, or none of those chosen")
     ready.data[task.name] = {name: each.fingerprint() for name, each in task.data.items()}
     ready.heads[task.name] = _head(entry)
-    entry.evaluator.check()
+    _check(entry, split)
     ready.marks[task.name] = entry.evaluator.mark()
+
+
+def _check(entry: Entry, split: str) -> None:
+    task = entry.evaluator.task
+    try:
+        entry.evaluator.check()
+    except DataError as error:
+        source = task.data[split].name if split in task.data else ""
+        if task.name in str(error) and source in str(error):
+            raise
+        raise DataError(f"task {task.name}: {source}: {error}") from None
 
 
 def _head(entry: Entry) -> str:

@@ -107,7 +107,8 @@ class Batch:
 
 def encode(tokenizer: Any, text: str, max_length: int | None = None) -> list[int]:
     """Token ids of `text`, with the special tokens the tokenizer adds, cut to `max_length`."""
-    ids: list[int] = list(tokenizer(text, add_special_tokens=True)["input_ids"])
+    # it would warn of texts longer than the model's input, which are cut or windowed afterwards
+    ids: list[int] = list(tokenizer(text, add_special_tokens=True, verbose=False)["input_ids"])
     return ids[:max_length]
 
 

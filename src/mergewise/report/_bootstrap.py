@@ -18,18 +18,23 @@ _CLOSE = 1e-6
 def resampled_means(score: Score, metric: str, resamples: int, seed: int) -> NDArray[Any] | None:
     """The metric over `resamples` draws of the examples with replacement; None if it cannot be.
 
-    A metric can be drawn again if it is the plain mean of an outcome, as accuracy is of
-    ``correct``. Models that were scored on the same examples get the same draws.
+    A metric can be drawn again if it is the mean of an outcome, as accuracy is of ``correct``, or
+    its mean weighted by ``tokens``, as the loss of a language model is. Models that were scored on
+    the same examples get the same draws.
     """
     import numpy
 
-    values = _outcome(score, metric)
-    if values is None:
+    found = _outcome(score, metric)
+    if found is None:
         return None
-    data = numpy.asarray(values, dtype=numpy.float64)
-    draw = numpy.random.default_rng((seed, len(data)))
-    count = len(data)
-    return numpy.array([data[draw.integers(0, count, count)].mean() for _ in range(resamples)])
+    values, weights = (numpy.asarray(part, dtype=numpy.float64) for part in found)
+    draw = numpy.random.default_rng((seed, len(values)))
+    means = []
+    for _ in range(resamples):
+        rows = draw.integers(0, len(values), len(values))
+        # no draw of a few short examples may be without any token
+        means.append((values * weights)[rows].sum() / max(weights[rows].sum(), 1.0))
+    return numpy.array(means)
 
 
 def interval(means: NDArray[Any]) -> tuple[float, float]:
@@ -40,13 +45,18 @@ def interval(means: NDArray[Any]) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def _outcome(score: Score, metric: str) -> Sequence[float] | None:
-    """The outcome whose mean the metric is."""
+def _outcome(score: Score, metric: str) -> tuple[Sequence[float], Sequence[float]] | None:
+    """The outcome whose mean the metric is, and the weights of that mean."""
     outcomes: Mapping[str, Sequence[Any]] = score.outcomes
     for name in (metric, *_SOURCES):
         values = outcomes.get(name, ())
-        if values and all(isinstance(v, int | float) and math.isfinite(v) for v in values):
-            mean = math.fsum(values) / len(values)
-            if abs(mean - score.metrics[metric]) <= _CLOSE * max(1.0, abs(mean)):
-                return values
+        for weights in ([1.0] * len(values), outcomes.get("tokens", ())):
+            if len(weights) != len(values) or not sum(weights):
+                continue
+            # an example without a token has no loss, and no weight
+            pairs = [(v, w) for v, w in zip(values, weights, strict=True) if w]
+            if all(isinstance(v, int | float) and math.isfinite(v) for v, _ in pairs):
+                mean = math.fsum(v * w for v, w in pairs) / math.fsum(w for _, w in pairs)
+                if abs(mean - score.metrics[metric]) <= _CLOSE * max(1.0, abs(mean)):
+                    return [v for v, _ in pairs], [w for _, w in pairs]
     return None

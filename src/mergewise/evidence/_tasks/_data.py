@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 from mergewise.errors import DataError
-from mergewise.evidence._data import DATASETS, Data, Source
+from mergewise.evidence._data import DATASETS, Data, Source, expanded
 from mergewise.evidence._tasks._fields import Reader, is_object
 from mergewise.recipe import Node
 
@@ -75,7 +74,7 @@ def _source(node: Node, where: str, read: Reader) -> Source | None:
     text = read.text(node, where)
     if text is None or text.startswith(DATASETS):
         return text
-    return read.folder / Path(text).expanduser()
+    return read.folder / expanded(text)
 
 
 def _rows(node: Node | None, where: str, read: Reader) -> tuple[int, int | None]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mergewise.evidence._data import expanded
 from mergewise.recipe import Node, Position, Problems, shorten, suggest
 
 _PLAIN = (type(None), bool, int, float, str)
@@ -79,7 +80,7 @@ class Reader:
     def path(self, node: Node | None, where: str) -> Path | None:
         """A path, relative to the tasks file unless absolute; ``~`` is the home folder."""
         text = self.text(node, where)
-        return None if text is None else self.folder / Path(text).expanduser()
+        return None if text is None else self.folder / expanded(text)
 
     def flag(self, node: Node | None, where: str) -> bool:
         """true or false; absent is false."""

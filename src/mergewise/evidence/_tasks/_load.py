@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mergewise.errors import MergewiseError, RecipeError, TasksFileError
+from mergewise.evidence._data import expanded
 from mergewise.evidence._live import LiveModel
 from mergewise.evidence._tasks._data import read_data
 from mergewise.evidence._tasks._fields import Reader, as_node
@@ -189,5 +190,5 @@ def _options(node: Node, cls: type[Evaluator], where: str, read: Reader) -> dict
             continue
         values[name] = param.convert(value)
         if name in cls.paths and value:
-            values[name] = str(read.folder / Path(value).expanduser())
+            values[name] = str(read.folder / expanded(value))
     return values if good else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from mergewise._lazy import torch
@@ -43,6 +44,10 @@ class ImageClassification(Classifier):
   mean: 0.5
   std: 0.5
 """
+
+    def mark(self) -> str:
+        """Processors resize a little differently, and run only where these are installed."""
+        return " ".join(name for name in ("PIL", "torchvision") if find_spec(name))
 
     def read(self, record: Record, row: int) -> Tensor:
         """[channels, height, width]; uint8, or floating point which is taken to lie in 0 to 1."""

@@ -95,7 +95,10 @@ class LanguageModel(Evaluator):
         sums = [_sum([next(found) for _ in text]) for text in pieces]
         return Score(
             metrics=self._metrics(sums, texts),
-            outcomes={"loss": [s.nats / s.tokens if s.tokens else None for s in sums]},
+            outcomes={
+                "loss": [s.nats / s.tokens if s.tokens else None for s in sums],
+                "tokens": [s.tokens for s in sums],
+            },
             examples=len(texts),
             seconds=time.perf_counter() - begun,
             notes=_notes(texts, sums, context, stride),

@@ -50,6 +50,9 @@ def forward_bytes(job: Job, float64: bool) -> int:
             job.statistic.pair(run, site, outputs, outputs)
         else:
             job.statistic.forward(run, site, inputs, outputs)
+        if site.kind == "router":
+            weights = torch.empty(2, 1, device="meta")
+            job.statistic.routing(run, site, outputs, weights.long(), weights)
     return sum(sizes.bytes.values())
 
 
@@ -69,8 +72,10 @@ def gradient_bytes(job: Job, sites: Sites, float64: bool) -> int:
     return sum(sizes.bytes.values())
 
 
-def make_sums(sizes: Sequence[int], memory: int | None, folder: Path, float64: bool) -> StoredSums:
-    """Sums for the whole run: in memory if they fit, else on the disk of the output.
+def make_sums(
+    sizes: Sequence[int], memory: int | None, folder: Path, float64: bool, device: torch.device
+) -> StoredSums:
+    """Sums for the whole run: on the GPU or in memory if they fit, else on the output's disk.
 
     Args:
         sizes: bytes of every statistic.
@@ -91,7 +96,13 @@ def make_sums(sizes: Sequence[int], memory: int | None, folder: Path, float64: b
             f"needed on this disk, and {show_bytes(free)} are free; make room, or leave out large "
             "matrices (input_gram.max_channels)"
         )
-    return DiskSums(folder, float64) if on_disk else MemorySums(float64)
+    if on_disk:
+        return DiskSums(folder, float64)
+    return MemorySums(float64, None if _fits_on(device, total) else "cpu")
+
+
+def _fits_on(device: torch.device, total: int) -> bool:
+    return device.type == "cuda" and total < SHARE * torch.cuda.mem_get_info(device)[0]
 
 
 def free_memory() -> int:

@@ -137,7 +137,7 @@ def collect(
     if asked[0].statistic.need == "file":
         return _from_file(asked, model, data, path)
     checkpoint = None if isinstance(model, LiveModel) else open_checkpoint(model)
-    role = role or role_of(checkpoint)
+    role = role or role_of(model if checkpoint is None else checkpoint)
     reading = Reading(batch_size, max_length, template, dict(prepare or {}))
     found = as_data(data, limit, share, split, rows)
     total = survey(found, role, reading, _has_tokenizer(model, checkpoint))
@@ -160,9 +160,12 @@ def collect(
     return _run(setup, live(model), None if other is None else live(other), role)
 
 
-def role_of(checkpoint: Checkpoint | None) -> Role:
-    """What a checkpoint is loaded as: as its config's architecture says."""
-    name = "" if checkpoint is None else (checkpoint.architecture or "")
+def role_of(model: Any) -> Role:
+    """What a checkpoint is loaded as, or a model in memory is: as its architecture says."""
+    live = isinstance(model, LiveModel)
+    name = type(model.module).__name__ if live else (model.architecture or "")
+    if live and not hasattr(model.module, "config"):
+        return "body"
     if name.endswith("ForSequenceClassification"):
         return "text_classifier"
     if name.endswith("ForImageClassification"):
@@ -242,21 +245,24 @@ def _prepare(
                 )
             sizes.append(forward_bytes(one, setup.float64))
         jobs.append(one)
-    sums = make_sums(sizes, setup.memory, setup.out.absolute().parent, setup.float64)
+    sums = make_sums(sizes, setup.memory, setup.out.absolute().parent, setup.float64, model.device)
     for one in jobs:
         one.run.sums.store = sums  # type: ignore[attr-defined]
     return sums, jobs
 
 
 def _forward(setup: Setup, made: Made, forward: Forward, feeder: Feeder) -> None:
-    with forward.hooked():
-        training = made.model.module.training
-        made.model.module.eval()
-        try:
+    models = [made.model, *([made.other] if made.other else [])]
+    training = [child for m in models for child in m.module.modules() if child.training]
+    try:
+        for model in models:
+            model.module.eval()
+        with forward.hooked():
             for fed in _told(setup, made, "forward", feeder):
                 forward.batch(fed.inputs, fed.mask)
-        finally:
-            made.model.module.train(training)
+    finally:
+        for child in training:
+            child.training = True
     made.unplaced, made.odd = sorted(forward.unplaced), sorted(forward.odd)
 
 

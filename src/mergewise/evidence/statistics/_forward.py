@@ -63,6 +63,7 @@ class Forward:
         self._others: Outputs = {}
         self._calls: dict[str, int] = {}
         self._last: tuple[Any, Any, Tensor] | None = None
+        self._listening = False
 
     @contextmanager
     def hooked(self) -> Iterator[Forward]:
@@ -87,14 +88,20 @@ class Forward:
         self._tokens = Tokens(mask)
         self._calls = {}
         self._others = {} if self._other is None else self._other.outputs(inputs, mask)
-        with torch.no_grad():
-            call(self.model, inputs)
-        self._last = None
+        # the other model may be this one
+        self._listening = True
+        try:
+            with torch.no_grad():
+                call(self.model, inputs)
+        finally:
+            self._listening, self._last = False, None
         for one in self.jobs:
             one.run.scratch.clear()
 
     def _hook(self, uses: Sequence[tuple[Job, Site]]) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+            if not self._listening:
+                return
             given = _first([*args, *kwargs.values()])
             found = _first([output])
             for one, site in uses:
@@ -123,7 +130,10 @@ class Forward:
 
     def _router(self, one: Job, site: Site, given: Any, output: Any) -> None:
         logits = _first([output])
-        if logits is None or logits.shape[-1] != site.channels[1]:
+        # expected: (logits, weights, chosen experts), or logits alone
+        several = isinstance(output, tuple)
+        silent = several and all(v.is_floating_point() for v in output if _is_tensor(v))
+        if logits is None or logits.shape[-1] != site.channels[1] or silent:
             self.odd.add(site.tensor)
             return
         flat = logits.reshape(-1, logits.shape[-1])
@@ -204,6 +214,10 @@ def _first(values: Iterable[Any]) -> Any:
         if isinstance(value, tuple | list):
             return _first(value)
     return None
+
+
+def _is_tensor(value: Any) -> bool:
+    return isinstance(value, torch.Tensor)
 
 
 def _nothing(like: Tensor | None) -> Tensor:

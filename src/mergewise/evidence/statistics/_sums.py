@@ -74,17 +74,23 @@ class StoredSums(Sums):
 
 
 class MemorySums(StoredSums):
-    """Sums in memory, on the device of the values added first."""
+    """Sums in memory.
 
-    def __init__(self, float64: bool = False) -> None:
+    Args:
+        device: where; by default that of the values added first.
+    """
+
+    def __init__(self, float64: bool = False, device: str | None = None) -> None:
         super().__init__(float64)
+        self._device = device
         self._held: dict[tuple[str, str], Tensor] = {}
 
     def add(self, tensor: str, name: str, value: Tensor) -> None:
         held = self._held.get((tensor, name))
         if held is None:
             wanted = self.dtype(tuple(value.shape))
-            self._held[tensor, name] = value.detach().to(wanted, copy=True)
+            where = self._device or value.device
+            self._held[tensor, name] = value.detach().to(where, wanted, copy=True)
             return
         self._same(tensor, name, value)
         held.add_(value.detach().to(held.device))
@@ -110,7 +116,7 @@ class DiskSums(MemorySums):
     """
 
     def __init__(self, folder: Path, float64: bool = False) -> None:
-        super().__init__(float64)
+        super().__init__(float64, "cpu")
         self._folder = folder
         try:
             self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115

@@ -1,0 +1,156 @@
+"""Digits: the fixture means something, and the orders that are safe to assert hold on it."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy
+import pytest
+import torch
+from rich.console import Console
+
+from benchmarks.lab._claims import SAFE
+from benchmarks.lab._contenders import contenders
+from benchmarks.lab._exact import SMALL, checked
+from benchmarks.lab._orders import tried
+from benchmarks.lab._report import write_all
+from benchmarks.lab._results import Results, reference_means
+from benchmarks.lab._run import run_family
+from benchmarks.lab._small import small_images
+from benchmarks.lab.digits import DOMAINS, Digits
+
+pytest.importorskip("sklearn")
+QUIET = Console(quiet=True)
+SEEDS = (0, 1)
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def family(tmp_path_factory: pytest.TempPathFactory) -> Digits:
+    torch.set_num_threads(1)
+    return Digits(None, tmp_path_factory.mktemp("lab"), "fast", "cpu")
+
+
+@pytest.fixture(scope="module")
+def results(family: Digits) -> Results:
+    """Every registered method, two seeds, three scales."""
+    return run_family(family, SEEDS, QUIET, grid=(0.1, 0.2, 1.0))
+
+
+def test_the_gates_are_met(family: Digits, results: Results) -> None:
+    gates = family.gates(reference_means(results))
+    assert len(gates) == 2
+    assert [gate.text for gate in gates if not gate.holds] == []
+
+
+def test_robust_orders_hold(results: Results) -> None:
+    found = {f.claim.text: f for f in tried(results, SAFE) if f.claim.strength == "robust"}
+    assert found["fine-tuned > joint training"].verdict == "holds"
+    assert found["joint training > every single merged model"].verdict == "holds"
+    assert [f"{text}: {f}" for text, f in found.items() if f.verdict == "does not hold"] == []
+
+
+def test_every_fitting_method_is_a_row(results: Results) -> None:
+    chosen, left_out = contenders(len(DOMAINS))
+    assert {row.name for row in results.rows if row.method} == {c.name for c in chosen}
+    assert results.left_out == left_out
+    assert left_out["slerp"] == "needs two models"
+    assert [(row.name, row.failure) for row in results.rows if row.failure] == []
+
+
+def test_every_row_has_every_task_and_seed(results: Results) -> None:
+    for row in results.rows:
+        for runs in row.runs.values():
+            assert set(runs) == set(SEEDS), row.name
+            assert all(set(run.scores) == set(DOMAINS) for run in runs.values()), row.name
+
+
+def test_exact_properties_hold(family: Digits) -> None:
+    found = checked(family.train(0, QUIET), contenders(len(DOMAINS))[0])
+    errors = {f.text: f.error for f in found if f.error is not None}
+    assert len(errors) >= 3
+    assert {text: error for text, error in errors.items() if error > SMALL} == {}
+
+
+def test_a_second_run_trains_and_scores_nothing(
+    family: Digits, results: Results, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*args: object, **more: object) -> None:
+        raise AssertionError("done again")
+
+    monkeypatch.setattr("benchmarks.lab.digits.train", refuse)
+    monkeypatch.setattr("benchmarks.lab._run.merge", refuse)
+    monkeypatch.setattr(Digits, "live", refuse)
+    again = run_family(family, SEEDS, QUIET, grid=(0.1, 0.2, 1.0))
+    assert [row.runs for row in again.rows] == [row.runs for row in results.rows]
+
+
+def test_reports_are_written_and_complete(family: Digits, results: Results, tmp_path: Path) -> None:
+    gates, found = family.gates(reference_means(results)), tried(results)
+    files = write_all(tmp_path / "a", results, gates, found, [], tmp_path / "b")
+    assert {file.name for file in files} == {
+        "digits.json", "digits.svg", "digits-tasks.svg", "digits.md"
+    }  # fmt: skip
+    assert len(files) == 8
+    document = json.loads((tmp_path / "b/digits.json").read_text())
+    assert document["seeds"] == [0, 1]
+    assert {gate["holds"] for gate in document["gates"]} == {True}
+    page = (tmp_path / "a/digits.md").read_text()
+    for row in results.rows:
+        assert f"| {row.name} |" in page
+
+
+def test_splits_are_apart_and_differ_by_seed(family: Digits) -> None:
+    one, other = family.split(0), family.split(1)
+    rows = torch.cat(list(one.values()))
+    assert sorted(rows.tolist()) == list(range(len(family.labels)))
+    assert one["test"].tolist() != other["test"].tolist()
+
+
+def test_domains_only_move_or_invert_pixels(family: Digits) -> None:
+    images = family.images[:5]
+    for name, change in DOMAINS.items():
+        expected = 255 - images if name == "inverted" else images
+        changed = change(images)
+        assert changed.dtype == torch.uint8
+        assert torch.equal(
+            changed.flatten(1).sort(dim=1).values, expected.flatten(1).sort(dim=1).values
+        )
+        assert name == "upright" or not torch.equal(changed, images)
+
+
+def test_images_of_a_folder_replace_the_digits(tmp_path: Path) -> None:
+    chance = numpy.random.default_rng(0)
+    labels = numpy.repeat(numpy.arange(10, dtype=numpy.uint8), 20)
+    chance.shuffle(labels)
+    (tmp_path / "images").mkdir()
+    for name, noise in (("a_noise", 255), ("b_easy", 20)):
+        x = chance.integers(0, noise, (200, 16, 16)).astype(numpy.uint8)
+        if name == "b_easy":
+            x[numpy.arange(200), labels] = 250
+        numpy.savez(tmp_path / f"images/{name}.npz", x_train=x, y_train=labels)
+    source, images, found = small_images(tmp_path)
+    assert source == "b_easy.npz"  # the first that can be told apart
+    assert images.shape == (200, 8, 8) and images.dtype == torch.uint8
+    assert found.tolist() == labels.tolist()
+
+
+def test_a_stopped_run_leaves_130_and_whole_files(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "benchmarks.lab", "digits", "--size", "fast", "--seeds", "1"]
+    run = subprocess.Popen(
+        [*command, "--lab", str(tmp_path)], cwd=ROOT, stderr=subprocess.PIPE, text=True
+    )
+    end = time.monotonic() + 60
+    while not list(tmp_path.rglob("base.safetensors")) and time.monotonic() < end:
+        time.sleep(0.05)
+    run.send_signal(signal.SIGINT)
+    _, err = run.communicate(timeout=60)
+    assert run.returncode == 130, err
+    assert "goes on from here" in err
+    family = Digits(None, tmp_path / "digits-fast", "fast", "cpu")
+    assert family._kept(0, "base", lambda: pytest.fail("the finished model was lost"))
