@@ -90,9 +90,10 @@ def _shared(found: Mapping[str, Any]) -> tuple[list[dict[str, Dot]], str]:
     rows: list[dict[str, Dot]] = []
     for entry in found.values():
         summary = entry["normalised"] or {}
-        worst = summary.get("worst") or {}
-        mean = _spread(summary.get("mean"), entry, "normalised")
-        rows.append({"mean": mean, "worst task": worst.get("value")})
+        row = {"mean": _spread(summary.get("mean"), entry, "normalised")}
+        if len(summary.get("by_task", ())) > 1:
+            row["worst task"] = (summary["worst"] or {}).get("value")
+        rows.append(row)
     return rows, "share of the expert's score"
 
 
