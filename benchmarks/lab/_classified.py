@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import time
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from benchmarks.lab._family import Family, LabTask, Models, State
+from benchmarks.lab._family import Family, Gate, LabTask, Models, State
 from benchmarks.lab._progress import clock
 from benchmarks.lab._train import Schedule, kept_state, shuffled, train
 from mergewise._lazy import torch
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 Part = tuple["LabSet", "Tensor"]
 """A set and the rows of it that are in a batch."""
+ROOM = 0.05
+"""Least difference between experts and their average at which methods can differ."""
 _TIMED = 3
 
 
@@ -175,6 +177,13 @@ class Classified(Family):
     def kept(self, seed: int, name: str, make: Callable[[], dict[str, Tensor]]) -> State:
         """The tensors of one file in the seed's folder, made where they must be."""
         return kept_state(self.home(seed) / f"{name}.safetensors", self.fingerprint(seed), make)
+
+    def gates(self, means: Mapping[str, float]) -> list[Gate]:
+        tuned, average = means.get("fine-tuned"), means.get("linear")
+        if tuned is None or average is None:
+            return []
+        text = f"fine-tuned is {ROOM * 100:g} points or more above the average"
+        return [Gate(f"{text}: {tuned:.1%} - {average:.1%}", tuned - average >= ROOM)]
 
     def live(self, state: State, name: str) -> LiveModel:
         module = self._scratch()

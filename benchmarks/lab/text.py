@@ -44,7 +44,7 @@ PLANS: dict[Size, Plan] = {
         32, 8, 8, 8, 12, Schedule(steps=2, rate=1e-4), Schedule(steps=2, rate=1e-4), 1, 0.5
     ),
     "cpu": Plan(
-        2500, 64, 250, 32, 48, Schedule(steps=100, rate=1e-4), Schedule(steps=200, rate=1e-4),
+        2500, 64, 250, 32, 48, Schedule(steps=150, rate=1e-4), Schedule(steps=200, rate=1e-4),
         1, 18.0,
     ),
     "gpu": Plan(

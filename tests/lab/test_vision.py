@@ -216,3 +216,11 @@ def test_heads_are_fixed_by_the_seed_and_never_merged(trained: Vision) -> None:
         assert torch.allclose(a.weight.norm(dim=1), torch.ones(4))
     names = trained.train(0, QUIET).base
     assert not any("head" in name or "classifier" in name or "pooler" in name for name in names)
+
+
+def test_the_gate_asks_for_room_above_the_average(trained: Vision) -> None:
+    [gate] = trained.gates({"pretrained": 0.4, "fine-tuned": 0.77, "linear": 0.48})
+    assert gate.holds and "77.0% - 48.0%" in gate.text
+    [gate] = trained.gates({"fine-tuned": 0.80, "linear": 0.79})
+    assert not gate.holds
+    assert trained.gates({"fine-tuned": 0.80}) == []
