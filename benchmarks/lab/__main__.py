@@ -17,6 +17,7 @@ from rich.console import Console
 
 from benchmarks.lab._family import SIZES, Family
 from mergewise._lazy import torch
+from mergewise.cli._interrupt import terminable
 from mergewise.errors import MergewiseError
 from mergewise.report.tables import text
 
@@ -60,7 +61,8 @@ def main(
     for name in families or FAMILIES:
         mine = data or (None if name in OWN_DATA else _usual_data())
         try:
-            fine &= _one(name, mine, seeds, size, lab, only, publish, console, err)
+            with terminable():
+                fine &= _one(name, mine, seeds, size, lab, only, publish, console, err)
         except KeyboardInterrupt:
             err.print("interrupted; the same command goes on from here")
             sys.exit(INTERRUPTED)

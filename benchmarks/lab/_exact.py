@@ -57,7 +57,8 @@ def checked(models: Models, chosen: Sequence[Contender]) -> list[Exact]:
 
 
 def _part(models: Models) -> Models:
-    names, elements = [], 0
+    names: list[str] = []
+    elements = 0
     for name, tensor in models.base.items():
         if not names or elements + tensor.numel() <= ENOUGH:
             names.append(name)
