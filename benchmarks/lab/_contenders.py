@@ -6,8 +6,8 @@ default, except where a method adds up task vectors (its `normalize` is false): 
 Task Arithmetic's usual value for many tasks (arXiv 2212.04089). A method whose base is optional
 takes part without it and with it. All other parameters are at their defaults, or as `VARIANTS` say.
 
-The one scale that is tuned is `lambda`; without one `weight`, if the method does not divide it
-out; without that `t`. A method with none of them has nothing to tune.
+The one scale that is tuned is `lambda`; without one `weight`, if it must be given and the method
+does not divide it out; without that `t`. A method with none of them has nothing to tune.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from mergewise.methods import Method, all_methods
+from mergewise.methods import Method, Settings, all_methods
 
 SUM = 0.3
 GRID = (0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5)
@@ -88,7 +88,20 @@ def _misfit(method: Method, experts: int) -> str | None:
         if most == 1 and method.base == "ignored":
             return "copies one model"
         return "needs two models"
-    return None if experts >= least else f"needs {least} models or more"
+    if experts < least:
+        return f"needs {least} models or more"
+    if needs := _statistics(method, experts):
+        return f"needs {', '.join(needs)} of every expert, which the lab does not collect yet"
+    return None
+
+
+def _statistics(method: Method, experts: int) -> list[str]:
+    """What a method at its defaults reads beside the weights."""
+    values = {
+        name: [param.default] * experts if param.per_model else param.default
+        for name, param in method.params.items()
+    }
+    return [need.statistic for need in method.needs(Settings(values))]
 
 
 def _bases(method: Method) -> tuple[bool, ...]:
@@ -123,7 +136,7 @@ def tuned_parameter(method: Method) -> str | None:
     if "lambda" in params:
         return "lambda"
     divided = any(name.startswith("normalize") and p.default for name, p in params.items())
-    if "weight" in params and not divided:
+    if "weight" in params and params["weight"].required and not divided:
         return "weight"
     return "t" if "t" in params else None
 

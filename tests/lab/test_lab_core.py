@@ -76,6 +76,12 @@ def test_two_experts_let_methods_for_two_take_part() -> None:
     assert "nuslerp" in contenders(3)[1]
 
 
+def test_methods_that_need_evidence_are_named() -> None:
+    chosen, left_out = contenders(3)
+    assert "needs fisher of every expert" in left_out["fisher"]
+    assert "fisher" not in {c.method for c in chosen}
+
+
 def test_choose_takes_the_best_and_of_equals_the_nearest_the_default() -> None:
     choice = choose(0.3, (0.1, 0.2, 0.5), {0.1: 1.0, 0.2: 3.0, 0.5: 3.0}.get)
     assert choice is not None and (choice.value, choice.quality) == (0.2, 3.0)
