@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from mergewise._lazy import torch
 from mergewise.evidence.statistics._base import Pass, Statistic
 
 if TYPE_CHECKING:
@@ -12,6 +13,10 @@ if TYPE_CHECKING:
 
     from mergewise.evidence.statistics._sites import Site
     from mergewise.methods import Settings
+
+_PART = 1024
+"""Rows that are added in float32: several times faster in torch, and more exact than their own
+rounding."""
 
 
 class InputMoments(Statistic):
@@ -35,7 +40,12 @@ class InputMoments(Statistic):
         return site.kind not in ("embedding", "other")
 
     def forward(self, run: Pass, site: Site, inputs: Tensor, outputs: Tensor) -> None:
-        for name, value in moments(inputs).items():
+        # query, key and value are fed the same rows
+        rows, found = run.scratch.get("last", (None, {}))
+        if rows is not inputs:
+            found = moments(inputs)
+            run.scratch["last"] = (inputs, found)
+        for name, value in found.items():
             run.sums.add(site.tensor, name, value)
 
     def finalise(self, sums: Mapping[str, Tensor], counts: Mapping[str, int]) -> dict[str, Tensor]:
@@ -53,13 +63,15 @@ class InputMoments(Statistic):
 
 def moments(rows: Tensor) -> dict[str, Tensor]:
     """Sums over rows, float64 [channels]: of values, magnitudes and squares."""
-    import torch
-
-    return {
-        "sum": rows.sum(dim=0, dtype=torch.float64),
-        "sum_abs": rows.abs().sum(dim=0, dtype=torch.float64),
-        "sum_squares": rows.square().sum(dim=0, dtype=torch.float64),
+    found = {
+        name: torch.zeros(rows.shape[-1], dtype=torch.float64, device=rows.device)
+        for name in ("sum", "sum_abs", "sum_squares")
     }
+    for part in rows.split(_PART):
+        found["sum"] += part.sum(0)
+        found["sum_abs"] += part.abs().sum(0)
+        found["sum_squares"] += part.square().sum(0)
+    return found
 
 
 def means(sums: Mapping[str, Tensor], counts: Mapping[str, int]) -> dict[str, Tensor]:
