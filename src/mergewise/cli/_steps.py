@@ -31,19 +31,22 @@ def steps(out: Output) -> Iterator[Report]:
 
 @contextmanager
 def _bar(out: Output) -> Iterator[Report]:
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
     with Progress(*columns, console=out.console(stderr=True), transient=True) as bar:
         task = bar.add_task("", total=None)
 
         def report(step: Step) -> None:
-            part = step.done / step.amount if step.amount else 0.0
             bar.update(
-                task, total=step.total, completed=step.number + part, description=describe(step)
+                task, total=step.total, completed=_completed(step), description=describe(step)
             )
 
         yield report
+
+
+def _completed(step: Step) -> float:
+    return step.number + (step.done / step.amount if step.amount else 0.0)
 
 
 def describe(step: Step) -> str:
@@ -63,4 +66,7 @@ class StepLines:
         now = time.monotonic()
         if now - self._last >= EVERY:
             self._last = now
-            self._out.note(f"{describe(step)}, {show_seconds(now - self._start)}")
+            part = _completed(step) / step.total
+            left = (now - self._start) * (1 - part) / part if part else None
+            told = "" if left is None else f", about {show_seconds(left)} left"
+            self._out.note(f"{describe(step)}{told}")

@@ -45,7 +45,8 @@ def evaluator_page(evaluator: type[Evaluator]) -> list[RenderableType]:
         headers = ["option", "type", "default", "allowed", "meaning"]
         rows = [_option(name, param) for name, param in evaluator.params.items()]
         page += [text("Options", "bold"), indented(table(headers, rows))]
-    page += [text("Options of every kind", "bold"), indented(table(["", ""], _COMMON))]
+    common = [row for row in _COMMON if row[0] not in evaluator.params]
+    page += [text("Options of every kind", "bold"), indented(table(["", ""], common))]
     if evaluator.example:
         page += [text("Example", "bold")]
         page += [text(f"  {line}") for line in evaluator.example.strip().splitlines()]
