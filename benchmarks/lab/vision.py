@@ -16,8 +16,8 @@ set, one seed, mean accuracy in per cent (batches of 64 images):
     300 steps, blurred   120, 3e-4       41.9     64.1     45.9  45.9 at 1/7 (not tried below)
     800 steps, blurred   150, 2e-4       40.2     77.0     48.4  54.8 at .3
 
-The last way, with batches of 126 for the base and experts of 200 steps, is the size ``cpu``; there,
-on 500 test images a set: base 38.0, experts 80.1, joint 79.2, average 54.2, task vectors 64.3 at .4.
+The last way, with batches of 126 for the base and experts of 200 steps, is the size ``cpu``; on
+500 test images a set: base 38.0, experts 80.1, joint 79.2, average 54.2, task vectors 64.3 at .4.
 """
 
 from __future__ import annotations
