@@ -18,6 +18,7 @@ from rich.console import Console
 from benchmarks.lab._family import SIZES, Family
 from mergewise._lazy import torch
 from mergewise.cli._interrupt import terminable
+from mergewise.constants import yield_processors
 from mergewise.errors import MergewiseError
 from mergewise.report.tables import text
 
@@ -153,4 +154,5 @@ def say(console: Console, words: str) -> None:
 
 
 if __name__ == "__main__":
+    yield_processors()
     main()

@@ -27,6 +27,15 @@ def cache_dir() -> Path:
     return (Path(home) if home else Path.home() / ".cache") / "mergewise"
 
 
+def yield_processors() -> None:
+    """Let threads that wait for one another sleep, unless OMP_WAIT_POLICY says otherwise.
+
+    By default they spin. Beside any other busy process that made `collect` eight times slower
+    here. Must be called before torch is imported.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
 def fuse_allowed() -> bool:
     """False if MERGEWISE_FUSE=0: run every method in plain torch."""
     return os.environ.get("MERGEWISE_FUSE", "1") != "0"

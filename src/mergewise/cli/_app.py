@@ -14,6 +14,7 @@ from mergewise import __version__
 from mergewise.cli._errors import run
 from mergewise.cli._options import verbosity_options
 from mergewise.cli._output import Output
+from mergewise.constants import yield_processors
 
 _COMMANDS = (
     "merge",
@@ -87,4 +88,5 @@ def cli() -> None:
 
 def main() -> None:
     """Entry point of the `mergewise` command."""
+    yield_processors()
     cli()
