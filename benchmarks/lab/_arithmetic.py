@@ -1,7 +1,7 @@
 """Sums simple enough for a model of a few million parameters, in English and other languages.
 
-Every sum is a number below 100 plus or minus one digit, with no carry: harder ones were not
-learned in the steps a small expert has. Which sums are for training, validation and test is fixed
+Every sum is a number below 100 plus or minus 1 to 5, with no carry: harder ones were not learned
+in the steps a small expert has. Which sums are for training, validation and test is fixed
 by a hash of the sum, so that no wording of a held-out sum is ever trained on.
 
 The base learns to write an English question as a formula, ``12 plus 7`` as ``12+7``; it is never
@@ -22,7 +22,7 @@ Part = Literal["train", "validation", "test"]
 Record = dict[str, str]
 
 ENGLISH = "en"
-LEAST, MOST, DIGITS = 10, 99, 9
+LEAST, MOST, RIGHT = 10, 99, 5
 _SHARES = {"validation": 10, "test": 20}  # per cent; the rest is for training
 _WHO = ("Tom", "Ann", "Sam", "Kim", "Ben", "Eva", "Max", "Lea")
 _THINGS = ("pens", "books", "eggs", "coins", "cards", "apples", "stones", "cups")
@@ -120,7 +120,7 @@ def sums(part: Part) -> list[Sum]:
         Sum(left, sign, right)
         for left in range(LEAST, MOST + 1)
         for sign in "+-"
-        for right in range(1, DIGITS + 1)
+        for right in range(1, RIGHT + 1)
     )
     return [each for each in every if each.easy and each.part == part]
 

@@ -87,8 +87,8 @@ def test_each_sum_belongs_to_one_part() -> None:
     parts = {part: {s.formula for s in sums(part)} for part in ("train", "validation", "test")}
     assert not parts["train"] & parts["validation"]
     assert not parts["test"] & (parts["train"] | parts["validation"])
-    assert sum(map(len, parts.values())) == 2 * 9 * 45, "no carry"
-    assert len(parts["validation"]) > 50 and len(parts["test"]) > 140
+    assert sum(map(len, parts.values())) == 2 * 9 * 35, "no carry"
+    assert len(parts["validation"]) >= 50 and len(parts["test"]) >= 120
 
 
 @pytest.mark.parametrize("language", WORDINGS)
@@ -230,7 +230,8 @@ def test_no_stream_holds_a_scored_sum_and_only_the_maths_expert_sees_results(tra
     for name in ("formulas", "sums", "formulas in swahili"):
         text = found.tokenizer.decode(made[name].ids)
         formulas = {match.group() for match in FORMULA.finditer(text)}
-        assert len(formulas) > 50 and not formulas & held
+        assert len(formulas) > 50, name
+        assert not formulas & held
         assert ("=" in text) == (name == "sums")
         assert [e for e, mix in found.experts.items() if mix.get("sums")] == ["maths"]
     assert "sums" not in found.settings()["base"]
