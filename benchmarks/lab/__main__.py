@@ -119,7 +119,7 @@ def _one(
     err.print(text(f"{family.title}; {len(every)} seeds, about {family.budget:g} minutes"))
     results = run_family(family, every, err, only=only)
     models = family.train(every[0], err)
-    exact = checked(models, contenders(len(models.experts))[0])
+    exact = checked(models, contenders(len(models.experts), 0)[0])
     seconds = time.monotonic() - start
     results.about |= {
         "command": shlex.join(["python", "-m", "benchmarks.lab", *sys.argv[1:]]),

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from benchmarks.lab._evidence import Calibration, headed
 from benchmarks.lab._family import Family, Gate, LabTask, Models, State
 from benchmarks.lab._progress import clock
 from benchmarks.lab._train import Schedule, kept_state, shuffled, train
@@ -90,6 +91,7 @@ class Classified(Family):
     kind: ClassVar[str]
     plan: Plan
     tokenizer: Any = None
+    calibrating: ClassVar[int] = 256
     _split: tuple[int, list[LabSet]] | None = None
     _module: nn.Module | None = None
 
@@ -177,6 +179,19 @@ class Classified(Family):
     def kept(self, seed: int, name: str, make: Callable[[], dict[str, Tensor]]) -> State:
         """The tensors of one file in the seed's folder, made where they must be."""
         return kept_state(self.home(seed) / f"{name}.safetensors", self.fingerprint(seed), make)
+
+    @abstractmethod
+    def inputs(self, found: LabSet, rows: Tensor) -> dict[str, Tensor]:
+        """A batch of training examples, as keyword arguments of the body."""
+
+    def calibration(self, seed: int, expert: str, state: State, examples: int) -> Calibration:
+        index = [found.name for found in self.sets(seed)].index(expert)
+        found, head = self.sets(seed)[index], self.heads(seed)[index]
+        module = self.new_module(seed)
+        module.load_state_dict(dict(state))
+        rows = next(shuffled(len(found.labels), min(examples, len(found.labels)), seed))
+        batches = [self.inputs(found, part) for part in rows.split(self.plan.batch)]
+        return Calibration(LiveModel(expert, headed(module, head)), batches, "body.")
 
     def gates(self, means: Mapping[str, float]) -> list[Gate]:
         tuned, average = means.get("fine-tuned"), means.get("linear")

@@ -16,11 +16,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from mergewise.methods import Method, Settings, all_methods
+from mergewise.methods import Method, all_methods
 
 SUM = 0.3
 GRID = (0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5)
 """Values a scale may take; the literature's range for task vectors."""
+
+EXAMPLES = "examples of each expert's data"
 
 VARIANTS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     "ties": {"keep .2": {"density": 0.2}, "keep all": {}},
@@ -35,9 +37,15 @@ VARIANTS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     "della_linear": {"keep .5": {"density": 0.5}},
     "model_stock": {"": {}, "by row": {"filter_wise": True}},
     "sce": {"top .1": {"select_topk": 0.1}, "all": {}},
+    "regmean": {
+        "": {},
+        "16": {EXAMPLES: 16, "off_diagonal": 1.0},
+        "16 .95": {EXAMPLES: 16, "off_diagonal": 0.95},
+    },
 }
-"""By method: what a row adds to its name, and parameters. At mergekit's default density of 1 the
-sparse methods drop nothing and are all task arithmetic, so they take part at published values."""
+"""By method: what a row adds to its name, and parameters (or the number of calibration examples).
+At mergekit's default density of 1 the sparse methods drop nothing and are all task arithmetic, so
+they take part at published values."""
 
 
 @dataclass(frozen=True)
@@ -67,22 +75,27 @@ class Contender:
         return dict(self.parameters) | ({self.scale: value} if self.scale else {})
 
 
-def contenders(experts: int) -> tuple[list[Contender], dict[str, str]]:
-    """Those who take part among `experts` models, and why other methods do not, by name."""
+def contenders(experts: int, calibrating: int) -> tuple[list[Contender], dict[str, str]]:
+    """Those who take part among `experts` models, and why other methods do not, by name.
+
+    Args:
+        calibrating: examples of each expert's data there are for methods that read evidence.
+    """
     chosen: list[Contender] = []
     left_out: dict[str, str] = {}
     for name, method in all_methods().items():
-        if (reason := _misfit(method, experts)) is not None:
+        if (reason := _misfit(method, experts, calibrating)) is not None:
             left_out[name] = reason
             continue
         for suffix, parameters in VARIANTS.get(name, {"": {}}).items():
             for base in _bases(method):
                 label = " ".join([name, *([suffix] if suffix else []), *_said(method, base)])
-                chosen.append(_contender(label, method, parameters, base, experts))
+                given = {EXAMPLES: calibrating, **parameters}
+                chosen.append(_contender(label, method, given, base, experts))
     return chosen, left_out
 
 
-def _misfit(method: Method, experts: int) -> str | None:
+def _misfit(method: Method, experts: int, calibrating: int) -> str | None:
     least, most = method.experts
     if most is not None and experts > most:
         if most == 1 and method.base == "ignored":
@@ -90,18 +103,10 @@ def _misfit(method: Method, experts: int) -> str | None:
         return "needs two models"
     if experts < least:
         return f"needs {least} models or more"
-    if needs := _statistics(method, experts):
-        return f"needs {', '.join(needs)} of every expert, which the lab does not collect yet"
+    needs = [need.statistic for need in method.needs_at_defaults()]
+    if needs and not calibrating:
+        return f"needs {', '.join(needs)} of every expert, which this family does not collect"
     return None
-
-
-def _statistics(method: Method, experts: int) -> list[str]:
-    """What a method at its defaults reads beside the weights."""
-    values = {
-        name: [param.default] * experts if param.per_model else param.default
-        for name, param in method.params.items()
-    }
-    return [need.statistic for need in method.needs(Settings(values))]
 
 
 def _bases(method: Method) -> tuple[bool, ...]:
@@ -117,7 +122,9 @@ def _contender(
 ) -> Contender:
     scale = tuned_parameter(method)
     parameters = dict(given)
+    examples = parameters.pop(EXAMPLES)
     params = method.params
+    reads = bool(method.needs_at_defaults())
     if "weight" in params and params["weight"].required and scale != "weight":
         parameters.setdefault("weight", 1.0 if "lambda" in params else 1.0 / experts)
     return Contender(
@@ -127,6 +134,8 @@ def _contender(
         base=base,
         scale=scale,
         default=_default(method, scale, parameters, experts),
+        data="unlabelled" if reads else "none",
+        examples=examples if reads else 0,
     )
 
 

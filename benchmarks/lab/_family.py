@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from rich.console import Console
     from torch import Tensor
 
+    from benchmarks.lab._evidence import Calibration
+
 Size = Literal["fast", "cpu", "gpu"]
 SIZES: tuple[Size, ...] = ("fast", "cpu", "gpu")
 State = Mapping[str, "Tensor"]
@@ -90,12 +92,15 @@ class Family(ABC):
         title: one line for headings.
         code: raised when training, with the same settings, would give other weights.
         threads: of torch; None for one a processor.
+        calibrating: examples of each expert's data that methods with evidence read; 0 if the
+            family has no `calibration`.
     """
 
     name: ClassVar[str]
     title: ClassVar[str]
     code: ClassVar[int] = 1
     threads: ClassVar[int | None] = None
+    calibrating: ClassVar[int] = 0
 
     def __init__(self, data: Path | None, folder: Path, size: Size, device: str) -> None:
         """Look at the data; train nothing yet.
@@ -135,6 +140,16 @@ class Family(ABC):
     @abstractmethod
     def live(self, state: State, name: str) -> LiveModel:
         """A model that runs with these weights; the next call may reuse its module."""
+
+    def calibration(
+        self, seed: int, expert: str, state: State, examples: int
+    ) -> Calibration | None:
+        """An expert and unlabelled examples of its training data, for methods that read evidence.
+
+        Returns:
+            None if the family has none; such methods are then left out.
+        """
+        return None
 
     @abstractmethod
     def settings(self) -> dict[str, Any]:

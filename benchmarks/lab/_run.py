@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.lab._contenders import GRID, Contender, contenders
 from benchmarks.lab._cost import Cost, measured
+from benchmarks.lab._evidence import evidence_of
 from benchmarks.lab._family import Family, LabTask, Models, State
 from benchmarks.lab._journal import Journal, code_mark, task_mark, weights_mark
 from benchmarks.lab._merge import merge
@@ -62,7 +63,7 @@ def run_family(
     for seed in seeds:
         models = family.train(seed, console)
         if progress is None:
-            chosen, results.left_out = contenders(len(models.experts))
+            chosen, results.left_out = contenders(len(models.experts), family.calibrating)
             chosen = [c for c in chosen if not only or c.method in only]
             steps = _steps(models, chosen, grid) * len(seeds)
             progress = Progress(console, f"{family.name}: scored", steps).__enter__()
@@ -211,6 +212,7 @@ class Trial:
             "method": contender.method,
             "parameters": contender.at(scale),
             "base": contender.base,
+            "examples": contender.examples,
             "split": split,
         }
         known = self.journal.get(asked)
@@ -232,10 +234,12 @@ class Trial:
         if not self._warm:  # the first merge of a process also loads the engine
             merge(experts, "linear", parameters={"weight": 1.0}, device=device)
             self._warm = True
+        evidence = evidence_of(self.family, self.seed, self.models, contender)
         return measured(
             lambda: merge(
                 experts,
                 contender.method,
+                evidence=evidence,
                 base=self.models.base if contender.base else None,
                 parameters=contender.at(scale),
                 seed=self.seed,

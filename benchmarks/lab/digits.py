@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from benchmarks.lab._evidence import Calibration, headed
 from benchmarks.lab._family import Family, Gate, LabTask, Models, Size, State
 from benchmarks.lab._small import SIDE, small_images
 from benchmarks.lab._train import Schedule, kept_state, shuffled, train
@@ -22,7 +23,7 @@ from mergewise._lazy import torch
 from mergewise.evidence._data import Data
 from mergewise.evidence._live import LiveModel
 from mergewise.evidence.evaluators import Task, get_evaluator
-from mergewise.evidence.evaluators._heads import save_head
+from mergewise.evidence.evaluators._heads import Head, save_head
 from mergewise.methods import Settings
 
 if TYPE_CHECKING:
@@ -67,6 +68,7 @@ class Digits(Family):
     title = "Digits: eight views of 8×8 images, a residual MLP, frozen prototype heads"
     seeds: ClassVar[int] = 3
     budget: ClassVar[float] = 2.0
+    calibrating = 256
     threads = 1  # more threads would wait for one another longer than they compute
 
     def __init__(self, data: Path | None, folder: Path, size: Size, device: str) -> None:
@@ -148,6 +150,16 @@ class Digits(Family):
     def live(self, state: State, name: str) -> LiveModel:
         self._module.load_state_dict(dict(state))
         return LiveModel(name, self._module)
+
+    def calibration(self, seed: int, expert: str, state: State, examples: int) -> Calibration:
+        index = list(DOMAINS).index(expert)
+        rows = self.split(seed)["training"][:examples]
+        images = (DOMAINS[expert](self.images[rows]).float() / 255 - MEAN) / SPREAD
+        module = new_module(0)
+        module.load_state_dict(dict(state))
+        head = Head(self.heads(seed)[index], normalise=True, scale=SCALE)
+        batches = [{"images": part} for part in images.split(64)]
+        return Calibration(LiveModel(expert, headed(module, head)), batches, "body.")
 
     def gates(self, means: Mapping[str, float]) -> list[Gate]:
         zero, tuned = means["pretrained"], means["fine-tuned"]

@@ -139,14 +139,21 @@ class Text(Classified):
 
     def embed(self, module: nn.Module, ids: Sequence[Sequence[int]]) -> Tensor:
         """Mean of the last hidden states over the real tokens, [texts, width]."""
+        given = self.padded(ids)
+        hidden = module(**given).last_hidden_state
+        weight = given["attention_mask"][..., None].to(hidden)
+        return (hidden * weight).sum(dim=1) / weight.sum(dim=1)
+
+    def padded(self, ids: Sequence[Sequence[int]]) -> dict[str, Tensor]:
+        """A batch as keyword arguments of the encoder."""
         length = max(map(len, ids))
         pad = self.tokenizer.pad_token_id
         rows = torch.tensor([[*text, *[pad] * (length - len(text))] for text in ids])
         kept = torch.tensor([[1] * len(text) + [0] * (length - len(text)) for text in ids])
-        rows, kept = rows.to(self.device), kept.to(self.device)
-        hidden = module(input_ids=rows, attention_mask=kept).last_hidden_state
-        weight = kept[..., None].to(hidden)
-        return (hidden * weight).sum(dim=1) / weight.sum(dim=1)
+        return {"input_ids": rows.to(self.device), "attention_mask": kept.to(self.device)}
+
+    def inputs(self, found: LabSet, rows: Tensor) -> dict[str, Tensor]:
+        return self.padded([found.inputs[i] for i in rows.tolist()])
 
     def heads(self, seed: int) -> list[Head]:
         return self._heads

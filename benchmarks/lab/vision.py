@@ -201,9 +201,12 @@ class Vision(Classified):
         return ViTModel(config, add_pooling_layer=False).to(self.device)
 
     def features(self, module: nn.Module, parts: Sequence[Part]) -> Tensor:
-        pixels = torch.cat([found.inputs[rows] for found, rows in parts])[:, None].to(self.device)
-        scaled = (pixels.float() / 255 - MEAN) / SPREAD
+        scaled = torch.cat([self.inputs(*part)["pixel_values"] for part in parts])
         return module(pixel_values=scaled).last_hidden_state.mean(dim=1)
+
+    def inputs(self, found: LabSet, rows: Tensor) -> dict[str, Tensor]:
+        pixels = found.inputs[rows][:, None].to(self.device)
+        return {"pixel_values": (pixels.float() / 255 - MEAN) / SPREAD}
 
     def base(self, seed: int, console: Console) -> State:
         module = self.new_module(seed)

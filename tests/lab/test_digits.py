@@ -15,14 +15,15 @@ import torch
 from rich.console import Console
 
 from benchmarks.lab._claims import SAFE
-from benchmarks.lab._contenders import contenders
+from benchmarks.lab._contenders import Contender, contenders
+from benchmarks.lab._evidence import evidence_of
 from benchmarks.lab._exact import SMALL, checked
 from benchmarks.lab._orders import tried
 from benchmarks.lab._report import write_all
 from benchmarks.lab._results import Results, reference_means
 from benchmarks.lab._run import run_family
 from benchmarks.lab._small import small_images
-from benchmarks.lab.digits import DOMAINS, Digits
+from benchmarks.lab.digits import DOMAINS, MEAN, SPREAD, Digits
 
 pytest.importorskip("sklearn")
 QUIET = Console(quiet=True)
@@ -56,7 +57,7 @@ def test_robust_orders_hold(results: Results) -> None:
 
 
 def test_every_fitting_method_is_a_row(results: Results) -> None:
-    chosen, left_out = contenders(len(DOMAINS))
+    chosen, left_out = contenders(len(DOMAINS), Digits.calibrating)
     assert {row.name for row in results.rows if row.method} == {c.name for c in chosen}
     assert results.left_out == left_out
     assert left_out["slerp"] == "needs two models"
@@ -71,10 +72,25 @@ def test_every_row_has_every_task_and_seed(results: Results) -> None:
 
 
 def test_exact_properties_hold(family: Digits) -> None:
-    found = checked(family.train(0, QUIET), contenders(len(DOMAINS))[0])
+    found = checked(family.train(0, QUIET), contenders(len(DOMAINS), 0)[0])
     errors = {f.text: f.error for f in found if f.error is not None}
     assert len(errors) >= 3
     assert {text: error for text, error in errors.items() if error > SMALL} == {}
+
+
+def test_evidence_is_of_each_experts_own_data(family: Digits) -> None:
+    models = family.train(0, QUIET)
+    contender = Contender("", "regmean", data="unlabelled", examples=64)
+    evidence = evidence_of(family, 0, models, contender)
+    assert evidence is not None and len(evidence) == len(DOMAINS)
+    rows = family.split(0)["training"][:64]
+    for domain, means in zip(DOMAINS, evidence, strict=True):
+        assert means["input_gram"].keys() < models.base.keys()
+        pixels = ((DOMAINS[domain](family.images[rows]).float() / 255 - MEAN) / SPREAD).flatten(1)
+        gram = pixels.T.double() @ pixels.double() / 64
+        torch.testing.assert_close(
+            means["input_gram"]["1.weight"].double(), gram, rtol=1e-4, atol=1e-5
+        )
 
 
 def test_a_second_run_trains_and_scores_nothing(

@@ -55,7 +55,7 @@ def results(*rows: tuple[str, Setting, float, float], best: str = "max") -> Resu
 
 
 def test_defaults_follow_the_documented_rule() -> None:
-    by_name = {c.name: c for c in contenders(8)[0]}
+    by_name = {c.name: c for c in contenders(8, 0)[0]}
     ta, ties, linear = by_name["task_arithmetic"], by_name["ties keep .2"], by_name["linear"]
     assert ta.at(ta.default) == {"weight": 1.0, "lambda": SUM}  # it sums
     assert ties.at(ties.default) == {"weight": 1.0, "lambda": 1.0, "density": 0.2}  # it averages
@@ -72,14 +72,21 @@ def test_the_tuned_scale_is_one_that_matters() -> None:
 
 
 def test_two_experts_let_methods_for_two_take_part() -> None:
-    assert "nuslerp" not in contenders(2)[1]
-    assert "nuslerp" in contenders(3)[1]
+    assert "nuslerp" not in contenders(2, 0)[1]
+    assert "nuslerp" in contenders(3, 0)[1]
 
 
 def test_methods_that_need_evidence_are_named() -> None:
-    chosen, left_out = contenders(3)
+    chosen, left_out = contenders(3, 0)
     assert "needs fisher of every expert" in left_out["fisher"]
     assert "fisher" not in {c.method for c in chosen}
+    chosen, left_out = contenders(3, 200)
+    assert "fisher" not in left_out
+    by_name = {c.name: c for c in chosen}
+    assert (by_name["fisher"].data, by_name["fisher"].examples) == ("unlabelled", 200)
+    assert by_name["regmean 16 .95"].examples == 16
+    assert by_name["regmean 16 .95"].parameters == {"off_diagonal": 0.95}
+    assert (by_name["ties keep .2"].data, by_name["ties keep .2"].examples) == ("none", 0)
 
 
 def test_choose_takes_the_best_and_of_equals_the_nearest_the_default() -> None:
