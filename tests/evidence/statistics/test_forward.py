@@ -124,6 +124,52 @@ def test_a_convolution_is_a_matrix_times_its_patches(tmp_path):
     assert found.counts("input_moments", "head.weight") == {"tokens": 3}
 
 
+class Branches(torch.nn.Module):
+    """Two convolutions of one image, alike in shape and unlike in what they look at."""
+
+    def __init__(self):
+        super().__init__()
+        self.near = torch.nn.Conv2d(2, 3, 3, padding=1)
+        self.far = torch.nn.Conv2d(2, 3, 3, padding=2, dilation=2)
+
+    def forward(self, image):
+        return self.near(image) + self.far(image)
+
+
+def test_convolutions_of_one_image_have_patches_of_their_own(tmp_path):
+    module = noisy(Branches())
+    image = torch.randn(2, 2, 6, 6, generator=torch.Generator().manual_seed(0))
+    found = collect("input_gram", live(module), [{"image": image}], tmp_path / "x.evd")
+    for name, spread in (("near", 1), ("far", 2)):
+        patches = torch.nn.functional.unfold(image.double(), 3, dilation=spread, padding=spread)
+        rows = patches.movedim(1, -1).flatten(0, 1)
+        close(found.sums("input_gram", f"{name}.weight")["gram"], rows.T @ rows)
+
+
+class InPlace(torch.nn.Module):
+    """A residual that is added to its input where it lies."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = torch.nn.Linear(4, 4), torch.nn.Linear(4, 4)
+
+    def forward(self, values, attention_mask):
+        values = values.clone()
+        values += self.first(values)
+        return self.second(values)
+
+
+def test_a_tensor_changed_in_place_is_read_again(tmp_path):
+    module = noisy(InPlace())
+    values = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0))
+    mask = torch.tensor([[1, 1, 1], [1, 1, 0]])
+    batch = {"values": values, "attention_mask": mask}
+    found = collect("input_moments", live(module), [batch], tmp_path / "x.evd")
+    with torch.no_grad():
+        rows = (values + module.first(values))[mask.bool()].double()
+    close(found.sums("input_moments", "second.weight")["sum"], rows.sum(0))
+
+
 def test_means_and_norms(tmp_path):
     module = torch.nn.Sequential(torch.nn.Linear(2, 1, bias=False))
     rows = torch.tensor([[1.0, -2.0], [3.0, 2.0]])

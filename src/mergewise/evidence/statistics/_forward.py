@@ -167,9 +167,8 @@ class Forward:
 
     def _rows(self, rows_of: Callable[..., Tensor], site: Site, value: Tensor) -> Tensor:
         """Rows in float32; those of the same tensor are made once, for query, key and value."""
-        plain = site.kind not in ("conv", "norm")
-        mark = (value, rows_of if not plain else None)
-        if self._last is not None and self._last[0] is mark[0] and self._last[1] is mark[1]:
+        mark = (_version(value), *((rows_of, site.module) if site.kind in ("conv", "norm") else ()))
+        if self._last is not None and self._last[0] is value and self._last[1] == mark:
             return self._last[2]
         self._tokens.unplaced = False
         rows = rows_of(site, value.detach(), self._tokens).float()
@@ -180,7 +179,7 @@ class Forward:
                 f"{self.model.name}: NaN or infinity at {site.path}; try --dtype float32, and "
                 "`mergewise inspect` to see whether the weights are finite"
             )
-        self._last = (value, mark[1], rows)
+        self._last = (value, mark, rows)
         return rows
 
 
@@ -218,6 +217,11 @@ def _first(values: Iterable[Any]) -> Any:
 
 def _is_tensor(value: Any) -> bool:
     return isinstance(value, torch.Tensor)
+
+
+def _version(value: Tensor) -> int:
+    """Changes with every operation in place, such as a residual that is added to its input."""
+    return 0 if value.is_inference() else value._version
 
 
 def _nothing(like: Tensor | None) -> Tensor:

@@ -67,7 +67,7 @@ def moments(rows: Tensor) -> dict[str, Tensor]:
         name: torch.zeros(rows.shape[-1], dtype=torch.float64, device=rows.device)
         for name in ("sum", "sum_abs", "sum_squares")
     }
-    for part in rows.split(_PART):
+    for part in torch.split(rows, _PART):
         found["sum"] += part.sum(0)
         found["sum_abs"] += part.abs().sum(0)
         found["sum_squares"] += part.square().sum(0)
