@@ -62,7 +62,7 @@ class Language(Family):
         return columns(self.corpus, self.plan, tuple(self.experts))
 
     def train(self, seed: int, console: Console) -> Models:
-        mixes = {JOINT: _mixes.joint_mix(self.experts), **self.experts}
+        mixes = {**self.experts, JOINT: _mixes.joint_mix(self.experts)}
         base = self._kept(seed, BASE, _mixes.base_mix(self.corpus, self.plan), None, console)
         after = {name: self._kept(seed, name, mix, base, console) for name, mix in mixes.items()}
         states = {name: _state(folder) for name, folder in {BASE: base, **after}.items()}
