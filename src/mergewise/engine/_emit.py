@@ -16,6 +16,8 @@ _TYPES = {
     "bool": ("uint8_t", "{}", "{}"),
 }
 FUSIBLE = frozenset(("float32", "bfloat16", "float16"))
+MOST_INPUTS = 63
+"""A bit each in the mask that a loop returns, and one for its output."""
 
 _CODE = {
     "add": "({} + {})", "sub": "({} - {})", "mul": "({} * {})", "div": "({} / {})",
@@ -74,8 +76,11 @@ def emit(
 ) -> str:
     """A C function computing `outputs` (expression, dtype name) and the `sums` of a block.
 
-    Its arguments are ``(in, out, floats, ints, start, n, sums)``; it returns a bit mask of the
-    inputs (and, in bit 63, of the outputs) that held a number that is not finite.
+    Its arguments are ``(in, out, floats, ints, start, n, sums)``; it returns a bit mask: bit 0 if
+    an output, bit i + 1 if input i held a number that is not finite.
+
+    Args:
+        inputs: dtype names, at most `MOST_INPUTS`.
     """
     writer = _Writer()
     body = []
@@ -117,8 +122,8 @@ def emit(
         "}",
         *(f"sums[{j}] = {a};" for j, a in enumerate(accumulators)),
         "uint64_t bad = 0;",
-        *(f"bad |= (uint64_t)(bad{i} != 0) << {i};" for i in numbers),
-        "return bad | (uint64_t)(badout != 0) << 63;",
+        *(f"bad |= (uint64_t)(bad{i} != 0) << {i + 1};" for i in numbers),
+        "return bad | (uint64_t)(badout != 0);",
         "}",
     ]
     return "\n".join(lines) + "\n"

@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 log = logging.getLogger(__name__)
-OUTPUT_BIT = 63
 
 
 @dataclass
@@ -40,7 +39,7 @@ class Result:
     Attributes:
         tensors: scores, or the one output block.
         sums: totals of the terms over this block, by name.
-        bad: bit i set if input i held NaN or infinity; bit 63 if the output does.
+        bad: bit 0 set if the output holds NaN or infinity, bit i + 1 if input i does.
     """
 
     tensors: list[Tensor] = field(default_factory=list)
@@ -139,7 +138,7 @@ class Kernels:
         out = (merged.t() if block.turned else merged).to(self.out_dtype).to("cpu").flatten()
         bad = self._bad(x)
         if out.is_floating_point() and not finite(out):
-            bad |= 1 << OUTPUT_BIT
+            bad |= 1
         return Result([out.contiguous()], bad=bad)
 
     def count(self, stage: str, tiny: Callable[[], Block]) -> int:
@@ -158,7 +157,7 @@ class Kernels:
         return TorchInputs(block, self.keys, self.compute, self.device)
 
     def _bad(self, x: TorchInputs) -> int:
-        return sum(1 << i for i, t in enumerate(x.all) if not finite(t))
+        return sum(1 << i for i, t in enumerate(x.all, 1) if not finite(t))
 
     def _fused(self, stage: str, block: Block) -> Callable[[Block, Any], Result] | None:
         if not self._fuse:
@@ -169,6 +168,8 @@ class Kernels:
         if any(t.device.type != "cpu" for t in block.tensors):  # C is given addresses
             return None
         if any(t.dim() != 1 for each in block.evidence for t in each):
+            return None
+        if len(_inputs_of(block)) > _emit.MOST_INPUTS:
             return None
         columns = block.columns if block.ranks else None
         out = str(self.out_dtype).removeprefix("torch.")
@@ -229,8 +230,7 @@ class _Loaded:
     def __call__(self, block: Block, scalars: Any) -> Result:
         out = [torch.empty(block.size, dtype=d) for d in self._outputs]
         sums = (ctypes.c_double * max(1, len(self._sums)))()
-        evidence = [t for each in block.evidence for t in each]
-        inputs = [t.contiguous() for t in (*block.tensors, *block.ranks, *block.masks, *evidence)]
+        inputs = [t.contiguous() for t in _inputs_of(block)]
         bad = self._function(
             _pointers(inputs),
             _pointers(out),
@@ -241,6 +241,12 @@ class _Loaded:
             sums,
         )
         return Result(out, dict(zip(self._sums, sums, strict=False)), bad)
+
+
+def _inputs_of(block: Block) -> list[Tensor]:
+    """A loop's inputs, in its order."""
+    evidence = [t for each in block.evidence for t in each]
+    return [*block.tensors, *block.ranks, *block.masks, *evidence]
 
 
 def _pointers(tensors: list[Tensor]) -> Any:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from mergewise._lazy import torch
 from mergewise.constants import BLOCK_ELEMENTS, PLAIN_BLOCK_ELEMENTS
 from mergewise.engine._block import Block, Keys, Shared
-from mergewise.engine._kernels import OUTPUT_BIT, Kernels, Result
+from mergewise.engine._kernels import Kernels, Result
 from mergewise.engine._masks import MaskCache
 from mergewise.engine._ranks import row_ranks
 from mergewise.engine._select import select
@@ -238,7 +238,7 @@ class TensorTask:
     def _checked(self, result: Result) -> Result:
         if not result.bad:
             return result
-        for slot, source in enumerate(self._sources):
+        for slot, source in enumerate(self._sources, 1):
             if result.bad >> slot & 1 and not self.options.check:
                 self.options.nonfinite.add(f"{source.name} of {source.model}")
             elif result.bad >> slot & 1:
@@ -247,7 +247,7 @@ class TensorTask:
                     "merge would spread it. Repair that model, or pass --allow-nonfinite "
                     "(allow_nonfinite=True) to go on regardless"
                 )
-        if result.bad >> OUTPUT_BIT & 1 and self.options.check:
+        if result.bad & 1 and self.options.check:
             raise NonFiniteError(
                 f"merging tensor {self.name} with {self.method.name} gives numbers that do not "
                 f"fit {str(self.out_dtype).removeprefix('torch.')}; choose a wider dtype, or "
