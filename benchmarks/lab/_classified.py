@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from benchmarks.lab._evidence import Calibration, headed
+from benchmarks.lab._evidence import Calibration, Inputs, headed
 from benchmarks.lab._family import Family, Gate, LabTask, Models, State
 from benchmarks.lab._progress import clock
 from benchmarks.lab._train import Schedule, kept_state, shuffled, train
@@ -116,8 +116,16 @@ class Classified(Family):
         """A body on the family's device, its weights as before any training."""
 
     @abstractmethod
+    def inputs(self, found: LabSet, rows: Tensor) -> dict[str, Tensor]:
+        """A batch of training examples, as keyword arguments of the body."""
+
+    @abstractmethod
+    def pooled(self, module: nn.Module, inputs: Inputs) -> Tensor:
+        """Features [examples, width] of such a batch."""
+
+    @abstractmethod
     def features(self, module: nn.Module, parts: Sequence[Part]) -> Tensor:
-        """Features [examples, width] of the examples of a batch."""
+        """Features [examples, width] of examples of several sets, run together."""
 
     @abstractmethod
     def options(self) -> dict[str, Any]:
@@ -180,10 +188,6 @@ class Classified(Family):
         """The tensors of one file in the seed's folder, made where they must be."""
         return kept_state(self.home(seed) / f"{name}.safetensors", self.fingerprint(seed), make)
 
-    @abstractmethod
-    def inputs(self, found: LabSet, rows: Tensor) -> dict[str, Tensor]:
-        """A batch of training examples, as keyword arguments of the body."""
-
     def calibration(self, seed: int, expert: str, state: State, examples: int) -> Calibration:
         index = [found.name for found in self.sets(seed)].index(expert)
         found, head = self.sets(seed)[index], self.heads(seed)[index]
@@ -191,7 +195,7 @@ class Classified(Family):
         module.load_state_dict(dict(state))
         rows = next(shuffled(len(found.labels), min(examples, len(found.labels)), seed))
         batches = [self.inputs(found, part) for part in rows.split(self.plan.batch)]
-        return Calibration(LiveModel(expert, headed(module, head)), batches, "body.")
+        return Calibration(LiveModel(expert, headed(module, head, self.pooled)), batches, "body.")
 
     def gates(self, means: Mapping[str, float]) -> list[Gate]:
         tuned, average = means.get("fine-tuned"), means.get("linear")

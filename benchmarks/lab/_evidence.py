@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
+import json
 import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from benchmarks.lab._journal import PACKAGE, digest_of
 from benchmarks.lab._train import kept_state
 from mergewise._lazy import torch
 from mergewise.evidence import collect
-from mergewise.methods import Method, Need, get_method
+from mergewise.methods import Need, get_method
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -22,6 +26,7 @@ if TYPE_CHECKING:
     from mergewise.evidence.evaluators import Head
 
 Means = Mapping[str, Mapping[str, "Tensor"]]
+Inputs = Mapping[str, "Tensor"]
 
 
 @dataclass(frozen=True)
@@ -35,35 +40,39 @@ class Calibration:
     """
 
     model: LiveModel
-    batches: Sequence[Mapping[str, Tensor]]
+    batches: Sequence[Inputs]
     prefix: str = ""
 
 
-def headed(body: nn.Module, head: Head) -> nn.Module:
-    """A body and its task's head as one classifier; the prefix is ``body.``."""
+def headed(
+    body: nn.Module, head: Head, features: Callable[[nn.Module, Inputs], Tensor]
+) -> nn.Module:
+    """A body and its task's head as one classifier; the prefix is ``body.``.
+
+    Args:
+        features: of a batch, [examples, width], as in training.
+    """
     from torch import nn
 
     class Headed(nn.Module):
+        main_input_name = "inputs"  # marks a module whose inputs are given by name
+
         def __init__(self) -> None:
             super().__init__()
             self.body = body
 
         def forward(self, **inputs: Tensor) -> Tensor:
-            if hasattr(body, "main_input_name"):
-                features = _mean(body(**inputs).last_hidden_state, inputs.get("attention_mask"))
-            else:
-                features = body(*inputs.values())
-            return head.logits(features)
+            return head.logits(features(self.body, inputs))
 
     return Headed().eval()
 
 
-def _mean(hidden: Tensor, mask: Tensor | None) -> Tensor:
-    """Over the real positions."""
-    if mask is None:
-        return hidden.mean(dim=1)
-    weight = mask[..., None].to(hidden)
-    return (hidden * weight).sum(dim=1) / weight.sum(dim=1)
+@functools.cache
+def evidence_mark() -> str:
+    """Identifies the code that collects statistics: 64 hexadecimal digits."""
+    folder = PACKAGE / "evidence"
+    files = [*folder.glob("_*.py"), *(folder / "statistics").glob("*.py"), Path(__file__)]
+    return digest_of(files)
 
 
 def evidence_of(
@@ -73,19 +82,13 @@ def evidence_of(
 
     Collected once for a number of examples and kept beside the models.
     """
-    needs = needed(get_method(contender.method))
+    needs = get_method(contender.method).needs_at_defaults()
     if not needs:
         return None
     return [
-        {need.statistic: _kept(family, seed, models, name, need, contender.examples)}
+        {n.statistic: _kept(family, seed, models, name, n, contender.examples) for n in needs}
         for name in models.experts
-        for need in needs
     ]
-
-
-def needed(method: Method) -> tuple[Need, ...]:
-    """What a method reads at its defaults."""
-    return method.needs_at_defaults()
 
 
 def _kept(
@@ -98,17 +101,15 @@ def _kept(
         assert given is not None, "contenders() asks first"
         return _collected(given, need, seed)
 
-    return kept_state(path, family.fingerprint(seed), make)
+    asked = [family.fingerprint(seed), evidence_mark(), expert, asdict(need), examples]
+    mark = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
+    return kept_state(path, mark, make)
 
 
 def _collected(given: Calibration, need: Need, seed: int) -> dict[str, Tensor]:
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "evidence.safetensors"
-        options: dict[str, Any] = {"fisher": {"labels": "model"}}
-        found = collect(
-            need.statistic, given.model, given.batches, out, seed=seed,
-            options={k: v for k, v in options.items() if k == need.statistic},
-        )  # fmt: skip
+        found = collect(need.statistic, given.model, given.batches, out, seed=seed)
         return {
             tensor.removeprefix(given.prefix): (
                 found.sums(need.statistic, tensor)[need.sum]

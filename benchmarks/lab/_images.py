@@ -44,8 +44,8 @@ class ImageSet:
             self.names,
             self.images[rows],
             self.labels[rows],
-            _records(self.images[held], self.labels[held]),
-            _records(self.test_images[tests], self.test_labels[tests]),
+            records(self.images[held], self.labels[held]),
+            records(self.test_images[tests], self.test_labels[tests]),
         )
 
 
@@ -102,6 +102,7 @@ def _numbered(*labels: Tensor) -> tuple[str, ...]:
     return tuple(str(k) for k in range(1 + max(int(part.max()) for part in labels)))
 
 
-def _records(images: Tensor, labels: Tensor) -> list[dict[str, Any]]:
+def records(images: Tensor, labels: Tensor) -> list[dict[str, Any]]:
+    """What evaluators of images read."""
     pairs = zip(images.numpy(), labels.tolist(), strict=True)
     return [{"image": image, "label": label} for image, label in pairs]

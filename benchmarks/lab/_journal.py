@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import inspect
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -16,10 +18,16 @@ if TYPE_CHECKING:
     from mergewise.evidence.evaluators import Evaluator
 
 PACKAGE = Path(mergewise.__file__).parent
+_SOURCES = {file: file.read_bytes() for file in PACKAGE.rglob("*.py")}
+"""As they are when the lab starts: a file that changes during a run is not the code that runs."""
 
 
 class Journal:
-    """A mapping from what was asked to what came out, kept in a file of JSON lines."""
+    """A mapping from what was asked to what came out, kept in a file of JSON lines.
+
+    Attributes:
+        resumed: whether an earlier run left anything.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -29,6 +37,7 @@ class Journal:
                 entry = _entry(line)
                 if entry is not None:
                     self._known[entry["key"]] = entry["value"]
+        self.resumed = bool(self._known)
 
     def get(self, asked: Any) -> Any:
         """What came out when `asked` (anything that JSON can hold) was done, or None."""
@@ -87,6 +96,7 @@ def _plain(value: Any) -> bytes:
     return value.tobytes() if hasattr(value, "tobytes") else repr(value).encode()
 
 
+@functools.cache
 def code_mark(method: str | None) -> str:
     """Identifies the code that decides a score: evaluators, and what runs `method`.
 
@@ -96,11 +106,15 @@ def code_mark(method: str | None) -> str:
     if method is not None:
         from mergewise.methods import get_method
 
-        own = type(get_method(method)).__module__.rpartition(".")[2]
         files += (PACKAGE / "engine").glob("*.py")
         files += (PACKAGE / "methods").glob("_*.py")
-        files += (PACKAGE / "methods").glob(f"{own}.py")
+        files.append(Path(inspect.getfile(type(get_method(method)))))
+    return digest_of(files)
+
+
+def digest_of(files: Iterable[Path]) -> str:
+    """Identifies source files and the version of mergewise: 64 hexadecimal digits."""
     digest = hashlib.sha256(mergewise.__version__.encode())
     for file in sorted(files):
-        digest.update(file.read_bytes())
+        digest.update(_SOURCES.get(file) or file.read_bytes())
     return digest.hexdigest()

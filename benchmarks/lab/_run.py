@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.lab._contenders import GRID, Contender, contenders
 from benchmarks.lab._cost import Cost, measured
-from benchmarks.lab._evidence import evidence_of
+from benchmarks.lab._evidence import evidence_mark, evidence_of
 from benchmarks.lab._family import Family, LabTask, Models, State
 from benchmarks.lab._journal import Journal, code_mark, task_mark, weights_mark
 from benchmarks.lab._merge import merge
@@ -57,6 +57,9 @@ def run_family(
         family.train(seed, console)
     results = Results(family.name, family.title, _columns(family.tasks(seeds[0])), list(seeds))
     results.notes = family.notes()
+    if only:
+        results.notes.append(f"only {', '.join(only)} was tried")
+    results.about["weights"] = {}
     journal = Journal(family.folder / "journal.jsonl")
     chosen: list[Contender] = []
     progress: Progress | None = None
@@ -74,7 +77,7 @@ def run_family(
             raise
     if progress is not None:
         progress.__exit__(None, None, None)
-        results.about["resumed"] = old or progress.free > 0
+        results.about["resumed"] = old or journal.resumed
     return results
 
 
@@ -101,8 +104,10 @@ class Trial:
     def __post_init__(self) -> None:
         self.tasks = self.family.tasks(self.seed)
         models = self.models
-        joint = [] if models.joint is None else [models.joint]
-        self.weights = weights_mark([models.base, *models.experts.values(), *joint])
+        joint = {} if models.joint is None else {"joint": models.joint}
+        states = {"base": models.base, **models.experts, **joint}
+        self.weights = weights_mark(states.values())
+        self.results.about["weights"][self.seed] = {n: weights_mark([s]) for n, s in states.items()}
         self.asked = {
             "family": self.family.fingerprint(self.seed),
             "weights": self.weights,
@@ -115,6 +120,8 @@ class Trial:
         self.references()
         for contender in chosen:
             row = self._row(contender)
+            if row.failure is not None:  # with an earlier seed
+                continue
             try:
                 self.contend(contender, row, grid)
             except MergewiseError as error:
@@ -215,6 +222,8 @@ class Trial:
             "examples": contender.examples,
             "split": split,
         }
+        if contender.examples:
+            asked["evidence"] = evidence_mark()
         known = self.journal.get(asked)
         if known is not None:
             self.progress.step(contender.name, free=True)

@@ -15,8 +15,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from benchmarks.lab._evidence import Calibration, headed
+from benchmarks.lab._evidence import Calibration, Inputs, headed
 from benchmarks.lab._family import Family, Gate, LabTask, Models, Size, State
+from benchmarks.lab._images import records
 from benchmarks.lab._small import SIDE, small_images
 from benchmarks.lab._train import Schedule, kept_state, shuffled, train
 from mergewise._lazy import torch
@@ -124,7 +125,7 @@ class Digits(Family):
             head.parent.mkdir(parents=True, exist_ok=True)
             save_head(head, heads[i], normalise=True, scale=SCALE)
             data = {
-                part: Data(_records(change(self.images[rows]), self.labels[rows]))
+                part: Data(records(change(self.images[rows]), self.labels[rows]))
                 for part, rows in split.items()
                 if part != "training"
             }
@@ -159,7 +160,7 @@ class Digits(Family):
         module.load_state_dict(dict(state))
         head = Head(self.heads(seed)[index], normalise=True, scale=SCALE)
         batches = [{"images": part} for part in images.split(64)]
-        return Calibration(LiveModel(expert, headed(module, head)), batches, "body.")
+        return Calibration(LiveModel(expert, headed(module, head, _features)), batches, "body.")
 
     def gates(self, means: Mapping[str, float]) -> list[Gate]:
         zero, tuned = means["pretrained"], means["fine-tuned"]
@@ -245,6 +246,5 @@ def _residual() -> nn.Module:
     )
 
 
-def _records(images: Tensor, labels: Tensor) -> list[dict[str, Any]]:
-    pairs = zip(images.numpy(), labels.tolist(), strict=True)
-    return [{"image": image, "label": label} for image, label in pairs]
+def _features(module: nn.Module, inputs: Inputs) -> Tensor:
+    return module(inputs["images"])

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from benchmarks.lab import _encoder
 from benchmarks.lab._classified import Classified, LabSet, Part, Plan
+from benchmarks.lab._evidence import Inputs
 from benchmarks.lab._family import Size
 from benchmarks.lab._texts import read_texts
 from benchmarks.lab._train import Schedule, shuffled
@@ -139,9 +140,11 @@ class Text(Classified):
 
     def embed(self, module: nn.Module, ids: Sequence[Sequence[int]]) -> Tensor:
         """Mean of the last hidden states over the real tokens, [texts, width]."""
-        given = self.padded(ids)
-        hidden = module(**given).last_hidden_state
-        weight = given["attention_mask"][..., None].to(hidden)
+        return self.pooled(module, self.padded(ids))
+
+    def pooled(self, module: nn.Module, inputs: Inputs) -> Tensor:
+        hidden = module(**inputs).last_hidden_state
+        weight = inputs["attention_mask"][..., None].to(hidden)
         return (hidden * weight).sum(dim=1) / weight.sum(dim=1)
 
     def padded(self, ids: Sequence[Sequence[int]]) -> dict[str, Tensor]:

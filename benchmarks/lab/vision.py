@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from benchmarks.lab._classified import Classified, LabSet, Part, Plan
+from benchmarks.lab._evidence import Inputs
 from benchmarks.lab._family import Size, State
 from benchmarks.lab._images import SIDE, read_images
 from benchmarks.lab._train import Schedule
@@ -202,7 +203,10 @@ class Vision(Classified):
 
     def features(self, module: nn.Module, parts: Sequence[Part]) -> Tensor:
         scaled = torch.cat([self.inputs(*part)["pixel_values"] for part in parts])
-        return module(pixel_values=scaled).last_hidden_state.mean(dim=1)
+        return self.pooled(module, {"pixel_values": scaled})
+
+    def pooled(self, module: nn.Module, inputs: Inputs) -> Tensor:
+        return module(**inputs).last_hidden_state.mean(dim=1)
 
     def inputs(self, found: LabSet, rows: Tensor) -> dict[str, Tensor]:
         pixels = found.inputs[rows][:, None].to(self.device)

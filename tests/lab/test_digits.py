@@ -18,12 +18,16 @@ from benchmarks.lab._claims import SAFE
 from benchmarks.lab._contenders import Contender, contenders
 from benchmarks.lab._evidence import evidence_of
 from benchmarks.lab._exact import SMALL, checked
+from benchmarks.lab._journal import Journal
+from benchmarks.lab._merge import merge
 from benchmarks.lab._orders import tried
 from benchmarks.lab._report import write_all
 from benchmarks.lab._results import Results, reference_means
 from benchmarks.lab._run import run_family
 from benchmarks.lab._small import small_images
 from benchmarks.lab.digits import DOMAINS, MEAN, SPREAD, Digits
+from mergewise.errors import MergewiseError
+from mergewise.methods import all_methods
 
 pytest.importorskip("sklearn")
 QUIET = Console(quiet=True)
@@ -93,6 +97,60 @@ def test_evidence_is_of_each_experts_own_data(family: Digits) -> None:
         )
 
 
+def test_a_method_may_need_several_statistics(
+    family: Digits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    methods = all_methods()
+    both = methods["regmean"].needs_at_defaults() + methods["fisher"].needs_at_defaults()
+    monkeypatch.setattr(type(methods["regmean"]), "needs_at_defaults", lambda self: both)
+    models = family.train(0, QUIET)
+    evidence = evidence_of(family, 0, models, Contender("", "regmean", examples=4))
+    assert evidence is not None
+    assert [set(means) for means in evidence] == [{"input_gram", "fisher"}] * len(DOMAINS)
+
+
+def test_evidence_is_collected_again_when_its_code_changes(
+    family: Digits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models, made = family.train(0, QUIET), []
+    real = Digits.calibration
+
+    def counted(self: Digits, seed: int, expert: str, *more: object) -> object:
+        made.append(expert)
+        return real(self, seed, expert, *more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Digits, "calibration", counted)
+    contender = Contender("", "regmean", examples=8)
+    evidence_of(family, 0, models, contender)
+    evidence_of(family, 0, models, contender)
+    assert made == list(DOMAINS)
+    monkeypatch.setattr("benchmarks.lab._evidence.evidence_mark", lambda: "another")
+    evidence_of(family, 0, models, contender)
+    assert made == 2 * list(DOMAINS)
+
+
+def test_a_first_run_is_not_resumed_and_names_its_weights(results: Results) -> None:
+    assert results.about["resumed"] is False
+    for seed in SEEDS:
+        marks = results.about["weights"][seed]
+        assert set(marks) == {"base", *DOMAINS, "joint"}
+        assert len(set(marks.values())) == len(marks)
+
+
+def test_a_method_that_fails_with_one_seed_has_no_row_of_the_others(
+    family: Digits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def picky(experts: object, method: str, **how: object) -> object:
+        if method == "karcher" and how["seed"] == SEEDS[0]:
+            raise MergewiseError("not with this seed")
+        return merge(experts, method, **how)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("benchmarks.lab._run.merge", picky)
+    monkeypatch.setattr("benchmarks.lab._run.Journal", lambda path: Journal(path.with_name("x")))
+    row = run_family(family, SEEDS, QUIET, (0.3,), ["karcher"]).row("karcher")
+    assert row is not None and row.runs == {} and row.failure == "not with this seed"
+
+
 def test_a_second_run_trains_and_scores_nothing(
     family: Digits, results: Results, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -104,6 +162,7 @@ def test_a_second_run_trains_and_scores_nothing(
     monkeypatch.setattr(Digits, "live", refuse)
     again = run_family(family, SEEDS, QUIET, grid=(0.1, 0.2, 1.0))
     assert [row.runs for row in again.rows] == [row.runs for row in results.rows]
+    assert again.about["resumed"] is True
 
 
 def test_reports_are_written_and_complete(family: Digits, results: Results, tmp_path: Path) -> None:

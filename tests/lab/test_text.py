@@ -18,6 +18,8 @@ from rich.console import Console
 from safetensors.torch import load_file, save_file
 
 from benchmarks.lab import _encoder
+from benchmarks.lab._contenders import Contender
+from benchmarks.lab._evidence import evidence_of
 from benchmarks.lab._texts import read_texts
 from benchmarks.lab._train import Schedule
 from benchmarks.lab.text import Text, encoder_module, spoken
@@ -284,6 +286,24 @@ def test_experts_learn_their_task_and_start_from_the_base(family: Text, encoder:
     assert tuned - base > 0.2
     for state in models.experts.values():
         assert not torch.equal(state[(key := "encoder.layer.0.output.dense.weight")], original[key])
+
+
+def test_evidence_leaves_padding_and_other_sets_out(family: Text) -> None:
+    models = family.train(0, QUIET)
+    evidence = evidence_of(family, 0, models, Contender("", "regmean", examples=1000))
+    assert evidence is not None and len(evidence) == len(models.experts)
+    module = family.live(models.experts["set_2"], "m").module
+    name = "encoder.layer.1.output.dense"
+    seen: list[torch.Tensor] = []
+    layer = module.get_submodule(name)
+    handle = layer.register_forward_hook(lambda m, given, out: seen.append(given[0][0]))
+    with torch.no_grad():
+        for ids in family.sets(0)[2].inputs:
+            family.embed(module, [ids])  # alone, so that nothing is padded
+    handle.remove()
+    rows = torch.cat(seen).double()
+    gram = evidence[2]["input_gram"][f"{name}.weight"].double()
+    torch.testing.assert_close(gram, rows.T @ rows / len(rows), rtol=1e-4, atol=1e-5)
 
 
 def test_the_fingerprint_follows_the_data(family: Text, data: Path, tmp_path: Path) -> None:

@@ -12,7 +12,10 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from benchmarks.lab import _classified, vision
+from benchmarks.lab._contenders import Contender
+from benchmarks.lab._evidence import evidence_of
 from benchmarks.lab._images import read_images
+from benchmarks.lab._run import run_family
 from benchmarks.lab._train import Schedule
 from benchmarks.lab.vision import Vision
 from mergewise.errors import DataError
@@ -216,6 +219,30 @@ def test_heads_are_fixed_by_the_seed_and_never_merged(trained: Vision) -> None:
         assert torch.allclose(a.weight.norm(dim=1), torch.ones(4))
     names = trained.train(0, QUIET).base
     assert not any("head" in name or "classifier" in name or "pooler" in name for name in names)
+
+
+def test_evidence_is_of_each_experts_own_training_images(trained: Vision) -> None:
+    models, place = trained.train(0, QUIET), TASKS.index("rows")
+    evidence = evidence_of(trained, 0, models, Contender("", "regmean", examples=1000))
+    assert evidence is not None and len(evidence) == len(TASKS)
+    found = trained.sets(0)[place]
+    module = trained.live(models.experts["rows"], "m").module
+    name, layer = [(n, m) for n, m in module.named_modules() if isinstance(m, torch.nn.Linear)][-1]
+    seen: list[torch.Tensor] = []
+    with torch.no_grad():
+        handle = layer.register_forward_hook(lambda m, given, out: seen.append(given[0]))
+        trained.features(module, [(found, torch.arange(len(found.labels)))])
+        handle.remove()
+    rows = seen[0].flatten(0, 1).double()
+    gram = evidence[place]["input_gram"][f"{name}.weight"].double()
+    torch.testing.assert_close(gram, rows.T @ rows / len(rows), rtol=1e-4, atol=1e-5)
+
+
+def test_methods_with_and_without_evidence_run_on_it(trained: Vision) -> None:
+    found = run_family(trained, [0], QUIET, (0.3,), ["linear", "task_arithmetic", "fisher"])
+    assert [row.failure for row in found.rows if row.failure] == []
+    fisher = found.row("fisher")
+    assert fisher is not None and set(fisher.runs["default"][0].scores) == set(TASKS)
 
 
 def test_the_gate_asks_for_room_above_the_average(trained: Vision) -> None:
