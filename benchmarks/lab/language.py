@@ -19,10 +19,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from benchmarks.lab import _mixes
 from benchmarks.lab._columns import columns
 from benchmarks.lab._corpus import Corpus, read_corpus
+from benchmarks.lab._evidence import Calibration
 from benchmarks.lab._family import Family, LabTask, Models, Size, State
 from benchmarks.lab._llama import batches, new_llama, token_loss, train_tokenizer
 from benchmarks.lab._mixes import PLANS, Plan
 from benchmarks.lab._train import MARK, kept_folder, train
+from mergewise._lazy import torch
 from mergewise.errors import DataError
 from mergewise.evidence._live import LiveModel
 
@@ -36,6 +38,7 @@ class Language(Family):
     """Experts for maths, code, two languages and a style, from one small base model."""
 
     name: ClassVar[str] = "language"
+    calibrating: ClassVar[int] = 128
     title: ClassVar[str] = "language: a small Llama and experts for maths, code, languages, style"
 
     def __init__(self, data: Path | None, folder: Path, size: Size, device: str) -> None:
@@ -73,6 +76,15 @@ class Language(Family):
             self._module = new_llama(self.plan.shape, self.tokenizer, 0).to(self.device).eval()
         self._module.load_state_dict(dict(state))
         return LiveModel(name=name, module=self._module, tokenizer=self.tokenizer)
+
+    def calibration(self, seed: int, expert: str, state: State, examples: int) -> Calibration:
+        shape, size = self.plan.shape, self.plan.batch
+        module = new_llama(shape, self.tokenizer, seed).to(self.device).eval()
+        module.load_state_dict(dict(state))
+        drawn = batches(self._streams, self.experts[expert], size, shape.context, seed)
+        windows = torch.cat([next(drawn)[0] for _ in range(-(-examples // size))])[:examples]
+        given = [{"input_ids": part.to(self.device)} for part in windows.split(size)]
+        return Calibration(LiveModel(expert, module, tokenizer=self.tokenizer), given)
 
     def settings(self) -> dict[str, Any]:
         return {
