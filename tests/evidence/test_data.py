@@ -242,3 +242,14 @@ def test_folders_and_pipes_are_refused_at_once(tmp_path):
 def test_a_record_of_a_wrong_type_is_named():
     with pytest.raises(DataError, match="<list>, row 2: a record must be"):
         records([{"a": 1}, 5])
+
+
+def test_the_same_bytes_read_as_another_kind_are_other_data(tmp_path):
+    marks = {Data(write(tmp_path / f"a.{kind}", lines())).fingerprint()
+             for kind in ("jsonl", "txt", "csv", "tsv", "JSONL")}  # fmt: skip
+    assert len(marks) == 4
+
+
+def test_a_table_with_two_columns_of_one_name_is_refused(tmp_path):
+    with pytest.raises(DataError, match="a.csv: two columns are called 'text'"):
+        records(write(tmp_path / "a.csv", "text,label,text\na,0,b\n"))

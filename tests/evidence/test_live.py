@@ -1,14 +1,16 @@
 """Checkpoints as models that run; what cannot be loaded is said so."""
 
+import hashlib
 import json
 import shutil
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from small_language import random_llama
 
 from mergewise.errors import CheckpointError, MergewiseError
-from mergewise.evidence import LiveModel, fingerprint_of, open_model
+from mergewise.evidence import LiveModel, _weights, fingerprint_of, open_model
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +110,42 @@ def test_fingerprints_see_weights_config_and_tokenizer(copy):
     (copy / "model.safetensors").write_bytes(weights)
     marks.append(fingerprint_of(copy))
     assert len(set(marks)) == 6
+
+
+def test_fingerprints_see_one_value_in_a_large_file(tmp_path):
+    marks = set()
+    for value in (0.0, 1.0):
+        # 16 MiB, of which a sample of pages reads a quarter
+        tensor = torch.zeros(1 << 22)
+        tensor[40_000] = value
+        save_file({"x": tensor}, tmp_path / "model.safetensors")
+        marks.add(fingerprint_of(tmp_path))
+    assert len(marks) == 2
+
+
+def test_hashes_of_large_files_are_remembered_until_they_change(tmp_path, monkeypatch):
+    monkeypatch.setenv("MERGEWISE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(_weights, "REMEMBERED_FROM", 4)
+    monkeypatch.setattr(_weights, "_SETTLED", -1)
+    file = tmp_path / "large"
+    file.write_bytes(b"one..")
+    first = _weights.weights_hash(file)
+    with monkeypatch.context() as without:
+        without.setattr("mergewise.checkpoint.sha256_file", None)
+        assert _weights.weights_hash(file) == first
+    for spoil in (b"", b"[]", b'{"file": 1}'):
+        next((tmp_path / "cache/hashes").iterdir()).write_bytes(spoil)
+        assert _weights.weights_hash(file) == first
+    file.write_bytes(b"two..")
+    assert _weights.weights_hash(file) == hashlib.sha256(b"two..").hexdigest() != first
+
+
+def test_a_hash_of_a_file_just_written_is_not_remembered(tmp_path, monkeypatch):
+    monkeypatch.setenv("MERGEWISE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(_weights, "REMEMBERED_FROM", 4)
+    (tmp_path / "large").write_bytes(b"one..")
+    _weights.weights_hash(tmp_path / "large")
+    assert not (tmp_path / "cache").exists()
 
 
 def test_the_device_of_a_module_without_parameters():

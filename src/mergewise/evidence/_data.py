@@ -100,20 +100,21 @@ class Data:
         return expanded(self.source)
 
     def fingerprint(self) -> str | None:
-        """SHA-256 of the source's bytes and of the choice of rows; None if it is no file.
+        """SHA-256 of the source's bytes and of how they are read; None if it is no file.
 
         Raises:
             DataError: if it cannot be read.
         """
         if self.path is None:
             return None
-        from mergewise.evidence._readers import opened
+        from mergewise.evidence._readers import kind_of, opened
 
         digest = hashlib.sha256()
         with opened(self.path) as file:
             while part := file.read(1 << 22):
                 digest.update(part)
-        choice = (self.rows, self.split, self.columns, self.share, self.separator)
+        kind = kind_of(self.path)
+        choice = (kind, self.rows, self.split, self.columns, self.share, self.separator)
         digest.update(repr(choice).encode())
         return digest.hexdigest()
 

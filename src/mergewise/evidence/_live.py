@@ -65,13 +65,14 @@ def fingerprint_of(path: Path | str) -> str:
     Raises:
         CheckpointError: if it cannot be read.
     """
-    from mergewise.checkpoint import copied_files, fingerprint, open_checkpoint, sha256_file
+    from mergewise.checkpoint import copied_files, open_checkpoint, sha256_file
+    from mergewise.evidence._weights import weights_hash
 
     checkpoint = open_checkpoint(path)
     folder = checkpoint.folder
     digest = hashlib.sha256()
     for file in checkpoint.files:
-        digest.update(f"{file.name}\0{fingerprint(file)}\0".encode())
+        digest.update(f"{file.name}\0{weights_hash(file)}\0".encode())
     code = (file for file in folder.glob("*.py") if file.is_file())
     config = (file for file in (folder / "config.json",) if file.is_file())
     for file in sorted([*copied_files(folder), *code, *config]):

@@ -36,14 +36,19 @@ def from_file(path: Path, data: Data) -> Iterator[Record]:
     Raises:
         DataError: if its kind is not read, or it is broken; with file and line.
     """
-    suffixes = [s.lower() for s in path.suffixes if s.lower() != ".gz"]
-    reader = _READERS.get(suffixes[-1] if suffixes else "")
+    reader = _READERS.get(kind_of(path))
     if reader is None:
         raise DataError(
             f"{path}: not a kind of data that is read; expected "
             f"{', '.join(_READERS)} (text kinds also with .gz)"
         )
     return reader(path, data)
+
+
+def kind_of(path: Path) -> str:
+    """The suffix that says how a file is read, in lower case, such as ``.csv`` of ``a.CSV.gz``."""
+    suffixes = [s.lower() for s in path.suffixes if s.lower() != ".gz"]
+    return suffixes[-1] if suffixes else ""
 
 
 def as_record(value: Any, where: str) -> Record:
@@ -146,6 +151,7 @@ def _table(delimiter: str, quoting: int) -> Reader:
         with _text(path) as file:
             rows = csv.reader(_lines(file, path), delimiter=delimiter, quoting=quoting)  # type: ignore[arg-type]
             names = list(data.columns) or next(_rows(rows, path), [])
+            _check_names(names, path)
             for row in _rows(rows, path):
                 if row:
                     yield _named(row, names, f"{path}:{rows.line_num}")
@@ -158,6 +164,15 @@ def _rows(rows: Iterator[list[str]], path: Path) -> Iterator[list[str]]:
         yield from rows
     except csv.Error as error:
         raise DataError(f"{path}: {error}; is it a table of text?") from None
+
+
+def _check_names(names: Sequence[str], path: Path) -> None:
+    for name in names:
+        if names.count(name) > 1:
+            raise DataError(
+                f"{path}: two columns are called {name!r}; rename one in its first line, or name "
+                "all by `columns` if that line is data"
+            )
 
 
 def _named(row: Sequence[str], names: Sequence[str], where: str) -> Record:
