@@ -1,12 +1,14 @@
 """Kept scores come back the same, and broken ones not at all."""
 
+import importlib
 import logging
 import math
+import os
 
 import numpy
 import pytest
 
-from mergewise.evidence._cache import ScoreCache, key_of, plain
+from mergewise.evidence._cache import ScoreCache, code_of, key_of, plain
 from mergewise.evidence.evaluators import Score
 
 SCORE = Score(
@@ -72,3 +74,27 @@ def test_numbers_become_pythons_own():
     assert type(score.metrics["a"]) is float
     assert score.outcomes == {"p": [1, 2], "q": [3, "x"]}
     assert type(score.outcomes["q"][0]) is int
+
+
+def test_the_scores_read_longest_ago_go_first(tmp_path):
+    cache = ScoreCache(tmp_path)
+    keys = [letter * 64 for letter in "abcd"]
+    for age, key in enumerate(keys):
+        cache.put(key, SCORE)
+        (file,) = tmp_path.rglob(f"{key}.json")
+        os.utime(file, (1e9 + age, 1e9 + age))
+    cache.get(keys[0])
+    cache.trim(2 * file.stat().st_size)
+    assert [cache.get(key) is not None for key in keys] == [True, False, False, True]
+    cache.trim()
+    assert cache.get(keys[0]) is not None
+    ScoreCache(tmp_path / "none").trim()
+
+
+def test_the_code_of_a_plugin_counts(tmp_path, monkeypatch):
+    marks = set()
+    monkeypatch.syspath_prepend(tmp_path)
+    for value in (1, 2):
+        (tmp_path / f"mine{value}.py").write_text(f"class Mine:\n    value = {value}\n")
+        marks.add(code_of(importlib.import_module(f"mine{value}").Mine))
+    assert len(marks) == 2

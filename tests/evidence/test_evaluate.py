@@ -140,11 +140,17 @@ def replaced_model(here, tasks):
     shutil.copytree((here / "base").resolve(), here / "merged")
 
 
+def renamed_data(here, tasks):
+    (here / "rows.jsonl").rename(here / "rows.txt")
+    tasks["tasks"][0]["data"] = "rows.txt"
+
+
 CHANGES = {
     "data": replaced_data,
     "model": replaced_model,
     "option": lambda here, tasks: tasks["tasks"][0].update(context=5),
     "limit": lambda here, tasks: tasks["tasks"][0].update(limit=2),
+    "kind of data": renamed_data,
     "dtype": lambda here, tasks: tasks.update(model={"dtype": "bfloat16"}),
 }
 
@@ -166,6 +172,18 @@ def test_a_new_version_of_evaluator_or_library_scores_anew(here, monkeypatch):
     monkeypatch.setattr(_run, "_versions", lambda: {"torch": "9"})
     assert evaluate(["merged"], both()).cached == 0
     assert evaluate(["merged"], both()).cached == 2
+
+
+def test_changed_code_scores_anew(here, monkeypatch):
+    evaluate(["merged"], both())
+    monkeypatch.setattr(_run, "code_of", lambda evaluator: "changed")
+    assert evaluate(["merged"], both()).cached == 0
+
+
+def test_trusted_code_of_a_checkpoint_may_give_other_scores(here):
+    evaluate(["merged"], both())
+    assert evaluate(["merged"], both(), trust_remote_code=True).cached == 0
+    assert evaluate(["merged"], both(), trust_remote_code=False).cached == 2
 
 
 def test_what_nobody_vouches_for_is_not_cached(here):
@@ -200,6 +218,19 @@ def test_a_failure_is_recorded_not_cached_and_the_others_go_on(here, loads):
     assert all(isinstance(found.scores[m]["code"], Score) for m in found.scores)
     assert found.value("base", "bad") is None
     assert found.value("base", "code") == found.scores["base"]["code"].metrics["loss"]
+
+
+def test_an_evaluator_that_returns_nonsense_fails_alone(here, monkeypatch):
+    right = LanguageModel.score
+
+    def nonsense(self, model, split):
+        found = right(self, model, split)
+        return Score({"loss": None}) if self.task.name == "maths" else found
+
+    monkeypatch.setattr(LanguageModel, "score", nonsense)
+    found = evaluate(["merged"], both())
+    assert [(m, t, f.kind) for m, t, f in found.failures] == [("merged", "maths", "TypeError")]
+    assert found.value("merged", "code") > 0
 
 
 def test_a_model_that_cannot_be_loaded_fails_at_all_its_tasks(here):
@@ -258,6 +289,15 @@ BAD = {
         ["base"], {"tasks": [task(expert="math")], "experts": {"maths": "maths"}}, {},
         TaskError, "no expert 'math'; did you mean 'maths'",
     ),
+    "dtype": (["base"], both(model={"dtype": "float17"}), {}, MergewiseError, "'float17': one of"),
+    "nothing": ([], both(), {}, TaskError, "no models to score"),
+    "expert of none": (
+        ["base"], both(), {"experts": {"mats": "maths"}},
+        TaskError, "expert 'mats' is the reference of no task; did you mean 'maths'",
+    ),
+    "whose file": (
+        ["base"], {"tasks": [task("x", "no.jsonl")]}, {}, DataError, "^task x: no.jsonl: cannot",
+    ),
     "names": (
         {"base": "merged"}, both(base="base"), {}, TaskError, "two models are called 'base'",
     ),
@@ -281,6 +321,13 @@ def test_all_problems_are_told_at_once(here, loads):
     assert ["nowhere" in lines[0], "no.jsonl" in lines[1], "stride" in lines[2]] == [True] * 3
     with pytest.raises(TasksFileError):
         evaluate(["base"], {"tasks": []})
+
+
+def test_two_models_in_memory_of_one_name_are_not_mixed_up(here):
+    model = random_llama()
+    two = [LiveModel("x", model.module, model.tokenizer) for _ in range(2)]
+    with pytest.raises(TaskError, match="2 models are called 'x'"):
+        evaluate(two, {"tasks": [task()]})
 
 
 def test_names_are_as_short_as_can_be(here, models):

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import logging
+import os
+import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +18,8 @@ from mergewise.evidence.evaluators import Score
 
 FORMAT = 1
 MAX_BYTES = 500_000_000
+KEPT_BYTES = 1 << 30
+"""What all kept scores may take together; those read longest ago go first."""
 _LOG = logging.getLogger(__name__)
 
 
@@ -32,6 +38,21 @@ def _unknown(parts: Mapping[str, Any]) -> bool:
     )
 
 
+@functools.cache
+def code_of(evaluator: type) -> str:
+    """SHA-256 of the code that decides a score: the evaluator's modules, and all of `evidence`."""
+    here = Path(__file__).parent
+    files = {*here.glob("*.py"), *here.glob("_tasks/*.py"), *here.glob("evaluators/*.py")}
+    for cls in evaluator.__mro__:  # a plugin lies elsewhere
+        file = getattr(sys.modules.get(cls.__module__), "__file__", None)
+        files |= {Path(file)} if file else set()
+    digest = hashlib.sha256()
+    for file in sorted(files):
+        with suppress(OSError):
+            digest.update(f"{file.name}\0".encode() + file.read_bytes())
+    return digest.hexdigest()
+
+
 class ScoreCache:
     """One JSON file a score, in a folder; a broken file is one that is not there."""
 
@@ -46,7 +67,10 @@ class ScoreCache:
         from mergewise.checkpoint import read_small
 
         try:
-            return _score(json.loads(read_small(self._file(key), MAX_BYTES)))
+            found = _score(json.loads(read_small(self._file(key), MAX_BYTES)))
+            with suppress(OSError):
+                os.utime(self._file(key))
+            return found
         except (MergewiseError, ValueError, TypeError, KeyError, RecursionError):
             return None
 
@@ -68,6 +92,17 @@ class ScoreCache:
             if not self._refused:
                 _LOG.warning("scores are not kept for the next run: %s", error)
             self._refused = True
+
+    def trim(self, most: int = KEPT_BYTES) -> None:
+        """Delete the scores read longest ago until at most `most` bytes are left."""
+        with suppress(OSError):
+            states = [(file, file.stat()) for file in self.folder.glob("??/*.json")]
+            left = sum(state.st_size for _, state in states)
+            for file, state in sorted(states, key=lambda each: each[1].st_mtime_ns):
+                if left <= most:
+                    break
+                file.unlink(missing_ok=True)
+                left -= state.st_size
 
     def _file(self, key: str) -> Path:
         return self.folder / key[:2] / f"{key}.json"

@@ -54,9 +54,9 @@ def evaluate(
     begun = time.perf_counter()
     tasks = tasks if isinstance(tasks, Tasks) else load_tasks(tasks)
     lined = line_up(models, tasks, base, experts)
-    ready = make_ready(lined, tasks, split)
     given = {"device": device, "dtype": dtype, "trust_remote_code": trust_remote_code}
     opening = Opening(**{**tasks.model, **{k: v for k, v in given.items() if v is not None}})
+    ready = make_ready(lined, tasks, split)
     run = Run(split, opening, ready, ScoreCache() if cache else None)
     jobs = [(name, entry) for name in lined.models for entry in tasks]
     run.take_known(lined, jobs)

@@ -40,11 +40,15 @@ def line_up(
     """Collect the models; one given twice, as the base and in the list, say, is scored once.
 
     Raises:
-        TaskError: if two models would have one name, or a task's expert is none of the experts.
+        TaskError: if there is no model, two would have one name, or experts and tasks do not
+            fit together.
     """
     named = _named(models)
     origin = base if base is not None else tasks.base
+    _check_experts(experts or {}, tasks)
     references = {**tasks.experts, **(experts or {})}
+    if not (named or references or origin is not None):
+        raise TaskError("no models to score; give at least one, a base or an expert")
     book = _Book({_identity(model): name for name, model in named.items()})
     base_name = None if origin is None else book.add("base", _model(origin))
     expert_names = {name: book.add(name, _model(model)) for name, model in references.items()}
@@ -76,7 +80,11 @@ def _named(models: Iterable[Given] | Mapping[str, Given] | Given) -> dict[str, M
     if isinstance(models, str | Path | LiveModel):
         models = [models]
     distinct = {_identity(model): model for model in map(_model, models)}
-    return dict(zip(_short_names(list(distinct.values())), distinct.values(), strict=True))
+    names = _short_names(list(distinct.values()))
+    for name, times in Counter(names).items():
+        if times > 1:
+            raise TaskError(f"{times} models are called {name!r}; give a mapping of other names")
+    return dict(zip(names, distinct.values(), strict=True))
 
 
 def _short_names(models: list[Model]) -> list[str]:
@@ -104,6 +112,16 @@ def _identity(model: Model) -> object:
 
 def _shown(model: Model) -> str:
     return model.name if isinstance(model, LiveModel) else str(model)
+
+
+def _check_experts(given: Mapping[str, Given], tasks: Tasks) -> None:
+    """An expert of the caller's must be some task's reference, or the file's."""
+    known = [*tasks.experts, *(entry.expert for entry in tasks)]
+    for name in given:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"there is {', '.join(known)}"
+            raise TaskError(f"expert {name!r} is the reference of no task; {hint}")
 
 
 def _by_task(tasks: Tasks, names: Mapping[str, str]) -> dict[str, str]:

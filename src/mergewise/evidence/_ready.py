@@ -51,9 +51,19 @@ def make_ready(lined: LineUp, tasks: Tasks, split: str) -> Ready:
     for name, model in lined.models.items():
         ready.models[name] = tried(partial(_fingerprint, model))
     for entry in tasks:
-        tried(partial(_look_at, entry, split, ready))
+        tried(partial(_naming, entry, partial(_look_at, entry, split, ready)))
     _report(problems)
     return ready
+
+
+def _naming(entry: Entry, look: Callable[[], None]) -> None:
+    """Call `look`; an error that does not say which task it is about is made to."""
+    try:
+        look()
+    except MergewiseError as error:
+        if f"task {entry.name}" not in str(error):
+            error.args = (f"task {entry.name}: {error}",)
+        raise
 
 
 def _report(problems: list[MergewiseError]) -> None:
@@ -93,9 +103,9 @@ def _check(entry: Entry, split: str) -> None:
         entry.evaluator.check()
     except DataError as error:
         source = task.data[split].name if split in task.data else ""
-        if task.name in str(error) and source in str(error):
+        if source in str(error):
             raise
-        raise DataError(f"task {task.name}: {source}: {error}") from None
+        raise DataError(f"{source}: {error}") from None
 
 
 def _head(entry: Entry) -> str:

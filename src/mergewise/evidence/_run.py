@@ -12,10 +12,11 @@ from dataclasses import dataclass
 
 from mergewise._lazy import torch
 from mergewise.checkpoint import versions
-from mergewise.evidence._cache import ScoreCache, key_of, plain
+from mergewise.errors import MergewiseError
+from mergewise.evidence._cache import ScoreCache, code_of, key_of, plain
 from mergewise.evidence._evaluation import Result
 from mergewise.evidence._line_up import LineUp, Model
-from mergewise.evidence._live import LiveModel, Role, open_model
+from mergewise.evidence._live import DTYPES, LiveModel, Role, open_model
 from mergewise.evidence._ready import Ready
 from mergewise.evidence._tasks import Entry
 from mergewise.evidence.evaluators import Failure
@@ -42,11 +43,19 @@ Progress = Callable[[Step], None]
 
 @dataclass(frozen=True)
 class Opening:
-    """How checkpoints are opened."""
+    """How checkpoints are opened.
+
+    Raises:
+        MergewiseError: for a dtype there is not.
+    """
 
     device: str = "auto"
     dtype: str | None = None
     trust_remote_code: bool = False
+
+    def __post_init__(self) -> None:
+        if self.dtype is not None and self.dtype not in DTYPES:
+            raise MergewiseError(f"dtype {self.dtype!r}: one of {', '.join(DTYPES)} expected")
 
     def where(self) -> str:
         """The torch device; torch itself is imported only where there is a choice."""
@@ -91,6 +100,8 @@ class Run:
                 same = [entry for entry in todo if entry.evaluator.role() == role]
                 self._with_one_load(name, model, role, same, len(jobs), progress)
                 _free()
+        if self.cache and len(self.results) > self.known:
+            self.cache.trim()
 
     def _with_one_load(
         self,
@@ -140,10 +151,10 @@ class Run:
         begun = time.perf_counter()
         try:
             found = entry.evaluator.score(live, self.split)
+            seconds = found.seconds or time.perf_counter() - begun
+            result = plain(dataclasses.replace(found, seconds=seconds))
         except Exception as error:  # one task's mishap does not end the others
             return _failure(error)
-        seconds = found.seconds or time.perf_counter() - begun
-        result = plain(dataclasses.replace(found, seconds=seconds))
         key = self._key(step.model, model, entry)
         if self.cache and key:
             self.cache.put(key, result)
@@ -156,6 +167,7 @@ class Run:
                 "model": self.ready.models[name],
                 "kind": entry.kind,
                 "version": entry.evaluator.version,
+                "code": code_of(type(entry.evaluator)),
                 "role": entry.evaluator.role() or "path",
                 "options": repr(sorted(entry.options.items())),
                 "head": self.ready.heads[task],
@@ -171,7 +183,8 @@ class Run:
         if isinstance(model, LiveModel):
             parameter = next(model.module.parameters(), None)
             return f"{model.device.type} {None if parameter is None else parameter.dtype} live"
-        return f"{self.device.split(':')[0]} {self.opening.dtype or 'stored'}"
+        trust = " with its code" if self.opening.trust_remote_code else ""
+        return f"{self.device.split(':')[0]} {self.opening.dtype or 'stored'}{trust}"
 
 
 def _failure(error: Exception) -> Failure:
