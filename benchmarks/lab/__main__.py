@@ -19,7 +19,7 @@ from benchmarks.lab._family import SIZES, Family
 from mergewise._lazy import torch
 from mergewise.cli._interrupt import terminable
 from mergewise.constants import yield_processors
-from mergewise.errors import MergewiseError
+from mergewise.errors import DataError, MergewiseError
 from mergewise.report.tables import text
 
 ROOT = Path(__file__).parents[2]
@@ -57,11 +57,13 @@ def main(
     """
     console, err = Console(), Console(stderr=True)
     _refuse_unknown(only)
+    if only and publish:
+        raise click.UsageError("--publish is for results of all methods; leave out --only")
     size = size or ("gpu" if torch.cuda.is_available() else "cpu")
     fine = True
     for name in families or FAMILIES:
-        mine = data or (None if name in OWN_DATA else _usual_data())
         try:
+            mine = data or (None if name in OWN_DATA else _usual_data())
             with terminable():
                 fine &= _one(name, mine, seeds, size, lab, only, publish, console, err)
         except KeyboardInterrupt:
@@ -84,8 +86,11 @@ def _refuse_unknown(only: Sequence[str]) -> None:
 
 
 def _usual_data() -> Path | None:
-    told = os.environ.get("MERGEWISE_DATA")
-    place = Path(told) if told else ROOT.parent / "shared" / "data"
+    if told := os.environ.get("MERGEWISE_DATA"):
+        if not Path(told).is_dir():
+            raise DataError(f"MERGEWISE_DATA is {told}, which is no folder; set it, or use --data")
+        return Path(told)
+    place = ROOT.parent / "shared" / "data"
     return place if place.is_dir() else None
 
 

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     import numpy
     from torch import Tensor
 
+    Array = numpy.ndarray[Any, Any]
+
 SIDE = 28
 FEWEST = 2
 """Sets below which there is nothing to merge."""
@@ -81,25 +83,36 @@ def _read(file: Path) -> ImageSet | None:
         ) from None
     if any(part.dtype != "uint8" or part.shape[1:] != (SIDE, SIDE) for part in parts[::2]):
         return None
-    images, labels, test_images, test_labels = (torch.from_numpy(part) for part in parts)
-    _check(file, parts)
+    for part, images, labels in (("train", *parts[:2]), ("test", *parts[2:])):
+        check_labels(file, part, images, labels)
+    classes = 1 + max(int(parts[1].max()), int(parts[3].max()))
+    if names and len(names) < classes:
+        raise DataError(f"{file}: {len(names)} label_names, but labels go up to {classes - 1}")
+    x, y, test_x, test_y = (torch.from_numpy(part) for part in parts)
     return ImageSet(
-        file.stem, names or _numbered(labels, test_labels), images, labels.long(),
-        test_images, test_labels.long(), hashlib.sha256(file.read_bytes()).hexdigest(),
+        file.stem, names or tuple(map(str, range(classes))), x, y.long(), test_x, test_y.long(),
+        hashlib.sha256(file.read_bytes()).hexdigest(),
     )  # fmt: skip
 
 
-def _check(file: Path, parts: list[numpy.ndarray[Any, Any]]) -> None:
-    for images, labels in (parts[:2], parts[2:]):
-        if len(images) != len(labels) or len(labels) == 0:
-            raise DataError(
-                f"{file}: {len(images)} images but {len(labels)} labels; one label an image, "
-                "and one image at least, expected"
-            )
+def check_labels(file: Path, part: str, images: Array, labels: Array) -> None:
+    """Refuse labels that are not one class number for each image.
 
-
-def _numbered(*labels: Tensor) -> tuple[str, ...]:
-    return tuple(str(k) for k in range(1 + max(int(part.max()) for part in labels)))
+    Raises:
+        DataError: saying which array of the file is wrong.
+    """
+    if labels.ndim != 1 or labels.dtype.kind not in "iu":
+        raise DataError(
+            f"{file}: y_{part} is {labels.dtype} {list(labels.shape)}; whole numbers, one for "
+            "each image, expected"
+        )
+    if len(images) != len(labels) or len(labels) == 0:
+        raise DataError(
+            f"{file}: {len(images)} images but {len(labels)} labels; one label an image, "
+            "and one image at least, expected"
+        )
+    if labels.min() < 0:
+        raise DataError(f"{file}: y_{part} holds {labels.min()}; classes are numbered from 0")
 
 
 def records(images: Tensor, labels: Tensor) -> list[dict[str, Any]]:

@@ -55,14 +55,14 @@ def tried(results: Results, claims: Sequence[Claim] = CLAIMS) -> list[Finding]:
 def _tried(results: Results, claim: Claim) -> Finding:
     left, gone = _sides(results, claim.left)
     right, also_gone = _sides(results, claim.right)
-    missing = ", ".join(gone + also_gone)
+    missing = ", ".join(dict.fromkeys(gone + also_gone))
     if not left or not right:
         return Finding(claim, "cannot be tried", missing=missing)
-    gaps = []
-    for seed in results.seeds:
-        above, below = _points(left, seed), _points(right, seed)
-        if above and below:
-            gaps.append(min(above) - max(below))
+    gaps = [
+        min(side[seed] for side in left) - max(side[seed] for side in right)
+        for seed in results.seeds
+        if all(seed in side for side in left + right)
+    ]
     if not gaps:
         return Finding(claim, "cannot be tried", missing="scores")
     gap = statistics.fmean(gaps)
@@ -72,8 +72,7 @@ def _tried(results: Results, claim: Claim) -> Finding:
 
 
 def _met(claim: Claim, gap: float) -> bool:
-    # equal is not more; but "within a point" and "at least" are met by equal rows
-    return gap >= claim.margin if claim.margin or "=" in claim.text else gap > 0
+    return gap >= claim.margin if claim.margin or claim.or_equal else gap > 0
 
 
 Side = dict[int, float]
@@ -90,10 +89,6 @@ def _sides(results: Results, terms: Sequence[str]) -> tuple[list[Side], list[str
         if not sides:
             gone.append(term.partition("@")[0].partition("|")[0])
     return found, gone
-
-
-def _points(sides: Sequence[Side], seed: int) -> list[float]:
-    return [side[seed] for side in sides if seed in side]
 
 
 def _merged(results: Results) -> list[Side]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.lab._images import check_labels
 from mergewise._lazy import torch
 from mergewise.errors import DataError, MissingExtraError
 
@@ -62,6 +63,12 @@ def _averaged(file: Path) -> tuple[Tensor, Tensor]:
         raise DataError(
             f"{file}: arrays x_train and y_train expected: {error}; see the data's README"
         ) from None
+    if images.dtype != "uint8" or images.ndim not in (3, 4):
+        raise DataError(
+            f"{file}: x_train is {images.dtype} {list(images.shape)}; uint8 [images, height, "
+            "width] expected, or with channels last"
+        )
+    check_labels(file, "train", images, labels)
     x = torch.from_numpy(images[:MOST]).float()
     x = x.mean(dim=-1) if x.ndim == 4 else x
     x = torch.nn.functional.adaptive_avg_pool2d(x, SIDE)

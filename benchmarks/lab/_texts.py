@@ -89,6 +89,8 @@ def _names(meta: Path, classes: int) -> tuple[str, ...]:
     """Of the classes; their numbers where nobody says."""
     try:
         names = json.loads(meta.read_text("utf-8"))["label_names"] if meta.is_file() else None
+        if not isinstance(names, list | None):
+            raise TypeError(f"label_names are {str(names)[:40]!r}")
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f'{meta}: {{"label_names": [...]}} expected: {error}') from None
     if names is None:

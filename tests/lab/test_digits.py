@@ -26,7 +26,7 @@ from benchmarks.lab._results import Results, reference_means
 from benchmarks.lab._run import run_family
 from benchmarks.lab._small import small_images
 from benchmarks.lab.digits import DOMAINS, MEAN, SPREAD, Digits
-from mergewise.errors import MergewiseError
+from mergewise.errors import DataError, MergewiseError
 from mergewise.methods import all_methods
 
 pytest.importorskip("sklearn")
@@ -213,6 +213,20 @@ def test_images_of_a_folder_replace_the_digits(tmp_path: Path) -> None:
     assert source == "b_easy.npz"  # the first that can be told apart
     assert images.shape == (200, 8, 8) and images.dtype == torch.uint8
     assert found.tolist() == labels.tolist()
+
+
+def test_images_that_are_none_are_refused_by_name(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    good = numpy.zeros((40, 16, 16), numpy.uint8)
+    for images, labels, said in (
+        (good.reshape(40, 256), numpy.zeros(40, numpy.uint8), r"x_train.*\[40, 256\]"),
+        (good, numpy.zeros(39, numpy.uint8), "40 images but 39 labels"),
+        (good, numpy.zeros((40, 1), numpy.uint8), r"y_train.*\[40, 1\]"),
+        (good / 255, numpy.zeros(40, numpy.uint8), "x_train.*float64"),
+    ):
+        numpy.savez(tmp_path / "images/bad.npz", x_train=images, y_train=labels)
+        with pytest.raises(DataError, match=rf"bad\.npz: {said}"):
+            small_images(tmp_path)
 
 
 def test_a_stopped_run_leaves_130_and_whole_files(tmp_path: Path) -> None:

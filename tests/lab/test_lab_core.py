@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
+import resource
 from pathlib import Path
 
 import pytest
 import torch
+from click.testing import CliRunner
 from rich.console import Console
 
-from benchmarks.lab._claims import Claim
+from benchmarks.lab.__main__ import main
+from benchmarks.lab._claims import CLAIMS, Claim
 from benchmarks.lab._contenders import SUM, contenders, tuned_parameter
-from benchmarks.lab._cost import measured
+from benchmarks.lab._cost import _process_peak, measured
 from benchmarks.lab._journal import Journal, weights_mark
 from benchmarks.lab._merge import merge
 from benchmarks.lab._orders import tried
@@ -148,6 +151,29 @@ def test_a_claim_is_tried_with_those_that_are_there() -> None:
     assert str(tried(found, [claim])[0]).endswith("without iso_c")
 
 
+def test_a_claim_counts_only_seeds_that_all_its_rows_have() -> None:
+    found = results(("tsv_m", "default", 0.7, 0.7), ("iso_c", "default", 0.9, 0.9),
+                    ("linear", "default", 0.5, 0.5))  # fmt: skip
+    found.seeds = [0, 1]
+    for name, score in (("iso_c", 0.9), ("linear", 0.5)):  # tsv_m has no second seed
+        found.row(name).add("default", 1, Run({"a": score, "b": score}))  # type: ignore[union-attr]
+    claim = Claim("x", ("tsv_m", "iso_c"), ("linear",), "robust", "here", 15.0)
+    assert str(tried(found, [claim])[0]) == "holds: +20.0 points, +15 wanted, 1 of 1 seeds"
+
+
+def test_equal_rows_meet_at_least_but_not_more() -> None:
+    found = results(("tsv_m", "default", 0.7, 0.7), ("linear", "default", 0.7, 0.7))
+    more = Claim("x", ("tsv_m",), ("linear",), "thin", "here")
+    least = Claim("x", ("tsv_m",), ("linear",), "thin", "here", or_equal=True)
+    assert [f.verdict for f in tried(found, [more, least])] == ["does not hold", "holds"]
+    assert {c.text: c.or_equal for c in CLAIMS if "=" in c.text and not c.or_equal} == {}
+
+
+def test_what_is_missing_is_named_once() -> None:
+    claim = Claim("x", ("tsv_m@default",), ("tsv_m@tuned",), "robust", "here", -1.0)
+    assert str(tried(results(), [claim])[0]) == "cannot be tried (no tsv_m)"
+
+
 def test_claims_of_other_families_are_not_tried() -> None:
     claim = Claim("x", ("linear",), ("linear",), "published", "there", 0.0, ("vision",))
     assert tried(results(), [claim]) == []
@@ -187,6 +213,30 @@ def test_cost_sees_time_and_memory() -> None:
     assert total == 8_000_000
     assert 0 < cost.seconds < 30
     assert 25 < cost.mebibytes < 200 or cost.how.startswith("growth")
+
+
+@pytest.mark.parametrize(("system", "unit"), [("linux", 1024), ("darwin", 1)])
+def test_the_processs_peak_is_in_the_systems_unit(
+    system: str, unit: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.platform", system)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert _process_peak() == pytest.approx(peak * unit, rel=0.05)
+
+
+def test_partial_results_are_not_published(tmp_path: Path) -> None:
+    asked = ["digits", "--only", "linear", "--publish", "--lab", str(tmp_path)]
+    answer = CliRunner().invoke(main, asked)
+    assert answer.exit_code == 2 and "--only" in answer.output
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_data_folder_that_is_not_there_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MERGEWISE_DATA", str(tmp_path / "gone"))
+    answer = CliRunner().invoke(main, ["vision", "--lab", str(tmp_path / "lab")])
+    assert answer.exit_code == 1 and "MERGEWISE_DATA is" in answer.output
 
 
 def test_schedule_warms_up_and_falls() -> None:

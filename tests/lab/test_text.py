@@ -122,6 +122,9 @@ def test_errors_name_the_file_and_what_is_expected(tmp_path: Path) -> None:
     _write(tmp_path, "set_1", meta=["one", "two"])
     with pytest.raises(DataError, match=r"set_1\.meta\.json: .*label_names"):
         read_texts(tmp_path)
+    _write(tmp_path, "set_1", meta={"label_names": "no list"})
+    with pytest.raises(DataError, match=r"set_1\.meta\.json: .*no list"):
+        read_texts(tmp_path)
     bad = tmp_path / "text_cls" / "set_1.test.jsonl.gz"
     bad.write_bytes(gzip.compress(b'{"text": "x", "label": "two"}\n'))
     with pytest.raises(DataError, match=r"set_1\.test\.jsonl\.gz, row 1"):

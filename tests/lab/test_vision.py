@@ -95,6 +95,17 @@ def test_errors_name_the_file_and_what_is_expected(tmp_path: Path) -> None:
     bad = _write(tmp_path, "edges", y_train=np.zeros(3, np.uint8))
     with pytest.raises(DataError, match=r"edges\.npz: 120 images but 3 labels"):
         read_images(tmp_path)
+    for labels, said in (
+        (np.zeros((120, 1), np.uint8), r"y_train.*\[120, 1\]"),
+        (np.linspace(0, 3, 120), r"y_train.*float64"),
+        (np.full(120, -1), r"y_train.*-1"),
+    ):
+        bad = _write(tmp_path, "edges", y_train=labels)
+        with pytest.raises(DataError, match=rf"edges\.npz: {said}"):
+            read_images(tmp_path)
+    bad = _write(tmp_path, "edges", label_names=np.array(["a", "b"]))
+    with pytest.raises(DataError, match=r"edges\.npz: 2 label_names, but labels go up to 3"):
+        read_images(tmp_path)
     bad.write_bytes(b"PK not really")
     with pytest.raises(DataError, match=r"edges\.npz: arrays x_train"):
         read_images(tmp_path)
