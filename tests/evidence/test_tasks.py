@@ -7,6 +7,7 @@ import pytest
 
 from mergewise.errors import TaskError, TasksFileError
 from mergewise.evidence import Data, LiveModel, load_tasks
+from mergewise.evidence.evaluators._records import records
 
 TASKS = """\
 base: models/base
@@ -233,3 +234,14 @@ def test_a_kind_with_a_limit_of_its_own_gets_it(monkeypatch):
     )
     assert entry.options["limit"] == 7
     assert entry.limited(3).options["limit"] == 3
+    assert entry.limited(9).options["limit"] == 7
+
+
+def test_a_limit_leaves_solved_examples_alone():
+    (entry,) = load_tasks(
+        {"tasks": [{"name": "a", "kind": "generation", "limit": 1, "shots": 2, "data": {
+            "train": [{"question": str(i), "answer": str(i)} for i in range(2)],
+            "test": [{"question": "3", "answer": "3"}] * 2}}]}
+    )  # fmt: skip
+    entry.evaluator.check()
+    assert len(records(entry.evaluator.task, "test")) == 1

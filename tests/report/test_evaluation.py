@@ -222,6 +222,26 @@ def test_a_loss_over_tokens_is_drawn_with_the_examples_tokens_as_weights():
     assert (low, high) == pytest.approx((1.5 - wide, 1.5 + wide), abs=0.02)
 
 
+def test_one_example_has_no_interval():
+    made = measures(evaluation({"m": {"t": answers(0, labels=(0,))}}), resamples=50)
+    assert made["models"]["m"]["intervals"] == {"by_task": {}}
+    assert made["notes"][-1] == "t: no interval, accuracy is no mean over two or more examples"
+
+
+def test_tasks_have_draws_of_their_own():
+    half = Score({"accuracy": 0.5}, {"correct": [0, 1] * 50}, 100)
+    other = Score({"accuracy": 0.5}, {"correct": [1, 0] * 50}, 100)
+    found = measures(evaluation({"m": {"a": half, "b": other}}), resamples=500)["models"]["m"]
+    low, high = found["intervals"]["mean"]
+    # with the same draws for both tasks the mean would be 0.5 every time
+    assert high - low == pytest.approx(2 * 1.96 * 0.5 / math.sqrt(200), rel=0.2)
+
+
+def test_the_figure_speaks_of_shares_only_where_there_are_some():
+    svg = figure(evaluation({"m": {"t": plain(2.0, "loss")}}, {"t": MIN}), resamples=0)
+    assert "less is better." in svg and "the share" not in svg
+
+
 def test_a_metric_that_is_no_mean_of_outcomes_has_no_interval():
     score = Score({"loss": 2.0}, {"loss": [1.0, 2.0, 5.0]}, 3)
     made = measures(evaluation({"m": {"t": score}}, {"t": MIN}), resamples=50)

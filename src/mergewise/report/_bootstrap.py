@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -15,20 +16,23 @@ _SOURCES = ("correct", "loss")
 _CLOSE = 1e-6
 
 
-def resampled_means(score: Score, metric: str, resamples: int, seed: int) -> NDArray[Any] | None:
+def resampled_means(
+    score: Score, metric: str, resamples: int, seed: int, task: str
+) -> NDArray[Any] | None:
     """The metric over `resamples` draws of the examples with replacement; None if it cannot be.
 
     A metric can be drawn again if it is the mean of an outcome, as accuracy is of ``correct``, or
-    its mean weighted by ``tokens``, as the loss of a language model is. Models that were scored on
-    the same examples get the same draws.
+    its mean weighted by ``tokens``, as the loss of a language model is, over two examples or more.
+    Models that were scored on the same examples of a task get the same draws; tasks have draws of
+    their own, since their examples have nothing to do with one another.
     """
     import numpy
 
     found = _outcome(score, metric)
-    if found is None:
+    if found is None or len(found[0]) < 2:
         return None
     values, weights = (numpy.asarray(part, dtype=numpy.float64) for part in found)
-    draw = numpy.random.default_rng((seed, len(values)))
+    draw = numpy.random.default_rng((seed, zlib.crc32(task.encode()), len(values)))
     means = []
     for _ in range(resamples):
         rows = draw.integers(0, len(values), len(values))

@@ -123,5 +123,6 @@ def _notes(
             f"Bars: 95 % bootstrap interval over examples, {resamples} draws."
         )  # fmt: skip
     if any(best == "min" for _, best in measures.evaluation.primary.values()):
-        notes.append("↓: less is better; the share is then the expert's score over the model's.")
+        share = "; the share is then the expert's score over the model's" if by_share else ""
+        notes.append(f"↓: less is better{share}.")
     return notes + [f"– {note}" for note in measures.notes if "interval" not in note]

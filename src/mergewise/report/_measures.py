@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from statistics import fmean, median
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from mergewise.evidence.evaluators import Score
 from mergewise.report._bootstrap import interval, resampled_means
@@ -105,11 +105,10 @@ class Measures:
         expert = self._expert(task)
         if expert is None or value is None:
             return None
-        above, below = (value, expert) if self._more_is_better(task) else (expert, value)
-        if expert <= 0 or below <= 0:
+        found = ratio(value, expert, self._best(task))
+        if found is None:
             self._note(f"{task}: no ratio, a score is not positive")
-            return None
-        return above / below
+        return found
 
     def _expert(self, task: str) -> float | None:
         """The reference score of a task; a note if it is missing."""
@@ -124,11 +123,11 @@ class Measures:
         value = self.value(model, task)
         if base is None or expert is None or value is None:
             return None
-        gain = expert - base if self._more_is_better(task) else base - expert
-        if gain <= 0:
+        reach = gain(expert, base, self._best(task))
+        if reach <= 0:
             self._note(f"{task}: no NAI, its expert is no better than the base")
             return None
-        return (value - base) / (expert - base)
+        return gain(value, base, self._best(task)) / reach
 
     def _forgetting(self, model: str) -> dict[str, Any] | None:
         """Against the base, on every task it was scored on."""
@@ -136,8 +135,9 @@ class Measures:
         for task in self.tasks:
             base, value = self.value(self.evaluation.base, task), self.value(model, task)
             if base is not None:
-                sign = 1 if self._more_is_better(task) else -1
-                lost[task] = None if value is None else max(0.0, sign * (base - value))
+                lost[task] = (
+                    None if value is None else max(0.0, gain(base, value, self._best(task)))
+                )
         if not lost:
             return None
         means = self._means(lost)
@@ -202,17 +202,34 @@ class Measures:
         score, metric = self.score(model, task), self.evaluation.primary[task][0]
         if score is None or self.value(model, task) is None:
             return None
-        means = resampled_means(score, metric, self._resamples, self._seed)
+        means = resampled_means(score, metric, self._resamples, self._seed, task)
         if means is None:
-            self._note(f"{task}: no interval, {metric} is no mean over examples")
+            self._note(f"{task}: no interval, {metric} is no mean over two or more examples")
         return means
 
+    def _best(self, task: str) -> Literal["max", "min"]:
+        return self.evaluation.primary[task][1]
+
     def _more_is_better(self, task: str) -> bool:
-        return self.evaluation.primary[task][1] == "max"
+        return self._best(task) == "max"
 
     def _note(self, note: str) -> None:
         if note not in self.notes:
             self.notes.append(note)
+
+
+def gain(value: float, reference: float, best: Literal["max", "min"]) -> float:
+    """How much better a score is than another, in the metric's own units."""
+    return value - reference if best == "max" else reference - value
+
+
+def ratio(value: float, expert: float, best: Literal["max", "min"]) -> float | None:
+    """Score over the expert's, the expert's over the score where less is better.
+
+    None if the expert's score, or the one that is divided by, is not positive.
+    """
+    above, below = (value, expert) if best == "max" else (expert, value)
+    return above / below if expert > 0 and below > 0 else None
 
 
 def mean_of_all(values: Iterable[float | None]) -> float | None:

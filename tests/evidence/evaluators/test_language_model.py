@@ -76,6 +76,21 @@ def test_a_window_sees_only_its_own_tokens():
     assert any("windows of 9 tokens, 9 apart" in note for note in score.notes)
 
 
+def test_one_long_text_has_its_windows_as_examples():
+    model = random_llama()
+    text = "abcdefghijklmnopqrstuvwxyz"
+    score = task(LanguageModel, [text], context=9).score(model, "test")
+    ids = model.tokenizer(text)["input_ids"]
+    pieces = [ids[i : i + 10] for i in range(0, len(ids) - 1, 9)]
+    losses = [direct(model, piece)[0] / (len(piece) - 1) for piece in pieces]
+    assert score.outcomes["loss"] == pytest.approx(losses, rel=1e-5)
+    assert score.outcomes["tokens"] == [len(piece) - 1 for piece in pieces]
+    assert score.examples == len(pieces) == 3
+    assert "one text: its 3 windows are the examples" in score.notes
+    two = task(LanguageModel, [text, text], context=9).score(model, "test")
+    assert two.examples == len(two.outcomes["loss"]) == 2
+
+
 def test_a_smaller_stride_sees_more():
     model = random_llama()
     text = "abcdefghijklmnopqrstuvwxyz"

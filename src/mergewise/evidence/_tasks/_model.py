@@ -43,12 +43,13 @@ class Entry:
         return dict(vars(self.evaluator.task.options))
 
     def limited(self, most: int) -> Entry:
-        """The same on at most `most` examples (rows of the data) of each split."""
+        """The same on at most `most` examples (rows of the data) of each split it may score."""
         task = self.evaluator.task
-        data = {name: each.first(most) for name, each in task.data.items()}
         options = self.options
+        solved = options.get("shots_split") if options.get("shots") else None
+        data = {n: each if n == solved else each.first(most) for n, each in task.data.items()}
         if "limit" in self.evaluator.params:  # it may have data of its own
-            options["limit"] = most
+            options["limit"] = min(most, options.get("limit") or most)
         evaluator = type(self.evaluator)(replace(task, data=data, options=Settings(options)))
         return replace(self, evaluator=evaluator)
 

@@ -42,6 +42,9 @@ class LanguageModel(Evaluator):
     With the default stride the windows do not overlap; with a stride of half a context every
     token of a long text is predicted from at least half a context, at twice the cost.
 
+    Each text is an example. If there is only one, such as a file without a separator, its windows
+    are the examples; neighbours are alike, so intervals then are rather too narrow.
+
     Bits per byte divides by the UTF-8 bytes of the predicted text, and so compares models with
     different tokenizers.
     """
@@ -92,16 +95,19 @@ class LanguageModel(Evaluator):
         pieces = [list(windows(text.span, context, stride)) for text in texts]
         flat = [piece for text in pieces for piece in text]
         found = iter(score_spans(model, flat, self.task.options.batch_size, self.progress))
-        sums = [_sum([next(found) for _ in text]) for text in pieces]
+        parts = [[next(found) for _ in text] for text in pieces]
+        sums = [_sum(text) for text in parts]
+        # of one text nothing could be said about chance, were it one example
+        each = parts[0] if len(parts) == 1 and len(parts[0]) > 1 else sums
         return Score(
             metrics=self._metrics(sums, texts),
             outcomes={
-                "loss": [s.nats / s.tokens if s.tokens else None for s in sums],
-                "tokens": [s.tokens for s in sums],
+                "loss": [s.nats / s.tokens if s.tokens else None for s in each],
+                "tokens": [s.tokens for s in each],
             },
-            examples=len(texts),
+            examples=len(each),
             seconds=time.perf_counter() - begun,
-            notes=_notes(texts, sums, context, stride),
+            notes=_notes(texts, sums, context, stride, len(each)),
         )
 
     def _texts(self, model: LiveModel, split: str) -> Iterator[_Text]:
@@ -146,11 +152,13 @@ def _sum(parts: Sequence[Likelihood]) -> Likelihood:
 
 
 def _notes(
-    texts: Sequence[_Text], sums: Sequence[Likelihood], context: int, stride: int
+    texts: Sequence[_Text], sums: Sequence[Likelihood], context: int, stride: int, examples: int
 ) -> tuple[str, ...]:
     notes = [f"{sum(s.tokens for s in sums)} tokens predicted"]
     if any(len(text.span.ids) > context + 1 for text in texts):
         notes.append(f"long texts in windows of {context} tokens, {stride} apart")
+    if examples > len(texts):
+        notes.append(f"one text: its {examples} windows are the examples")
     if short := sum(not s.tokens for s in sums):
         notes.append(f"{short} texts too short to predict anything")
     return tuple(notes)
