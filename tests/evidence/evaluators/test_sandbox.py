@@ -124,6 +124,28 @@ def test_processes_signals_and_native_code_are_refused(program):
     assert not found.passed and "refused here" in found.reason
 
 
+@pytest.mark.parametrize(
+    "program",
+    [
+        "import os; os.setpriority(os.PRIO_PROCESS, os.getppid(), 19)",
+        "import os; os.sched_setaffinity(os.getppid(), {0})",
+        "import posix; posix.sched_setaffinity(posix.getppid(), {0})",
+        "import os; os.pidfd_open(os.getppid())",
+        "import signal; signal.pidfd_send_signal(0, 9)",
+        "import os; os.mkfifo('x')",
+    ],
+)
+def test_functions_that_no_hook_hears_of_are_gone(program):
+    found = run(program)
+    assert found.reason.startswith("AttributeError: module ")
+
+
+def test_an_interpreter_without_the_hook_is_refused():
+    names = ("_interpreters", "_xxsubinterpreters")
+    for name in names:
+        assert not run(f"import {name}\n{name}.create()").passed
+
+
 def test_children_end_with_their_parent(monkeypatch, tmp_path):
     monkeypatch.setattr(_sandbox, "_GUARD", False)
     program = "import os, time\nos.fork()\nopen(f'{os.getpid()}', 'w')\ntime.sleep(60)"

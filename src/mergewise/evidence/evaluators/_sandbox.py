@@ -11,12 +11,13 @@ threads. When time is up its whole process group is killed. Layers:
   device, and Landlock refuses writing outside the folder and executing files. `Outcome` says
   whether they did.
 
-What remains: it can read files the user can read, though it has nowhere to send them. Without the
-kernel's layers a program that knows CPython's insides can get around the hook. Program and tests
-share a process: the verdict counts only with a random token that is sent after the tests, which
-stops programs that exit early or print "passed", not one that searches the interpreter's memory
-for the token. So this is for code that models write, not a place for malware; for that use a
-virtual machine.
+What remains: it can read files the user can read, though it has nowhere to send them, and fill
+the disk with small files until its time is up. Without the kernel's layers a program that knows
+CPython's insides can get around the hook. Program and tests share a process: the verdict counts
+only with a random token that is sent after the tests, which stops programs that exit early or
+print "passed", not one that searches the interpreter's memory for the token, or whose results
+claim to equal anything. So this is for code that models write, not a place for malware; for that
+use a virtual machine.
 """
 
 from __future__ import annotations

@@ -27,11 +27,16 @@ REFUSED = (
     "os.kill", "pty.", "ctypes.", "gc.get_", "resource.setrlimit", "resource.prlimit",
     "signal.pthread_kill", "os.chown", "os.lchown", "os.chmod", "os.chflags", "os.setxattr",
     "os.removexattr", "os.link", "os.symlink", "sqlite3.", "webbrowser.", "syslog.",
-    "sys._current_frames", "sys.setprofile", "sys.settrace",
+    "sys._current_frames", "sys.setprofile", "sys.settrace", "cpython.PyInterpreterState_New",
 )  # fmt: skip
 REFUSED_MODULES = frozenset(
     ("ctypes", "_ctypes", "_socket", "_posixsubprocess", "_multiprocessing", "_posixshmem",
-     "_dbm", "_gdbm", "_testcapi", "_testinternalcapi", "_xxsubinterpreters")
+     "_dbm", "_gdbm", "_testcapi", "_testinternalcapi", "_xxsubinterpreters", "_interpreters")
+)  # fmt: skip
+# functions that reach other processes or make files, and of which no audit hook is told
+UNWATCHED = (
+    "pidfd_open", "pidfd_send_signal", "setpriority", "sched_setaffinity", "sched_setparam",
+    "sched_setscheduler", "mkfifo", "mknod", "chroot", "setns", "unshare",
 )  # fmt: skip
 # event: how many of its first arguments are paths, and where its folder descriptors are
 CHANGES = {
@@ -53,6 +58,7 @@ def main() -> None:
     tell(result, layers)
     program = module("program")
     if job["guard"]:
+        take_away(UNWATCHED)
         sys.addaudithook(guard(os.path.realpath(".")))
     run(job, program, result)
 
@@ -120,6 +126,16 @@ def module(name: str) -> types.ModuleType:
     new = types.ModuleType(name)
     sys.modules[name] = sys.modules["__main__"] = new
     return new
+
+
+def take_away(names: tuple[str, ...]) -> None:
+    """Delete functions of the system's modules."""
+    import signal
+
+    for home in (os, signal, sys.modules["posix"], sys.modules["_signal"]):
+        for name in names:
+            if hasattr(home, name):
+                delattr(home, name)
 
 
 def guard(folder: str) -> Any:
