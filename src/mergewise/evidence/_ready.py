@@ -53,6 +53,12 @@ def make_ready(lined: LineUp, tasks: Tasks, split: str) -> Ready:
     for entry in tasks:
         tried(partial(_naming, entry, partial(_look_at, entry, split, ready)))
     _report(problems)
+    for name, model in lined.models.items():
+        sizes = _sizes(model)
+        for entry in tasks:
+            if sizes and entry.evaluator.role() is not None:
+                tried(partial(entry.evaluator.check_model, name, sizes))
+    _report(problems)
     return ready
 
 
@@ -83,6 +89,15 @@ def _require_transformers(models: Iterable[Model], tasks: Tasks) -> None:
 
 def _fingerprint(model: Model) -> str | None:
     return model.fingerprint if isinstance(model, LiveModel) else fingerprint_of(model)
+
+
+def _sizes(model: Model) -> set[int]:
+    """Every size of a dimension in a checkpoint's tensors; none of a model in memory."""
+    from mergewise.checkpoint import open_checkpoint
+
+    if isinstance(model, LiveModel):
+        return set()
+    return {size for info in open_checkpoint(model).tensors.values() for size in info.shape}
 
 
 def _look_at(entry: Entry, split: str, ready: Ready) -> None:

@@ -8,6 +8,7 @@ import torch
 from _classifiers import WORDS, bert, live, task, texts
 
 from mergewise.errors import DataError, TaskError
+from mergewise.evidence import evaluate
 from mergewise.evidence._data import Data
 from mergewise.evidence.evaluators._heads import save_head
 
@@ -237,3 +238,25 @@ def test_files_are_read_as_any_other_data(tmp_path):
     whole = task(KIND, texts()).score(model, "test")
     part = task(KIND, Data(path, rows=(2, 5))).score(model, "test")
     assert part.outcomes["prediction"] == whole.outcomes["prediction"][2:5]
+
+
+def test_a_heads_width_that_no_tensor_has_is_found_before_a_model_is_loaded(tmp_path):
+    bert(None).save_pretrained(tmp_path / "body")
+    for width, fits in ((16, True), (7, False)):
+        save_head(tmp_path / "head", torch.randn(3, width))
+        tasks = {"tasks": [{"name": "t", "kind": KIND, "pool": "mean",
+                            "data": texts(), "head": str(tmp_path / "head")}]}  # fmt: skip
+        if fits:
+            found = evaluate(tmp_path / "body", tasks, cache=False)
+            assert "no tokenizer" in found.failures[0][2].message
+            continue
+        with pytest.raises(TaskError, match="takes 7 features, a width that no tensor of body"):
+            evaluate(tmp_path / "body", tasks, cache=False)
+
+
+def test_a_label_that_is_none_of_the_heads_is_found_before_the_model_runs(tmp_path):
+    save_head(tmp_path / "head", torch.randn(2, 16))
+    model = live(bert(None), words=True)
+    model.module.forward = None
+    with pytest.raises(DataError, match="label 2 is none of the model's 2 classes"):
+        task(KIND, texts(), tmp_path / "head").score(model, "test")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -139,6 +139,17 @@ class Evaluator(ABC):
 
         Raises:
             TaskError: for options that do not go together, or data that lacks a field.
+        """
+
+    def check_model(self, name: str, sizes: Collection[int]) -> None:
+        """Find from a checkpoint's headers that it cannot do the task.
+
+        Args:
+            name: what reports call it.
+            sizes: every size of a dimension that occurs in its tensors.
+
+        Raises:
+            TaskError: if it cannot.
         """
 
     def mark(self) -> str | None:

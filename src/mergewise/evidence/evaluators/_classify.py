@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -105,6 +105,20 @@ class Classifier(Evaluator):
             self.read(record, 0)
             self._label(record, 0)
 
+    def check_model(self, name: str, sizes: Collection[int]) -> None:
+        """A body whose features are as wide as the head has a tensor of that width.
+
+        Raises:
+            TaskError: if no tensor has it.
+        """
+        head = self._head()
+        flattened = (self.option("pool") or self.pool) == "pooler"
+        if head is not None and not flattened and head.width not in sizes:
+            raise TaskError(
+                f"task {self.task.name}: {head.name} takes {head.width} features, a width that no "
+                f"tensor of {name} has; is it the head of another model?"
+            )
+
     def score(self, model: LiveModel, split: str) -> Score:
         """Run every example of a split; what was read of it is kept for the next model.
 
@@ -116,6 +130,8 @@ class Classifier(Evaluator):
         inputs, said = self._read(split)
         notes: list[str] = []
         head = self._head()
+        if head is not None:  # a wrong label is found before the model runs
+            self._classes(said, split, head.classes, self._names())
         pool = self.option("pool") or self.pool
         batches = self.batches(model, inputs, notes)
         logits = run(model, batches, head, pool, len(inputs), self.progress)

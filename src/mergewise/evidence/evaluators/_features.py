@@ -62,7 +62,7 @@ def run(
     if bad := int((~found.isfinite().all(dim=1)).sum()):
         raise TaskError(
             f"{model.name} gives NaN or infinity for {bad} of {total} examples; "
-            "`mergewise inspect` shows whether its weights are finite"
+            "try dtype float32, and look for NaN in its weights"
         )
     return found
 

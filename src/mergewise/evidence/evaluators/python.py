@@ -91,15 +91,15 @@ class PythonFunction(Evaluator):
             )
         with self._importable(), self._reported():
             found: Any = self._module(module)
-            for part in attribute.split("."):
-                found = getattr(found, part)
+        for part in attribute.split("."):
+            found = getattr(found, part, None)
         if not callable(found) or inspect.isclass(found):
-            raise TaskError(f"task {self.task.name}: {name} is not a function")
+            raise TaskError(f"task {self.task.name}: {name} is not a function of that module")
         return found
 
     def _module(self, name: str) -> Any:
         if self.task.options.path is None:
-            return importlib.import_module(name)
+            return self._imported(name)
         # two tasks may have modules of one name in different folders
         place = Path(self.task.options.path).resolve().joinpath(*name.split("."))
         mine = (place.with_name(f"{place.name}.py"), place / "__init__.py")
@@ -107,7 +107,17 @@ class PythonFunction(Evaluator):
         if file is not None and Path(file).resolve() not in mine and any(m.is_file() for m in mine):
             del sys.modules[name]
         importlib.invalidate_caches()
-        return importlib.import_module(name)
+        return self._imported(name)
+
+    def _imported(self, name: str) -> Any:
+        try:
+            return importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            if error.name is None or not f"{name}.".startswith(f"{error.name}."):
+                raise  # one that it imports itself
+            raise TaskError(
+                f"task {self.task.name}: no module {name!r}; `path` names the folder it lies in"
+            ) from None
 
     @contextmanager
     def _importable(self) -> Iterator[None]:
