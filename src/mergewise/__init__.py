@@ -4,6 +4,8 @@
     plan                what a recipe would do, from headers alone
     load_recipe         read and check a recipe
     merge_state_dicts   merge models that are already in memory
+    evaluate            scores of models on the tasks of a file
+    collect             statistics of a model on data, into a file
 
 Everything is imported when first used, so that ``import mergewise`` costs nothing.
 """
@@ -15,11 +17,20 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mergewise.engine import merge, merge_state_dicts
+    from mergewise.evidence import collect, evaluate
     from mergewise.plan import build_plan as plan
     from mergewise.recipe import load_recipe
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "load_recipe", "merge", "merge_state_dicts", "plan"]
+__all__ = [
+    "__version__",
+    "collect",
+    "evaluate",
+    "load_recipe",
+    "merge",
+    "merge_state_dicts",
+    "plan",
+]
 
 logging.getLogger(__name__).addHandler(logging.NullHandler())
 
@@ -28,6 +39,8 @@ _HOMES = {
     "merge_state_dicts": ("mergewise.engine", "merge_state_dicts"),
     "plan": ("mergewise.plan", "build_plan"),
     "load_recipe": ("mergewise.recipe", "load_recipe"),
+    "evaluate": ("mergewise.evidence", "evaluate"),
+    "collect": ("mergewise.evidence", "collect"),
 }
 
 

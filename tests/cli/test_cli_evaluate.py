@@ -57,6 +57,11 @@ def evaluate(folder):
     return invoke
 
 
+def test_outcomes_need_a_place(evaluate):
+    result = evaluate("models/merged", "--tasks", "tasks.yml", "--outcomes")
+    assert result.exit_code == 2 and "-o FILE" in result.stderr
+
+
 def test_a_table_numbers_and_a_figure(evaluate, folder):
     done = evaluate("models/merged", "--tasks", "tasks.yml", "-o", "r.json", "--plot", "r.svg")
     assert done.exit_code == 0, done.stderr

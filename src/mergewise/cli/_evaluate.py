@@ -81,6 +81,8 @@ def command(
         return OK
     if tasks_file is None:
         raise click.UsageError("a tasks file is needed: --tasks FILE; --list shows what it can say")
+    if options["outcomes"] and not (as_json or options["output"]):
+        raise click.UsageError("--outcomes needs a place: --json, or -o FILE")
     _check_outputs(options)
     found = _run(out, checkpoints, _tasks(tasks_file, options), options)
     _write(out, found, options)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -196,6 +197,8 @@ def _failure(error: Exception) -> Failure:
 def _free() -> None:
     """Give the memory of the last model back before the next is loaded."""
     gc.collect()
+    if "torch" not in sys.modules:  # no model was loaded, and importing it takes seconds
+        return
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 

@@ -127,7 +127,8 @@ def _likelihood(logits: Any, ids: Any, span: Span, name: str) -> Likelihood:
     nats = float(torch.nn.functional.cross_entropy(scores, targets, reduction="sum"))
     if nats != nats or nats == float("inf"):
         raise TaskError(
-            f"{name} gives NaN or infinite logits; try dtype float32, and look for NaN in its weights"
+            f"{name} gives NaN or infinite logits; try dtype float32, and look for NaN in its "
+            "weights"
         )
     hits = int((scores.argmax(-1) == targets).sum())
     return Likelihood(nats, hits, len(targets))
