@@ -7,11 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from small_evidence import write_means
 from small_models import near, recipe, save
 
 from mergewise import plan
 from mergewise.engine import choose_workers, estimate
 from mergewise.errors import MergewiseError
+from mergewise.methods import get_method
 
 SIZE = (1000, 300)
 
@@ -48,6 +50,24 @@ def test_what_a_worker_holds(root: Path, tmp_path: Path) -> None:
     assert parts(root, "della")[1] > parts(root, "ties")[1] > parts(root, "linear")[1]
     wide = models(tmp_path, torch.float64)
     assert parts(wide, "linear")[1] > 1.5 * parts(root, "linear")[1]
+
+
+def regmean(root: Path, rows: int, inputs: int) -> Any:
+    models = []
+    for i in range(2):
+        save(root / str(i), {"w": torch.zeros(rows, inputs)})
+        file = root / f"{i}.safetensors"
+        write_means(file, get_method("regmean"), {"input_gram": {"w": torch.eye(inputs)}})
+        models.append({"model": str(root / str(i)), "evidence": str(file)})
+    return estimate(plan({"merge_method": "regmean", "models": models}))
+
+
+def test_matrices_beside_a_weight_count_whatever_its_shape(tmp_path: Path) -> None:
+    side = 1000
+    square = regmean(tmp_path / "square", side, side).per_worker
+    assert square > (4 * 2 + 8 * 2) * side**2, "two matrices, their sum and its factor"
+    tall = regmean(tmp_path / "tall", 6 * side, side).per_worker
+    assert tall < 1.5 * square, "rows are solved in blocks"
 
 
 def test_workers_stay_within_the_budget(root: Path) -> None:

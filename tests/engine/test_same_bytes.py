@@ -58,7 +58,7 @@ def test_any_number_of_workers(method: str) -> None:
         assert_same(results[0], other)
 
 
-@pytest.mark.parametrize("method", ["ties", "della", "slerp", "sce"])
+@pytest.mark.parametrize("method", ["ties", "della", "slerp", "sce", "fisher", "regmean"])
 def test_any_number_of_workers_in_files(method: str, folders: Path, tmp_path: Path) -> None:
     document = recipe(folders, method, min(2, experts_of(method)))
     made = []

@@ -85,6 +85,8 @@ FIRST = [
     ("nuslerp", {"parameters": {"nuslerp_flatten": False, "nuslerp_row_wise": True}}),
     ("sce", {}),
     ("karcher", {}),
+    ("fisher", {}),
+    ("regmean", {}),
 ]
 SECOND = [
     ("linear", {}),
@@ -104,13 +106,16 @@ def test_two_stages(one: Any, two: Any, models: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("block", [100, 999])
+@pytest.mark.parametrize(
+    ("method", "more"), [("model_stock", {"parameters": {"filter_wise": True}}), ("regmean", {})]
+)
 def test_stages_whose_blocks_do_not_align(
-    block: int, models: Path, tmp_path: Path, monkeypatch: Any
+    block: int, method: str, more: Any, models: Path, tmp_path: Path, monkeypatch: Any
 ) -> None:
     """Rows of an earlier stage reach over the blocks of the later one."""
     real = _run.Options
     monkeypatch.setattr(_run, "Options", lambda *a, **k: real(*a, **{**k, "block": block}))
-    first = {"name": "first", **recipe(models, "model_stock", parameters={"filter_wise": True})}
+    first = {"name": "first", **recipe(models, method, **more)}
     both_ways([first, second("first", models, "ties")], tmp_path)
 
 

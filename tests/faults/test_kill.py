@@ -18,7 +18,7 @@ from mergewise.errors import OutputError
 
 pytestmark = needs_fork
 SHARD = 40_000
-METHODS = ("linear", "ties", "dare_ties", "della", "slerp", "model_stock")
+METHODS = ("linear", "ties", "dare_ties", "della", "slerp", "model_stock", "fisher", "regmean")
 KILLS = 20
 
 

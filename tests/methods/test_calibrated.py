@@ -136,6 +136,26 @@ def test_convolutions_are_solved_over_their_patches() -> None:
     assert torch.equal(regmean(values, grams), flat.reshape(4, 3, 2, 2))
 
 
+def test_weights_stored_inputs_by_outputs() -> None:
+    values = [draw(i, 6, 4) for i in range(2)]
+    grams = [(x := draw(2 + i, 50, 6)).T @ x for i in range(2)]
+    straight = regmean([value.T.contiguous() for value in values], grams)
+    torch.testing.assert_close(regmean(values, grams), straight.T)
+
+
+@pytest.mark.parametrize("shape", [(41, 5), (41, 2, 3), (41, 2, 2, 2)])
+def test_blocks_of_rows_are_solved_as_the_whole(shape: tuple[int, ...]) -> None:
+    values = [draw(i, *shape) for i in range(3)]
+    width = values[0][0].numel()
+    evidence = [{"input_gram": {"w": (x := draw(5 + i, 50, width)).T @ x}} for i in range(3)]
+
+    def merged(block: int | None) -> Tensor:
+        models = [{"w": value} for value in values]
+        return merge_state_dicts(models, "regmean", evidence=evidence, block_size=block)["w"]
+
+    torch.testing.assert_close(merged(1), merged(None))
+
+
 def test_tensors_without_evidence_are_averaged() -> None:
     models = [{"w": draw(i, 3, 3), "b": draw(5 + i, 3)} for i in range(2)]
     evidence = [{"input_gram": {"w": torch.eye(3)}}] * 2

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from mergewise.checkpoint import BITS
@@ -13,7 +12,7 @@ from mergewise.engine import _compile
 from mergewise.engine._device import processors
 from mergewise.engine._task import row_length
 from mergewise.errors import MergewiseError
-from mergewise.methods import Access, Method, Settings, get_method
+from mergewise.methods import Access, Method, Need, Settings, get_method
 from mergewise.plan import MergePlan, StagePlan, TensorPlan
 
 # Measured, in bytes.
@@ -77,22 +76,30 @@ class _Need:
         self.kept = _OPEN * len(tensor.experts) * self.elements // 8 if ranked else 0
         access = method.access(settings)
         block = BLOCK_ELEMENTS if compiled else PLAIN_BLOCK_ELEMENTS
-        if access is Access.WHOLE or self._matrices():
+        sides = self._sides(method.needs(settings))
+        if sides:
+            block = self.elements if tensor.turned else max(block, *(n * n for n in sides))
+        elif access is Access.WHOLE:
             block = self.elements
         elif access is Access.ROWS or ranked:
             block = max(block, row_length(tensor.meta.shape))
         plain = access is Access.WHOLE or not compiled
-        self.held = min(block, self.elements) * self._bytes(plain, ranked) + self._matrices()
+        block = min(block, self.elements)
+        self.held = self._solving(block, sides) if sides else block * self._bytes(plain, ranked)
 
-    def _matrices(self) -> int:
-        """Bytes of statistics that are held whole, and of solving with them in float64."""
-        refs = [known.ref for each in self.tensor.statistics for known in each]
-        square = [ref for ref in refs if ref.shape != self.tensor.meta.shape]
-        if not square:
-            return 0
-        largest = max(math.prod(ref.shape) for ref in square)
-        solving = 3 * 8 * largest + 4 * 8 * self.elements
-        return sum(8 * math.prod(ref.shape) for ref in square) + solving
+    def _sides(self, needs: Sequence[Need]) -> list[int]:
+        """Of each statistic that is a matrix: its number of rows."""
+        pairs = zip(needs, self.tensor.statistics, strict=False)
+        matrices = (known for need, each in pairs if need.per == "matrix" for known in each)
+        return [known.ref.shape[0] for known in matrices]
+
+    def _solving(self, block: int, sides: list[int]) -> int:
+        """Bytes for a block of rows and matrices beside it: see `solve_gram`."""
+        tensor = self.tensor
+        types = [tensor.meta.dtype, *(item.meta.dtype for item in tensor.inputs)]
+        stored = sum(BITS[dtype] for dtype in types) // 8
+        widened = 4 * (len(tensor.inputs) + 1) + 8 * 3
+        return block * (stored + widened) + sum(4 * n * n for n in sides) + 2 * 8 * max(sides) ** 2
 
     def _bytes(self, plain: bool, ranked: bool) -> int:
         """Bytes for one element of a block."""
@@ -102,6 +109,8 @@ class _Need:
         stored = sum(BITS[dtype] for dtype in types) // 8
         if plain:  # widened inputs, and intermediate results of each
             stored += wide * (2 * len(tensor.inputs) + 4)
+        # sums as stored, and means
+        stored += 8 * sum(len(each) for each in tensor.statistics)
         if ranked:  # scores, ranks and masks
             stored += (_RANKING + 4 + 4 + 1) * len(tensor.experts)
         if self.selections:  # scores, and the keys of one of them

@@ -31,6 +31,7 @@ class CopyTask:
     def __post_init__(self) -> None:
         self.size = math.prod(self.shape)
         self.columns = 1
+        self.matrix = False
         self.access = Access.FLAT
 
     def ranges(self) -> list[Range]:

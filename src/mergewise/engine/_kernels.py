@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 log = logging.getLogger(__name__)
+FINITE_PIECE = 1 << 20
+"""Elements that are widened to float64 at a time, of tensors that are held whole."""
 
 
 @dataclass
@@ -255,6 +257,11 @@ def _pointers(tensors: list[Tensor]) -> Any:
 
 def finite(tensor: Tensor) -> bool:
     """Whether a floating-point tensor holds neither NaN nor infinity."""
+    # torch widens all that it is given before it adds
+    return all(_finite(piece) for piece in torch.split(tensor.reshape(-1), FINITE_PIECE))
+
+
+def _finite(tensor: Tensor) -> bool:
     total = tensor.sum(dtype=torch.float64)
     # as float64: isfinite knows some of the 8-bit types only
     return bool(torch.isfinite(total)) or bool(torch.isfinite(tensor.to(torch.float64)).all())

@@ -104,6 +104,7 @@ def merge_state_dicts(
             for i, model in enumerate(every)
         ]
         has_base = used_base is not None
+        means, turned = in_memory(chosen, Settings(values), statistics, tensor, name)
         tasks.append(
             TensorTask(
                 name=name,
@@ -114,7 +115,8 @@ def merge_state_dicts(
                 experts=sources[has_base:],
                 out_dtype=_out(tensor, dtype),
                 options=options,
-                evidence=in_memory(chosen, Settings(values), statistics, tensor, name),
+                evidence=means,
+                turned=turned,
             )
         )
     scheduler = Scheduler(workers or processors())

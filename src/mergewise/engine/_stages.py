@@ -45,8 +45,9 @@ class StageSource:
 
     def prepare(self) -> Work:
         yield from self._task.prepare(self._shared)
-        if self._task.access is Access.WHOLE and self._whole is None:
-            [self._whole] = yield Parallel(self._merged, [(0, self._task.size)])
+        whole = self._task.access is Access.WHOLE or self._task.matrix
+        if whole and self._task.size and self._whole is None:
+            self._whole = torch.cat((yield Parallel(self._merged, self._task.ranges())))
 
     def read(self, start: int, size: int, slot: int) -> Tensor:
         if self._whole is not None:

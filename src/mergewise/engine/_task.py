@@ -65,6 +65,7 @@ class TensorTask:
         evidence: for each of the method's needs, each expert's mean statistic; empty if this
             tensor is not described.
         turned: the weight is stored [inputs, outputs], as GPT-2's Conv1D stores it.
+        matrix: the method is given a matrix beside this tensor, with every block of rows.
     """
 
     name: str
@@ -101,8 +102,10 @@ class TensorTask:
         if self._ranked and self.access is Access.FLAT:
             self.access = Access.ROWS
         self._needs = self.method.needs(self.kernels.settings) if self.evidence else ()
-        if any(need.per == "matrix" for need in self._needs):
-            self.access = Access.WHOLE
+        self.matrix = any(need.per == "matrix" for need in self._needs)
+        if self.matrix:
+            self.access = Access.WHOLE if self.turned else Access.ROWS
+            self.columns = max(1, math.prod(self.shape[1:]))
         self._masks = MaskCache()
         self._masked = self._ranked and self.kernels.count("masks", self._tiny) > 0
 
@@ -112,7 +115,8 @@ class TensorTask:
         if self.access is Access.WHOLE:
             step = max(1, self.size)
         elif self.access is Access.ROWS:
-            step = max(1, step // self.columns) * self.columns
+            # a matrix is read and factored for every block: let that be little beside its rows
+            step = max(1, step // self.columns, self.columns * self.matrix) * self.columns
         return [(at, min(step, self.size - at)) for at in range(0, self.size, step)]
 
     def load(self, where: Range) -> Block:
@@ -122,7 +126,7 @@ class TensorTask:
         has_base = self.base is not None
         block = Block(start, size, tensors, has_base, self.columns, self._seen(self.shape))
         block.evidence = self._evidence(where)
-        block.turned = self.turned and self.access is Access.WHOLE
+        block.turned = self.turned and self.matrix
         if self._ranked:
             self._rank(block, where)
         return block
@@ -144,7 +148,7 @@ class TensorTask:
 
     def _seen(self, whole: tuple[int, ...]) -> tuple[int, ...]:
         """The shape in which the method sees a block."""
-        if any(need.per == "matrix" for need in self._needs):
+        if self.matrix and self.turned:
             return (whole[0], math.prod(whole[1:]))
         if self.access is Access.WHOLE:
             return whole

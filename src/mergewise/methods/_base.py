@@ -54,7 +54,8 @@ class Need:
         statistic, sum: what it is called in evidence files (``mergewise collect --list``).
         unit: the count by which the sum is divided.
         per: `element`, of the tensor's own shape; or `matrix`, [inputs, inputs] of a weight that
-            multiplies rows of inputs; the method then sees that weight as [outputs, inputs].
+            multiplies rows of inputs; the method then sees that weight as [outputs, inputs], some
+            outputs at a time.
     """
 
     statistic: str

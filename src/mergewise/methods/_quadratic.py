@@ -20,6 +20,9 @@ from mergewise.methods._weights import combination, total
 if TYPE_CHECKING:
     from torch import Tensor
 
+_ROWS = 1024
+"""Of a Gram matrix that are widened to float64 at a time."""
+
 
 def solve_diagonal(
     models: Sequence[Tensor],
@@ -49,13 +52,17 @@ def solve_gram(
     weights: Sequence[float],
     shares: Sequence[float],
     ridge: float,
+    off_diagonal: float = 1.0,
 ) -> Tensor:
     """``(sum_i w_i W_i G_i) (sum_i w_i G_i)^-1``, solved in float64 around the mean.
+
+    Beside what it is given it holds two [in, in] and three [out, in] in float64.
 
     Args:
         models: [out, in].
         grams: symmetric, positive semidefinite [in, in].
         ridge: added to the diagonal, as a share of its mean.
+        off_diagonal: factor on the elements off the diagonals.
 
     Returns:
         [out, in], in the type of the models.
@@ -63,14 +70,10 @@ def solve_gram(
     Raises:
         MergewiseError: if the sum of the metrics is not positive definite.
     """
-    wide = [model.double() for model in models]
-    mean = combination(wide, shares)
-    whole = torch.zeros_like(grams[0], dtype=torch.float64)
-    pull = torch.zeros_like(mean)
-    for model, gram, weight in zip(wide, grams, weights, strict=True):
-        metric = gram.double() * weight
-        whole += metric
-        pull += (model - mean) @ metric
+    mean = torch.zeros_like(models[0], dtype=torch.float64)
+    for model, share in zip(models, shares, strict=True):
+        mean.add_(model, alpha=share)
+    whole, pull = _equations(models, grams, weights, mean, off_diagonal)
     diagonal = whole.diagonal()
     level = float(diagonal.mean())
     if not level > 0:
@@ -82,5 +85,37 @@ def solve_gram(
             "the Gram matrices of the inputs are not positive definite; raise `ridge` "
             f"(now {ridge:g}), or calibrate on more data"
         )
-    moved = torch.cholesky_solve(pull.T, factor).T
-    return (mean + moved).to(models[0].dtype)
+    del whole, diagonal
+    moved = torch.linalg.solve_triangular(factor.T, pull, upper=True, left=False)
+    moved = torch.linalg.solve_triangular(factor, moved, upper=False, left=False)
+    return moved.add_(mean).to(models[0].dtype)
+
+
+def _equations(
+    models: Sequence[Tensor],
+    grams: Sequence[Tensor],
+    weights: Sequence[float],
+    mean: Tensor,
+    off_diagonal: float,
+) -> tuple[Tensor, Tensor]:
+    """The two sides for ``W - mean``: the metrics' sum [in, in], and the pull [out, in]."""
+    whole = torch.zeros_like(grams[0], dtype=torch.float64)
+    pull = torch.zeros_like(mean)
+    for model, gram, weight in zip(models, grams, weights, strict=True):
+        apart = model.to(torch.float64, copy=True).sub_(mean)
+        for first in range(0, len(gram), _ROWS):
+            rows = slice(first, first + _ROWS)
+            metric = _metric(gram, rows, off_diagonal).mul_(weight)
+            whole[rows] += metric
+            pull.addmm_(apart[:, rows], metric)
+    return whole, pull
+
+
+def _metric(gram: Tensor, rows: slice, off_diagonal: float) -> Tensor:
+    """Rows of a Gram matrix in float64, shrunk off its diagonal."""
+    found = gram[rows].to(torch.float64, copy=True)
+    own = found.diagonal(rows.start)
+    kept = own.clone()
+    found *= off_diagonal
+    own.copy_(kept)
+    return found

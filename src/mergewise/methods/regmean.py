@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from mergewise._lazy import torch
 from mergewise.methods._base import Inputs, Method, Need
 from mergewise.methods._params import Param, Settings
 from mergewise.methods._quadratic import solve_gram
@@ -61,9 +60,5 @@ models:
     def combine(self, x: Inputs, s: Settings) -> Tensor:
         if not x.evidence:
             return combination(x.experts, s.share)
-        grams = [_shrunk(gram, s.off_diagonal) for gram in x.evidence[0]]
-        return solve_gram(x.experts, grams, s.weight, s.share, s.ridge)
-
-
-def _shrunk(gram: Tensor, keep: float) -> Tensor:
-    return gram * keep + torch.diag(gram.diagonal()) * (1.0 - keep)
+        grams = x.evidence[0]
+        return solve_gram(x.experts, grams, s.weight, s.share, s.ridge, s.off_diagonal)

@@ -81,7 +81,8 @@ def find_statistics(
             return (), False
         for (evidence, statistic), name in zip(known, tensors, strict=True):
             check_shape(need, shape, statistic.ref.shape, str(statistic.file), name)
-            turned = turned or (need.per == "matrix" and _turned(evidence, name, statistic, shape))
+            told = name in evidence.record.turned
+            turned = turned or is_turned(need, shape, statistic.ref.shape, told)
         found.append(tuple(statistic for _, statistic in known))
     return tuple(found), turned
 
@@ -102,11 +103,16 @@ def _find(need: Need, tensor: str, files: Sequence[Evidence]) -> tuple[Evidence,
     return None
 
 
-def _turned(evidence: Evidence, tensor: str, statistic: Statistic, shape: tuple[int, ...]) -> bool:
-    """GPT-2's Conv1D stores a weight as [inputs, outputs]; only a square one needs telling."""
-    if len(shape) != 2 or statistic.ref.shape[0] != shape[0]:
+def is_turned(need: Need, shape: tuple[int, ...], statistic: tuple[int, ...], told: bool) -> bool:
+    """Whether a tensor is stored [inputs, outputs], as GPT-2's Conv1D stores its weight.
+
+    Args:
+        statistic: the shape of its statistic.
+        told: whether somebody says so; only needed of a square one.
+    """
+    if need.per != "matrix" or len(shape) != 2 or statistic[0] != shape[0]:
         return False
-    return shape[0] != shape[1] or tensor in evidence.record.turned
+    return shape[0] != shape[1] or told
 
 
 def check_shape(
