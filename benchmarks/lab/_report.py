@@ -16,9 +16,11 @@ from benchmarks.lab._family import Gate
 from benchmarks.lab._orders import Finding
 from benchmarks.lab._results import Column, Measures, Results, Setting, spread
 from benchmarks.lab._table import headline, lines, markdown
+from mergewise._lazy import torch
 from mergewise.checkpoint import write_file
 from mergewise.report.chart import Dot, dot_rows, heat_map
 
+RULE = "A tuned scale is chosen on the validation split, separately for each seed."
 PACKAGES = ("mergewise", "torch", "transformers", "numpy", "scikit-learn")
 
 
@@ -35,8 +37,6 @@ def versions() -> dict[str, str]:
 
 def hardware(device: str) -> dict[str, Any]:
     """The machine, in words and numbers."""
-    import torch
-
     from mergewise.engine import processors
 
     found: dict[str, Any] = {
@@ -124,7 +124,7 @@ def figure(results: Results) -> str:
         f"{results.title}: every method",
         list(rows.items()),
         _axis(results),
-        notes=[f"{len(results.seeds)} seeds; bars are one standard deviation. " + _rule(results)],
+        notes=[f"{_shown(results)}. {RULE}"],
         lines=marks,
     )
 
@@ -142,8 +142,9 @@ def _axis(results: Results) -> str:
     return f"{what}, percent, right is better" if column.share else f"− {what}, right is better"
 
 
-def _rule(results: Results) -> str:
-    return "A tuned scale is chosen on the validation split, separately for each seed."
+def _shown(results: Results) -> str:
+    few = len(results.seeds)
+    return "One seed" if few == 1 else f"{few} seeds; bars are one standard deviation"
 
 
 def task_figure(results: Results) -> str:
@@ -163,7 +164,7 @@ def task_figure(results: Results) -> str:
         [column.name for column in results.columns],
         values,
         notes=["Colour: 0 is the base, 1 the task's own expert. Tuned rows where there is a "
-               "scale to tune. " + _rule(results)],
+               "scale to tune. " + RULE],
         shades=shades,
     )  # fmt: skip
 

@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from mergewise.report._measures import gain, ratio
+
 Setting = Literal["reference", "default", "tuned"]
 PRETRAINED, TUNED, ELSEWHERE, JOINT = "pretrained", "fine-tuned", "experts elsewhere", "joint"
 FLAT = 0.01
@@ -231,18 +233,14 @@ def normalised(
 
 
 def _gain(column: Column, scores: Mapping[str, float], base: Mapping[str, float]) -> float:
-    difference = scores[column.name] - base[column.name]
-    return difference if column.best == "max" else -difference
+    return gain(scores[column.name], base[column.name], column.best)
 
 
 def _ratio(
     column: Column, scores: Mapping[str, float], expert: Mapping[str, float]
 ) -> float | None:
-    mine, reference = scores[column.name], expert.get(column.name)
-    if reference is None:
-        return None
-    over, under = (mine, reference) if column.best == "max" else (reference, mine)
-    return over / under if under > 0 else None
+    reference = expert.get(column.name)
+    return None if reference is None else ratio(scores[column.name], reference, column.best)
 
 
 def reference_means(results: Results) -> dict[str, float]:

@@ -54,30 +54,21 @@ def run_family(
     """
     old = any(family.home(seed).exists() for seed in seeds)
     for seed in seeds:  # first, so that the time left of what follows can be told
-        family.train(seed, console)
+        models = family.train(seed, console)
     results = Results(family.name, family.title, _columns(family.tasks(seeds[0])), list(seeds))
     results.notes = family.notes()
     if only:
         results.notes.append(f"only {', '.join(only)} was tried")
     results.about["weights"] = {}
+    chosen, results.left_out = contenders(len(models.experts), family.calibrating)
+    chosen = [c for c in chosen if not only or c.method in only]
     journal = Journal(family.folder / "journal.jsonl")
-    chosen: list[Contender] = []
-    progress: Progress | None = None
-    for seed in seeds:
-        models = family.train(seed, console)
-        if progress is None:
-            chosen, results.left_out = contenders(len(models.experts), family.calibrating)
-            chosen = [c for c in chosen if not only or c.method in only]
-            steps = _steps(models, chosen, grid) * len(seeds)
-            progress = Progress(console, f"{family.name}: scored", steps).__enter__()
-        try:
+    results.about["resumed"] = old or journal.resumed
+    steps = len(seeds) * _steps(models, results.one_metric, chosen, grid)
+    with Progress(console, f"{family.name}: scored", steps) as progress:
+        for seed in seeds:
+            models = family.train(seed, console)
             Trial(family, seed, models, results, journal, progress).everything(chosen, grid)
-        except BaseException:
-            progress.__exit__(None, None, None)
-            raise
-    if progress is not None:
-        progress.__exit__(None, None, None)
-        results.about["resumed"] = old or journal.resumed
     return results
 
 
@@ -85,8 +76,10 @@ def _columns(tasks: Sequence[LabTask]) -> list[Column]:
     return [Column(t.name, t.metric, t.best, t.expert, task_mark(t.evaluator)[1]) for t in tasks]
 
 
-def _steps(models: Models, chosen: Sequence[Contender], grid: Sequence[float]) -> int:
-    references = 3 + 2 * len(models.experts)
+def _steps(
+    models: Models, one_metric: bool, chosen: Sequence[Contender], grid: Sequence[float]
+) -> int:
+    references = (1 + len(models.experts)) * (1 if one_metric else 2) + (models.joint is not None)
     return references + sum(2 + len(grid) if c.scale else 1 for c in chosen)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import TYPE_CHECKING
 
 from benchmarks.lab._results import (
@@ -13,7 +14,6 @@ from benchmarks.lab._results import (
     Measures,
     Results,
     Row,
-    Run,
     Setting,
     Spread,
     spread,
@@ -91,9 +91,8 @@ def _costs() -> list[Field]:
         Field("scale", _scale, True, "value of the scale: a default, or the tuned ones by seed"),
         Field("tries", lambda row, s: str(row.evaluations) if s == "tuned" else "–", True,
               "scores on the validation split that tuning took, each seed"),
-        Field("seconds", lambda row, s: _mean(row, s, lambda run: run.seconds, ".2f"), True,
-              "wall time of the merge, without scoring"),
-        Field("MiB", lambda row, s: _mean(row, s, lambda run: run.mebibytes, ".1f"), True,
+        Field("seconds", _seconds, True, "wall time of the merge, without scoring"),
+        Field("MiB", _mebibytes, True,
               "peak memory of the merge beyond the models, largest over seeds"),
         Field("data", lambda row, s: _data(row), True,
               "data the merge needs besides the models, and how many examples"),
@@ -226,11 +225,14 @@ def _scale(row: Row, setting: Setting) -> str:
     return f"{row.scale} {', '.join(f'{v:g}' for v in dict.fromkeys(values))}"
 
 
-def _mean(row: Row, setting: Setting, get: Callable[[Run], float | None], form: str) -> str:
-    values = [v for run in row.runs[setting].values() if (v := get(run)) is not None]
-    if not values:
-        return "–"
-    return f"{(max(values) if form == '.1f' else sum(values) / len(values)):{form}}"
+def _seconds(row: Row, setting: Setting) -> str:
+    values = [run.seconds for run in row.runs[setting].values() if run.seconds is not None]
+    return f"{fmean(values):.2f}" if values else "–"
+
+
+def _mebibytes(row: Row, setting: Setting) -> str:
+    values = [run.mebibytes for run in row.runs[setting].values() if run.mebibytes is not None]
+    return f"{max(values):.1f}" if values else "–"
 
 
 def _data(row: Row) -> str:
