@@ -14,10 +14,10 @@ ALLOWED = {
     "evidence": {*COMMON, "methods", "recipe", "checkpoint"},
     "plan": {*COMMON, "methods", "recipe", "checkpoint", "evidence"},
     "engine": {*COMMON, "methods", "recipe", "checkpoint", "evidence", "plan"},
-    "report": {*COMMON, *LIBRARY, "evidence"},
+    "report": {*COMMON, *LIBRARY, "evidence", "guides"},
     "transforms": {*COMMON, *LIBRARY},
     "forms": {*COMMON, *LIBRARY, "transforms"},
-    "guides": {*COMMON, *LIBRARY, "evidence", "transforms", "forms", "report"},
+    "guides": {*COMMON, *LIBRARY, "evidence", "transforms", "forms"},
     "demo": {*COMMON, *LIBRARY, "evidence", "guides", "transforms", "forms", "report"},
 }
 SKINS = {"cli", "web"}

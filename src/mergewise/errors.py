@@ -11,6 +11,7 @@
     ├── TaskError                a task that is misdescribed, or a model that cannot do it
     │   └── TasksFileError       the tasks file: line, column, and all problems found at once
     ├── EvidenceError            an evidence file that is broken, or does not fit what is asked
+    ├── GuideError               a guide that is unknown, or told what it cannot do
     ├── InterruptedMergeError    stopped by the user; what is finished is kept
     ├── NotBuiltYetError         parsed and understood, but not available in this version
     └── MissingExtraError        an optional dependency is absent
@@ -90,6 +91,10 @@ class TasksFileError(TaskError):
 
 class EvidenceError(MergewiseError):
     """An evidence file that is broken, or statistics that cannot be collected or combined."""
+
+
+class GuideError(MergewiseError):
+    """A guide that is not registered, or settings and recipes that it cannot work with."""
 
 
 class InterruptedMergeError(MergewiseError):

@@ -25,6 +25,8 @@ _COMMANDS = (
     "evaluate",
     "collect",
     "evidence",
+    "guide",
+    "guides",
     "demo",
     "completion",
 )

@@ -18,19 +18,19 @@ Report = Callable[[int, int], None]
 
 
 @contextmanager
-def progress(out: Output) -> Iterator[Report | None]:
+def progress(out: Output, doing: str = "writing") -> Iterator[Report | None]:
     """What to call with (bytes done, bytes in all), from any thread; None with ``-q``."""
     if out.quiet:
         yield None
     elif sys.stderr.isatty() and not out.console(stderr=True).is_dumb_terminal:
-        with _bar(out) as report:
+        with _bar(out, doing) as report:
             yield report
     else:
         yield Lines(out)
 
 
 @contextmanager
-def _bar(out: Output) -> Iterator[Report]:
+def _bar(out: Output, doing: str) -> Iterator[Report]:
     from rich.progress import (
         BarColumn,
         DownloadColumn,
@@ -45,10 +45,10 @@ def _bar(out: Output) -> Iterator[Report]:
         TransferSpeedColumn(), TimeRemainingColumn(),
     )  # fmt: skip
     with Progress(*columns, console=out.console(stderr=True), transient=True) as bar:
-        task = bar.add_task("merging", total=None)
+        task = bar.add_task(doing, total=None)
 
         def report(done: int, total: int) -> None:
-            bar.update(task, completed=done, total=total, description="writing")
+            bar.update(task, completed=done, total=total, description=doing)
 
         yield report
 

@@ -10,7 +10,7 @@ from mergewise.recipe._reference import ModelRef
 from mergewise.recipe._resolve import Resolved, settings_for
 from mergewise.recipe._settings import Condition, Setting
 from mergewise.recipe._source import read_source
-from mergewise.recipe._yaml import parse_documents
+from mergewise.recipe._yaml import dump_documents, parse_documents
 
 __all__ = [
     "Condition",
@@ -26,6 +26,7 @@ __all__ = [
     "Source",
     "Stage",
     "check_recipe",
+    "dump_documents",
     "load_recipe",
     "load_with_warnings",
     "parse_documents",

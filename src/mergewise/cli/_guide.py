@@ -1,0 +1,209 @@
+"""`mergewise guide`: from a recipe and data to an explicit recipe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from mergewise.cli._collecting import collecting
+from mergewise.cli._guides import complete
+from mergewise.cli._interrupt import terminable
+from mergewise.cli._options import json_option, our_command, read_device
+from mergewise.cli._output import Output
+from mergewise.cli._progress import progress
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from mergewise.guides import Guided
+
+_DTYPES = ("bfloat16", "float16", "float32", "float64")
+
+
+def _settings(
+    ctx: click.Context, param: click.Parameter, values: tuple[str, ...]
+) -> dict[str, Any]:
+    """``key=value``, the value as in YAML."""
+    import yaml
+
+    found = {}
+    for value in values:
+        name, equals, text = value.partition("=")
+        if not (name and equals):
+            raise click.BadParameter(f"{value!r}: KEY=VALUE expected, such as density_min=0.4")
+        try:
+            found[name] = yaml.safe_load(text)
+        except yaml.YAMLError:
+            found[name] = text
+    return found
+
+
+def _evidence(
+    ctx: click.Context, param: click.Parameter, values: tuple[str, ...]
+) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for value in values:
+        model, equals, file = value.rpartition("=")
+        if not (model and equals and file):
+            raise click.BadParameter(f"{value!r}: MODEL=FILE expected, the model as in the recipe")
+        found.setdefault(model, []).append(file)
+    return found
+
+
+@our_command(name="guide")
+@click.argument("name", metavar="GUIDE", shell_complete=complete)
+@click.argument("recipe", type=click.Path())
+@click.option(
+    "-o", "--output", metavar="FILE", type=click.Path(), required=True, help="The explicit recipe.",
+)  # fmt: skip
+@click.option(
+    "--data", "data", multiple=True, metavar="[MODEL=]D",
+    help="File, or datasets:NAME; for all experts, or for one.",
+)  # fmt: skip
+@click.option(
+    "--evidence", multiple=True, metavar="MODEL=FILE", callback=_evidence,
+    help="Evidence that there is already; may be repeated.",
+)  # fmt: skip
+@click.option(
+    "--set", "settings", multiple=True, metavar="KEY=VALUE", callback=_settings,
+    help="A setting of the guide, such as --set density_min=0.4; may be repeated.",
+)  # fmt: skip
+@click.option("--plot", metavar="FILE", type=click.Path(), help="Heat maps of the numbers, SVG.")
+@click.option("--limit", metavar="N", type=click.IntRange(min=1), help="At most N records.")
+@click.option("--separator", help="Between the records of a text file, such as '\\n%%\\n'.")
+@click.option("--template", help="Text of a record, such as '{question} {answer}'.")
+@click.option("--split", default="train", show_default=True, help="Of .npz files and datasets.")
+@click.option(
+    "--max-length", metavar="N", type=click.IntRange(min=1),
+    help="Tokens of a sequence (512); a longer text is cut into several.",
+)  # fmt: skip
+@click.option(
+    "--batch-size", metavar="N", type=click.IntRange(min=1), default=8, show_default=True,
+    help="Sequences at a time; changes nothing but speed and memory.",
+)  # fmt: skip
+@click.option("--device", default="cpu", callback=read_device, help="auto, cpu or cuda:N.")
+@click.option("--dtype", type=click.Choice(_DTYPES), help="Instead of the checkpoint's own.")
+@click.option("--offload", is_flag=True, help="Read each layer from disk when it runs.")
+@click.option("--trust-remote-code", is_flag=True, help="Run Python code of a checkpoint.")
+@click.option("--overwrite", is_flag=True, help="Replace the recipe, evidence and picture.")
+@json_option
+def command(
+    out: Output,
+    name: str,
+    recipe: str,
+    output: str,
+    data: tuple[str, ...],
+    evidence: dict[str, list[str]],
+    settings: dict[str, Any],
+    plot: str | None,
+    separator: str | None,
+    split: str,
+    overwrite: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Let GUIDE write the numbers of RECIPE into an explicit recipe.
+
+    It collects what the guide needs of the experts, and of their base on the same data; this
+    evidence is kept in a folder beside the output. The output merges without the data. Prints its
+    path.
+    """
+    from mergewise.guides import guide
+
+    file = _free(output, recipe, plot, overwrite)
+    out.when_interrupted = lambda: f"interrupted; {file} was not written"
+    known: Mapping[str, Any] = evidence
+    with terminable():
+        if data:
+            known = _collect(out, name, recipe, file, data, evidence, settings, separator, split,
+                             overwrite, options)  # fmt: skip
+        with progress(out, "reading weights") as report:
+            guided = guide(Path(recipe), name, known, progress=report, **settings)
+        guided.write(file)
+    _finish(out, name, guided, file, plot, settings, as_json)
+
+
+def _free(output: str, recipe: str, plot: str | None, overwrite: bool) -> Path:
+    """See that the files can be written, before any work."""
+    from mergewise.errors import OutputError
+
+    file = Path(output)
+    for path in (file, *([Path(plot)] if plot else [])):
+        if path.is_dir() or not path.absolute().parent.is_dir():
+            raise OutputError(f"{path}: a file in a folder that exists expected")
+        if path.exists() and not overwrite:
+            raise OutputError(f"{path}: exists already; choose another name, or pass --overwrite")
+    if file.exists() and file.samefile(recipe):
+        raise OutputError(f"{file}: this is the recipe itself; choose another name")
+    return file
+
+
+def _collect(
+    out: Output,
+    name: str,
+    recipe: str,
+    file: Path,
+    data: tuple[str, ...],
+    evidence: dict[str, list[str]],
+    settings: dict[str, Any],
+    separator: str | None,
+    split: str,
+    overwrite: bool,
+    options: dict[str, Any],
+) -> Mapping[str, Any]:
+    from mergewise.evidence import Data
+    from mergewise.guides import collect_for
+
+    between = (separator or "").replace("\\n", "\n")
+    opened: dict[str, Data] = {}
+
+    def source(text: str) -> Data:
+        path = text if text.startswith("datasets:") else Path(text)
+        opened.setdefault(text, Data(path, split=split, separator=between))
+        return opened[text]
+
+    common = [text for text in data if not _named(text)]
+    if len(common) > 1:
+        raise click.UsageError("--data for all experts is given twice; name experts: MODEL=D")
+    each = {found[0]: source(found[1]) for text in data if (found := _named(text))}
+    with collecting(out) as report:
+        return collect_for(
+            Path(recipe), name, source(common[0]) if common else None,
+            file.with_name(f"{file.stem}.evidence"),
+            each=each, evidence=evidence, settings=settings, overwrite=overwrite,
+            told=out.note, progress=report, **options,
+        )  # fmt: skip
+
+
+def _named(text: str) -> tuple[str, str] | None:
+    """The model and its data in ``MODEL=D``; None if there is no such file as the whole is."""
+    model, equals, data = text.partition("=")
+    return (model, data) if equals and model and not Path(text).exists() else None
+
+
+def _finish(
+    out: Output,
+    name: str,
+    guided: Guided,
+    file: Path,
+    plot: str | None,
+    settings: dict[str, Any],
+    as_json: bool,
+) -> None:
+    from mergewise.report.guides import guided_dict, picture
+
+    for note in guided.notes:
+        out.note(note)
+    if plot:
+        from mergewise.checkpoint import write_file
+
+        what = guided.maps[-1].what
+        svg = picture(guided, what, f"{name}: {what} of each expert")
+        write_file(Path(plot), svg.encode())
+        out.note(f"picture: {plot}")
+    if as_json:
+        out.json({"recipe": str(file), "plot": plot, **guided_dict(guided)})
+    else:
+        out.line(str(file))

@@ -1,0 +1,258 @@
+"""What a guide is asked, checked before any work: settings, recipe, evidence of every model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from mergewise.checkpoint import Checkpoint
+from mergewise.errors import Diagnostic, EvidenceError, GuideError, NotBuiltYetError, RecipeError
+from mergewise.evidence import Evidence, load_evidence
+from mergewise.guides._base import Ask, Expert, Guide, Guided, Needs, Progress
+from mergewise.methods import REQUIRED, Settings, get_method
+from mergewise.plan import MergePlan, build_plan
+from mergewise.recipe import Position, Recipe, Source, Stage, load_recipe, suggest
+
+if TYPE_CHECKING:
+    from mergewise.recipe import Setting
+
+Files = Evidence | Path | str | Sequence[Evidence | Path | str]
+
+
+def guide(
+    recipe: Recipe | str | Path | Mapping[str, Any],
+    name: str,
+    evidence: Mapping[str, Files] | None = None,
+    *,
+    progress: Progress | None = None,
+    **settings: Any,
+) -> Guided:
+    """The explicit recipe that a guide makes of a recipe and evidence about its models.
+
+    Args:
+        recipe: of one document with ``models`` and a ``base_model``, or anything `load_recipe`
+            takes.
+        name: the guide.
+        evidence: by model, as the recipe calls it or by the last part of its path: an evidence
+            file or several. The base's files are told apart by their data. For experts that are
+            not named, the files that the recipe names.
+        progress: called with (bytes, bytes in all) while weights are read.
+        settings: of the guide; `mergewise guides NAME` lists them.
+
+    Raises:
+        GuideError: for an unknown guide or setting, or a recipe that it cannot guide.
+        RecipeError: if the recipe cannot be run.
+        EvidenceError: if evidence is missing, or fits neither the models nor the base's data.
+    """
+    from mergewise.guides import get_guide
+
+    chosen = get_guide(name)
+    checked = settings_of(chosen, settings)
+    plan = planned(chosen, recipe, checked)
+    files = {label: _opened(given) for label, given in by_label(plan, evidence or {}).items()}
+    return chosen.run(_ask(chosen, plan, checked, files, progress))
+
+
+def settings_of(guide: Guide, given: Mapping[str, Any]) -> Settings:
+    """A guide's settings, checked and converted.
+
+    Raises:
+        GuideError: for an unknown one, or a value that is not allowed.
+    """
+    for name in given:
+        if name not in guide.params:
+            hint = suggest(name, guide.params) or f"; its settings: {', '.join(guide.params)}"
+            raise GuideError(f"{guide.name} has no setting {name!r}{hint}")
+    values = {}
+    for name, param in guide.params.items():
+        value = given.get(name, param.default)
+        if value is REQUIRED:
+            raise GuideError(f"{guide.name}: the setting {name} is required: {param.help}")
+        if name in given and (problem := param.problem(value)):
+            raise GuideError(f"{guide.name}: {name}: {problem}")
+        values[name] = param.convert(value)
+    return Settings(values)
+
+
+def planned(
+    guide: Guide, recipe: Recipe | str | Path | Mapping[str, Any], settings: Settings
+) -> MergePlan:
+    """The plan of a recipe that can be guided.
+
+    Raises:
+        RecipeError: if it cannot be run, or sets what the guide is to find.
+        GuideError: if the guide cannot work on it.
+        NotBuiltYetError: for slices, modules and several documents.
+    """
+    loaded = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
+    if len(loaded.stages) > 1 or loaded.output.form != "models":
+        raise NotBuiltYetError(
+            f"{loaded.path}: only recipes of one document with `models` are guided yet, not "
+            "stages, slices or modules"
+        )
+    if problem := guide.problem(settings, loaded):
+        raise GuideError(f"{guide.name}: {loaded.path}: {problem}")
+    if loaded.output.base_model is None:
+        raise GuideError(
+            f"{guide.name}: {loaded.path}: it compares experts with their base; add `base_model`"
+        )
+    _refuse_set(loaded.output, getattr(settings, "parameter", None), guide.name)
+    return build_plan(loaded)
+
+
+def _refuse_set(stage: Stage, parameter: str | None, name: str) -> None:
+    """Numbers for single tensors or layers are somebody's decision, not to be overwritten."""
+    if parameter is None:
+        return
+    found: list[Setting] = [
+        level[parameter]
+        for level in (stage.parameters, *(s.parameters for s in _sources(stage)))
+        if parameter in level
+    ]
+    problems = [
+        _at(
+            setting.position,
+            f"{setting.where} differs between tensors already, and {name} would replace it; "
+            "remove it, or write one number",
+        )
+        for setting in found
+        if setting.conditional or any(isinstance(c.value, tuple) for c in setting.conditions)
+    ]
+    if problems:
+        raise RecipeError(problems)
+
+
+def _at(place: Position, message: str) -> Diagnostic:
+    return Diagnostic(place.path, place.line, place.column, message)
+
+
+def _sources(stage: Stage) -> tuple[Source, ...]:
+    return stage.modules[0].slices[0].sources
+
+
+def experts_of(plan: MergePlan) -> list[tuple[int, Source]]:
+    """The experts of a recipe with their places in its list of models."""
+    stage = plan.recipe.output
+    [slice_] = stage.modules[0].slices
+    places = slice_.experts(get_method(stage.method).base)
+    chosen = [(i, slice_.sources[i]) for i in places]
+    return [(i, source) for i, source in chosen if source.model != stage.base_model]
+
+
+def checkpoint_of(plan: MergePlan, label: str) -> Checkpoint:
+    """The files of a model that the recipe names."""
+    return plan.checkpoints[label]
+
+
+def base_of(plan: MergePlan) -> str:
+    """What the recipe calls its base model."""
+    return str(plan.recipe.output.base_model)
+
+
+def by_label(plan: MergePlan, given: Mapping[str, Any]) -> dict[str, Any]:
+    """`given` with the recipe's own names of models as keys.
+
+    Raises:
+        GuideError: if a key names no model of the recipe, or several.
+    """
+    labels = list(dict.fromkeys([base_of(plan), *(str(s.model) for _, s in experts_of(plan))]))
+    found: dict[str, Any] = {}
+    for key, value in given.items():
+        named = [x for x in labels if x == key] or [x for x in labels if Path(x).name == key]
+        if len(named) != 1:
+            what = f"{len(named)} models of the recipe are" if named else "no model of it is"
+            raise GuideError(
+                f"{plan.recipe.path}: {what} called {key!r}; its models: {', '.join(labels)}"
+            )
+        if named[0] in found:
+            raise GuideError(f"{named[0]} is given twice, once as {key!r}; leave one out")
+        found[named[0]] = value
+    return found
+
+
+def _opened(given: Files) -> list[Evidence]:
+    listed = [given] if isinstance(given, Evidence | Path | str) else list(given)
+    return [one if isinstance(one, Evidence) else load_evidence(one) for one in listed]
+
+
+def _ask(
+    guide: Guide,
+    plan: MergePlan,
+    settings: Settings,
+    files: Mapping[str, Sequence[Evidence]],
+    progress: Progress | None,
+) -> Ask:
+    needs = guide.needs(settings)
+    base = base_of(plan)
+    base_files = files.get(base) or _named_in(plan, base)
+    experts = []
+    for index, source in experts_of(plan):
+        label = str(source.model)
+        own = files.get(label) or [plan.evidence[text] for text in source.evidence]
+        found = {name: _find(own, name, label, guide) for name in needs.experts}
+        theirs = {name: _like(base_files, name, base, guide, needs, found) for name in needs.base}
+        experts.append(Expert(label, index, checkpoint_of(plan, label), found, theirs))
+    return Ask(settings, plan, checkpoint_of(plan, base), tuple(experts), progress)
+
+
+def _named_in(plan: MergePlan, label: str) -> list[Evidence]:
+    sources = _sources(plan.recipe.output)
+    return [plan.evidence[t] for s in sources if str(s.model) == label for t in s.evidence]
+
+
+def _find(files: Sequence[Evidence], statistic: str, label: str, guide: Guide) -> Evidence:
+    for one in files:
+        if statistic in one.statistics:
+            return one
+    _lacks(files, statistic, label, guide)
+
+
+def _lacks(files: Sequence[Evidence], statistic: str, label: str, guide: Guide) -> NoReturn:
+    have = ", ".join(sorted({name for file in files for name in file.statistics}))
+    got = f"its evidence has {have}" if files else "there is no evidence of it"
+    raise EvidenceError(
+        f"{guide.name} reads {statistic} of {label}, and {got}; give data (--data) to collect it, "
+        f"or a file (--evidence {label}=FILE)"
+    )
+
+
+def _like(
+    files: Sequence[Evidence],
+    statistic: str,
+    base: str,
+    guide: Guide,
+    needs: Needs,
+    expert: Mapping[str, Evidence],
+) -> Evidence:
+    """The base's file that was collected on the data of an expert's."""
+    own = next(iter(expert.values()))
+    known = [one for one in files if statistic in one.statistics]
+    if not known:
+        _lacks(files, statistic, base, guide)
+    for one in known:
+        if _same_data(one, own):
+            return one
+    raise EvidenceError(
+        f"{guide.name} compares {base} with an expert on the same data, and {own.path} is of "
+        f"{_data(own)}, {', '.join(f'{one.path} of {_data(one)}' for one in known)}; collect "
+        f"{statistic} of {base} on the expert's data as well"
+    )
+
+
+def _data(evidence: Evidence) -> str:
+    return ", ".join(str(part.get("data")) for part in evidence.record.parts) or "no data"
+
+
+def _same_data(one: Evidence, other: Evidence) -> bool:
+    """Whether the same was fed, or the same rows of the same file read in the same way."""
+    read = ("sha256", "rows", "share", "template", "max_length", "split")
+    for keys in (("content",), read):
+        marks = [
+            sorted(repr([part.get(key) for key in keys]) for part in evidence.record.parts)
+            for evidence in (one, other)
+        ]
+        known = all(part.get(keys[0]) for e in (one, other) for part in e.record.parts)
+        if known and marks[0] == marks[1] and marks[0]:
+            return True
+    return False
