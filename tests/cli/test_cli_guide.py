@@ -145,6 +145,16 @@ def test_nothing_is_overwritten_unasked(run, ready):
     assert done.exit_code == 1 and (ready / "recipe.yml").read_text() == before
 
 
+def test_models_beside_the_recipe_must_be_found_from_the_output(run, ready, monkeypatch):
+    (ready / "elsewhere").mkdir()
+    monkeypatch.chdir(ready / "elsewhere")
+    done = run("guide", "lewis", "../recipe.yml", "-o", "g.yml", "--data", "../maths.txt")
+    assert done.exit_code == 1 and "write the output into that folder" in done.stderr
+    done = run("guide", "lewis", "../recipe.yml", "-o", "../g.yml", "--data", "../maths.txt")
+    assert done.exit_code == 0, done.stderr
+    assert build_plan("../g.yml").output.tensors
+
+
 def test_guides_are_listed_and_explained(run):
     done = run("guides")
     assert "lewis" in done.stdout and "unlabelled" in done.stdout

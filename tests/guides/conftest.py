@@ -3,8 +3,8 @@
 from types import SimpleNamespace
 
 import pytest
-import torch
-from small_language import byte_tokenizer, random_llama
+from _guided_models import nudge, save
+from small_language import random_llama
 
 from mergewise.evidence import collect, load_evidence
 
@@ -12,19 +12,6 @@ TEXTS = {
     "a": ["a rose is a rose", "by any other name", "would smell as sweet"],
     "b": ["1 + 1 = 2", "2 + 2 = 4 and 4 + 4 = 8"],
 }
-
-
-def nudge(model, seed):
-    draw = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for i, weight in enumerate(model.parameters()):
-            weight.add_(torch.randn(weight.shape, generator=draw), alpha=0.02 * (1 + i % 5))
-
-
-def save(module, folder):
-    module.save_pretrained(folder)
-    byte_tokenizer().save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="session")

@@ -251,6 +251,13 @@ def test_other_recipes_and_models_are_refused(evidence, recipe):
         guide(recipe(), "louis", evidence)
 
 
+def test_evidence_of_another_model_is_told(models, evidence, recipe):
+    assert guide(recipe(), "lewis", evidence).warnings == ()
+    copied = evidence | {"a": models.b, "b": models.b}
+    [warning] = guide(recipe(), "lewis", copied).warnings
+    assert "b.evd was collected on other files, called b, than" in warning
+
+
 def test_evidence_of_another_shape_is_refused(tmp_path, models, evidence, recipe):
     other = load_evidence(models.root / "a.evd")
     broken = dict(other.entries)

@@ -137,7 +137,23 @@ def _free(output: str, recipe: str, plot: str | None, overwrite: bool) -> Path:
             raise OutputError(f"{path}: exists already; choose another name, or pass --overwrite")
     if file.exists() and file.samefile(recipe):
         raise OutputError(f"{file}: this is the recipe itself; choose another name")
+    _check_paths(file, Path(recipe))
     return file
+
+
+def _check_paths(file: Path, recipe: Path) -> None:
+    """Models that lie beside the recipe must be found from the output's folder too."""
+    from mergewise.errors import OutputError
+    from mergewise.recipe import load_recipe
+
+    for model in load_recipe(recipe).output.models:
+        path = Path(model.path)
+        here, there = path.exists(), (recipe.parent / path).exists()
+        if not here and there and not (file.parent / path).exists():
+            raise OutputError(
+                f"{file}: {model} is found from the recipe's folder, {recipe.parent}, and would "
+                "not be from there; write the output into that folder"
+            )
 
 
 def _collect(
@@ -194,6 +210,8 @@ def _finish(
 ) -> None:
     from mergewise.report.guides import guided_dict, picture
 
+    for warning in guided.warnings:
+        out.warn(warning)
     for note in guided.notes:
         out.note(note)
     if plot:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from mergewise.checkpoint import Checkpoint
 from mergewise.errors import Diagnostic, EvidenceError, GuideError, NotBuiltYetError, RecipeError
-from mergewise.evidence import Evidence, load_evidence
+from mergewise.evidence import Evidence, fingerprint_of, load_evidence
 from mergewise.guides._base import Ask, Expert, Guide, Guided, Needs, Progress
 from mergewise.methods import REQUIRED, Settings, get_method
 from mergewise.plan import MergePlan, build_plan
@@ -193,7 +193,28 @@ def _ask(
         found = {name: _find(own, name, label, guide) for name in needs.experts}
         theirs = {name: _like(base_files, name, base, guide, needs, found) for name in needs.base}
         experts.append(Expert(label, index, checkpoint_of(plan, label), found, theirs))
-    return Ask(settings, plan, checkpoint_of(plan, base), tuple(experts), progress)
+    foundation = checkpoint_of(plan, base)
+    warnings = _strangers(foundation, experts)
+    return Ask(settings, plan, foundation, tuple(experts), warnings, progress)
+
+
+def _strangers(base: Checkpoint, experts: Sequence[Expert]) -> tuple[str, ...]:
+    """Warnings of evidence that was collected on another checkpoint than the recipe's."""
+    marks: dict[Path, str] = {}
+    found: dict[str, None] = {}
+    pairs = [(one, e.checkpoint) for e in experts for one in e.evidence.values()]
+    pairs += [(one, base) for e in experts for one in e.base.values()]
+    for evidence, checkpoint in pairs:
+        model = evidence.record.model
+        if checkpoint.path not in marks:
+            marks[checkpoint.path] = fingerprint_of(checkpoint.path)
+        vouched = model.get("kind", "checkpoint") == "checkpoint" and model.get("fingerprint")
+        if vouched and model["fingerprint"] != marks[checkpoint.path]:
+            found[
+                f"{evidence.path} was collected on other files, called {model.get('name')}, than "
+                f"{checkpoint.path} holds now; is it this model's?"
+            ] = None
+    return tuple(found)
 
 
 def _named_in(plan: MergePlan, label: str) -> list[Evidence]:

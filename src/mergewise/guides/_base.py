@@ -57,6 +57,7 @@ class Ask:
         plan: of the recipe as it is.
         base: the base model.
         experts: in the recipe's order.
+        warnings: what is odd about the evidence, but no reason to refuse.
         progress: called with (bytes read, bytes in all) while weights are read.
     """
 
@@ -64,6 +65,7 @@ class Ask:
     plan: MergePlan
     base: Checkpoint
     experts: tuple[Expert, ...]
+    warnings: tuple[str, ...] = ()
     progress: Progress | None = None
 
     @property
@@ -95,13 +97,15 @@ class Guided:
         text: the document, with comments that say where its numbers come from.
         recipe: the same, checked; may be planned and merged.
         maps: what a picture shows.
-        notes: what a reader must know.
+        notes: what was found and replaced, in words.
+        warnings: what is odd, but no reason to refuse.
     """
 
     text: str
     recipe: Recipe
     maps: tuple[Map, ...] = ()
     notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
     def write(self, path: Path | str) -> None:
         """Write the document, whole or not at all; a file that is there is replaced.

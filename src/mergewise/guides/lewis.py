@@ -125,7 +125,7 @@ class Lewis(Guide):
             means.append(_mean(expert, found, ask.settings.parameter))
             maps += [_map(expert, "change", changes), _map(expert, ask.settings.parameter, found)]
         text, recipe, notes = explicit(self, ask, values)
-        return Guided(text, recipe, tuple(maps), (*notes, *means))
+        return Guided(text, recipe, tuple(maps), (*notes, *means), ask.warnings)
 
     @classmethod
     def describe(cls) -> str:

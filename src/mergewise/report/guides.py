@@ -71,6 +71,7 @@ def guided_dict(guided: Guided) -> dict[str, Any]:
     """What a guide found, ready for JSON."""
     return {
         "notes": list(guided.notes),
+        "warnings": list(guided.warnings),
         "maps": [
             {"expert": one.expert, "what": one.what, "values": one.values} for one in guided.maps
         ],
