@@ -70,7 +70,9 @@ def test_from_data_to_a_recipe_that_merges_without_it(run, ready):
     text = (ready / "guided.yml").read_text()
     assert "mean_density 0.45" in text and text.count("sha256") == 4
     assert load_recipe("guided.yml").output.parameters == {}
-    ElementTree.parse(ready / "heat.svg")
+    drawn = "".join(ElementTree.parse(ready / "heat.svg").getroot().itertext())
+    for shown in ("maths", "code", "model.layers.1", "self_attn.v_proj", "density of each expert"):
+        assert shown in drawn
     for name in ("maths.txt", "code.txt", "recipe.yml"):
         (ready / name).unlink()
     shutil.rmtree(ready / "guided.evidence")
