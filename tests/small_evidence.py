@@ -47,13 +47,24 @@ def _mean(need: Need, tensor: Tensor) -> Tensor:
     return inputs.T @ inputs / (2 * width)
 
 
-def write_means(path: Path, method: Method, means: Mapping[str, Mapping[str, Tensor]]) -> Path:
-    """An evidence file whose means are these: the sums are thrice that, over three."""
-    entries, record = {}, Record()
+def write_means(
+    path: Path,
+    method: Method,
+    means: Mapping[str, Mapping[str, Tensor]],
+    *,
+    model: Mapping[str, Any] | None = None,
+    unit: str | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> Path:
+    """An evidence file whose means are these: the sums are thrice that, over three.
+
+    It says it is of `model`, was counted in `unit`, and collected with `options`.
+    """
+    entries, record = {}, Record(model=dict(model or {}))
     for need in method.needs_at_defaults():
         known = means[need.statistic]
-        counts = {name: {need.unit: 3} for name in known}
-        record.statistics[need.statistic] = StatisticRecord(counts=counts)
+        counts = {name: {unit or need.unit: 3} for name in known}
+        record.statistics[need.statistic] = StatisticRecord(dict(options or {}), counts)
         for name, mean in known.items():
             total = 3 * mean.double()
             key = key_of(name, need.statistic, need.sum)

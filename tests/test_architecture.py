@@ -5,7 +5,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1] / "src/mergewise"
 
-COMMON = {"errors", "constants", "_units", "_lazy", "_registry", "_device", "__init__"}
+COMMON = {"errors", "constants", "_units", "_paths", "_lazy", "_registry", "_device", "__init__"}
 LIBRARY = {"methods", "recipe", "checkpoint", "plan", "engine"}
 ALLOWED = {
     "methods": {"errors", "_lazy", "_registry"},

@@ -8,7 +8,7 @@ import yaml
 from small_evidence import evidence_for, write_means
 from small_models import load
 
-from mergewise.methods import all_methods
+from mergewise.methods import all_methods, get_method
 
 Q1 = "model.layers.1.self_attn.q_proj.weight"
 
@@ -153,3 +153,21 @@ def test_every_methods_example_can_be_planned(run, here, name):
             write_means(here / model["evidence"], method, means)
     assert run("plan", "example.yml").exit_code == 0
     assert run("plan", "example.yml", "--json").exit_code == 0
+
+
+def test_evidence_is_shown(run, here):
+    method = get_method("regmean")
+    models = []
+    for name in ("expert_a", "expert_b"):
+        [means] = evidence_for(method, [load(here / name)])
+        write_means(here / f"{name}.gram", method, means)
+        models.append({"model": name, "evidence": f"{name}.gram"})
+    (here / "gram.yml").write_text(yaml.safe_dump({"merge_method": "regmean", "models": models}))
+    rows = [" ".join(line.split()) for line in run("plan", "gram.yml").stdout.splitlines()]
+    assert "expert_a expert_a.gram input_gram 23 of 30" in rows
+    (stage,) = json.loads(run("plan", "gram.yml", "--json").stdout)["stages"]
+    assert stage["evidence"][1] == {"model": "expert_b", "file": "expert_b.gram"}
+    tensor = next(t for t in stage["tensors"] if t["name"] == Q1)
+    assert tensor["statistics"][0]["sum"] == f"{Q1}::input_gram.gram"
+    page = run("plan", "gram.yml", "--explain", Q1).stdout
+    assert f"{Q1}::input_gram.gram" in page and "expert_b.gram" in page

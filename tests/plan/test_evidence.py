@@ -12,6 +12,7 @@ from small_models import family, load, recipe, save
 
 from mergewise import merge, plan
 from mergewise.errors import RecipeError
+from mergewise.evidence import fingerprint_of
 from mergewise.methods import get_method
 
 
@@ -93,6 +94,96 @@ def test_another_evidence_is_another_merge(folders: Path) -> None:
     file.unlink()
     write_means(file, get_method("fisher"), {"fisher": {"model.norm.weight": torch.ones(16)}})
     assert plan(document).digest() != before
+
+
+def warnings(document: Any) -> str:
+    return "\n".join(plan(document).warnings)
+
+
+def rewritten(file: str, means: Any, **changes: Any) -> None:
+    """An evidence file of `means`, with changes to what it says of itself."""
+    path = Path(file)
+    path.unlink(missing_ok=True)
+    write_means(path, get_method("fisher"), {"fisher": means}, **changes)
+
+
+def test_evidence_of_other_weights_is_warned_of(folders: Path) -> None:
+    document = recipe(folders, "fisher")
+    assert warnings(document) == ""
+    means = {"model.norm.weight": torch.ones(16)}
+    for model in document["models"]:
+        known = {"kind": "checkpoint", "name": "its", "fingerprint": fingerprint_of(model["model"])}
+        rewritten(model["evidence"], means, model=known)
+    assert warnings(document) == ""
+    rewritten(document["models"][0]["evidence"], means, model={**known, "name": "other"})
+    text = warnings(document)
+    assert "expert_a.fisher.safetensors was collected on other, whose weights" in text
+    assert "expert_b" not in text
+    rewritten(document["models"][0]["evidence"], means, model={**known, "kind": "memory"})
+    assert warnings(document) == ""
+
+
+def test_a_statistic_that_is_counted_otherwise_is_warned_of(folders: Path) -> None:
+    document = recipe(folders, "fisher")
+    means = {"model.norm.weight": torch.ones(16)}
+    options = {"per": "batch", "batch_size": 8}
+    for model in document["models"]:
+        rewritten(model["evidence"], means, unit="batches", options=options)
+    text = warnings(document)
+    assert "fisher was added up over batches (batch_size=8, per=batch), and fisher is" in text
+    assert "defined for sums over examples" in text
+
+
+def test_different_options_are_warned_of(folders: Path) -> None:
+    document = recipe(folders, "fisher")
+    means = {"model.norm.weight": torch.ones(16)}
+    for model, labels in zip(document["models"], ("model", "data"), strict=True):
+        rewritten(model["evidence"], means, options={"labels": labels, "samples": 1})
+    assert "different options (labels=model and data)" in warnings(document)
+
+
+def test_what_only_some_models_describe_is_warned_of(folders: Path) -> None:
+    document = recipe(folders, "fisher")
+    means = {"model.norm.weight": torch.ones(16)}
+    rewritten(document["models"][0]["evidence"], means)
+    text = warnings(document)
+    assert "the evidence of" in text and "expert_a does not describe 20 tensors" in text
+    found = plan(document).output.tensors
+    assert [name for name, t in found.items() if t.statistics] == ["model.norm.weight"]
+
+
+def test_two_files_with_the_same_statistic_are_refused(folders: Path) -> None:
+    document = recipe(folders, "fisher")
+    files = [model["evidence"] for model in document["models"]]
+    document["models"][0]["evidence"] = files
+    text = problems(document)
+    assert "both hold fisher of" in text and "mergewise evidence merge A B" in text
+    assert "(20 tensors more likewise" in text and text.count("\n") == 0
+
+
+def test_convolutions_in_groups_are_averaged(tmp_path: Path) -> None:
+    """Their Gram matrix is over all groups' patches."""
+    weights = [torch.full((4, 1, 3, 3), float(i)) for i in range(2)]
+    plain = torch.eye(2)
+    models = []
+    for i in range(2):
+        save(tmp_path / str(i), {"deep.weight": weights[i], "w": plain})
+        grams = {"deep.weight": torch.eye(36) * (i + 1), "w": plain}
+        file = tmp_path / f"{i}.safetensors"
+        write_means(file, get_method("regmean"), {"input_gram": grams})
+        models.append({"model": str(tmp_path / str(i)), "evidence": str(file)})
+    merge({"merge_method": "regmean", "models": models}, tmp_path / "out")
+    assert torch.equal(load(tmp_path / "out")["deep.weight"], torch.full((4, 1, 3, 3), 0.5))
+
+
+@pytest.mark.parametrize("path", ["~nobody-of-that-name/x", "x" * 5000, "a\0b", "."])
+def test_paths_that_no_file_can_have(path: str, folders: Path) -> None:
+    document = recipe(folders, "fisher")
+    document["models"][0]["evidence"] = path
+    assert "evidence: " in problems(document)
+    document = recipe(folders, "linear")
+    document["models"][0]["model"] = path
+    assert problems(document)
 
 
 def test_weights_stored_transposed_are_solved_over_their_inputs(tmp_path: Path) -> None:

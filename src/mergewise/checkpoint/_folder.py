@@ -21,6 +21,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from mergewise._paths import expanded
 from mergewise.checkpoint._config import check_config, config_value
 from mergewise.checkpoint._dtypes import TORCH_NAMES
 from mergewise.checkpoint._files import FileStamp, shown, where
@@ -118,7 +119,7 @@ def open_checkpoint(path: Path | str) -> Checkpoint:
             the Hub.
     """
     given = str(path)
-    path = Path(path).expanduser() if given.startswith("~") else Path(path)
+    path = expanded(path) if given.startswith("~") else Path(path)
     try:
         is_folder, exists = path.is_dir(), path.exists()
     except (OSError, ValueError) as error:

@@ -11,7 +11,7 @@ from mergewise.engine._sources import Source, TensorSource
 from mergewise.engine._work import Work
 from mergewise.errors import EvidenceError
 from mergewise.methods import Method, Settings
-from mergewise.plan import check_shape, is_turned
+from mergewise.plan import check_shape, is_turned, of_groups
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -73,6 +73,8 @@ def in_memory(
             if mean is None:
                 return [], False
             source = TensorSource(f"evidence[{i}]", f"{need.statistic} of {name}", mean)
+            if of_groups(need, shape, source.shape):
+                return [], False
             check_shape(need, shape, source.shape, source.model, name)
             turned = turned or is_turned(need, shape, source.shape, False)
             each.append(MeanSource(source, 1))

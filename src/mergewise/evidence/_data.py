@@ -19,20 +19,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from mergewise._paths import expanded
 from mergewise.errors import DataError
 
 Record = Mapping[str, Any]
 Source = str | Path | Iterable[Any]
 
 DATASETS = "datasets:"
-
-
-def expanded(path: str | Path) -> Path:
-    """`path` with ``~`` as the home folder; one of a user there is not stays as it is."""
-    try:
-        return Path(path).expanduser()
-    except RuntimeError:
-        return Path(path)
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from mergewise._paths import expanded
 from mergewise.errors import TaskError
-from mergewise.evidence._data import expanded
 from mergewise.evidence._live import LiveModel
 from mergewise.evidence._tasks import Tasks
 

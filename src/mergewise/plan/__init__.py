@@ -12,7 +12,7 @@ from pathlib import Path
 from types import ModuleType
 
 from mergewise.plan._build import build_plan
-from mergewise.plan._evidence import Statistic, check_shape, is_turned
+from mergewise.plan._evidence import Statistic, check_shape, is_turned, of_groups
 from mergewise.plan._explain import (
     Alike,
     alike_tensors,
@@ -42,6 +42,7 @@ __all__ = [
     "collapse",
     "find_tensors",
     "is_turned",
+    "of_groups",
     "only_some_have",
     "role_of",
     "tensor_dict",

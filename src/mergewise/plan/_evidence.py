@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from mergewise._paths import exists, expanded
 from mergewise.checkpoint import TensorRef
 from mergewise.errors import EvidenceError
 from mergewise.evidence import Evidence, load_evidence
@@ -27,15 +28,30 @@ Statistics = tuple[tuple[Statistic, ...], ...]
 """For each need of a method, one for each expert."""
 
 
+@dataclass(frozen=True)
+class Described:
+    """What a tensor's experts have.
+
+    Attributes:
+        statistics: empty if any need of any expert is not met.
+        turned: the tensor is stored [inputs, outputs].
+        lacking: where only some experts have it, the numbers of the others.
+    """
+
+    statistics: Statistics = ()
+    turned: bool = False
+    lacking: tuple[int, ...] = ()
+
+
 def open_evidence(text: str, recipe: Recipe) -> Evidence:
     """Open a file named in a recipe: relative to the current folder, else to the recipe's.
 
     Raises:
         MergewiseError: if it is no evidence file.
     """
-    path = Path(text).expanduser()
+    path = expanded(text)
     beside = Path(recipe.path).parent / path
-    return load_evidence(beside if not path.exists() and beside.exists() else path)
+    return load_evidence(beside if not exists(path) and exists(beside) else path)
 
 
 def lacking(
@@ -60,38 +76,42 @@ def find_statistics(
     tensors: Sequence[str],
     shape: tuple[int, ...],
     files: Sequence[Sequence[Evidence]],
-) -> tuple[Statistics, bool]:
-    """What a tensor's experts have, and whether the tensor is stored [inputs, outputs].
-
-    Nothing if any need of any expert is not met.
+) -> Described:
+    """What a tensor's experts have of what a method needs.
 
     Args:
         tensors: the tensor's name in each expert.
         files: each expert's evidence.
 
     Raises:
-        EvidenceError: for a statistic of another shape, or without a count.
+        EvidenceError: for a statistic of another shape, without a count, or given twice.
     """
     found: list[tuple[Statistic, ...]] = []
     turned = False
     for need in needs:
         each = [_find(need, name, own) for name, own in zip(tensors, files, strict=True)]
+        lacking = tuple(i for i, one in enumerate(each) if one is None)
         known = [one for one in each if one is not None]
-        if len(known) < len(each):
-            return (), False
+        if lacking:
+            return Described(lacking=lacking if known else ())
+        if any(of_groups(need, shape, statistic.ref.shape) for _, statistic in known):
+            return Described()
         for (evidence, statistic), name in zip(known, tensors, strict=True):
             check_shape(need, shape, statistic.ref.shape, str(statistic.file), name)
             told = name in evidence.record.turned
             turned = turned or is_turned(need, shape, statistic.ref.shape, told)
         found.append(tuple(statistic for _, statistic in known))
-    return tuple(found), turned
+    return Described(tuple(found), turned)
 
 
 def _find(need: Need, tensor: str, files: Sequence[Evidence]) -> tuple[Evidence, Statistic] | None:
-    for file in files:
-        ref = file.entries.get((need.statistic, tensor), {}).get(need.sum)
-        if ref is None:
-            continue
+    having = [file for file in files if need.sum in file.entries.get((need.statistic, tensor), {})]
+    if len(having) > 1:
+        raise EvidenceError(
+            f"{having[0].path} and {having[1].path} both hold {need.statistic} of {tensor}; name "
+            "one of them, or their sum (mergewise evidence merge A B -o FILE)"
+        )
+    for file in having:
         counts: Mapping[str, int] = file.counts(need.statistic, tensor)
         count = counts.get(need.unit) or next(iter(counts.values()), 0)
         if count <= 0:
@@ -99,8 +119,21 @@ def _find(need: Need, tensor: str, files: Sequence[Evidence]) -> tuple[Evidence,
                 f"{file.path}: {need.statistic} of {tensor} runs over no {need.unit}; "
                 "collect it on more data"
             )
+        ref = file.entries[need.statistic, tensor][need.sum]
         return file, Statistic(file.path, ref, count)
     return None
+
+
+def of_groups(need: Need, shape: tuple[int, ...], statistic: tuple[int, ...]) -> bool:
+    """Whether a matrix is over the inputs of all groups of a convolution; the weight has one's.
+
+    Such weights are merged as if nothing described them.
+    """
+    if need.per != "matrix" or len(shape) < 3 or len(statistic) != 2:
+        return False
+    inputs = math.prod(shape[1:])
+    groups, rest = divmod(statistic[0], inputs) if inputs else (0, 0)
+    return groups > 1 and not rest and shape[0] % groups == 0
 
 
 def is_turned(need: Need, shape: tuple[int, ...], statistic: tuple[int, ...], told: bool) -> bool:

@@ -146,6 +146,11 @@ def tensor_dict(stage: StagePlan, name: str) -> dict[str, Any]:
         "inputs_rounded_to": tensor.in_dtype,
         "sources": [_source(stage, tensor, item) for item in tensor.inputs],
         "parameters": {p: _parameter(tensor, p) for p in tensor.values},
+        "statistics": [
+            {"file": str(known.file), "sum": known.ref.name, "over": known.count}
+            for each in tensor.statistics
+            for known in each
+        ],
     }
 
 

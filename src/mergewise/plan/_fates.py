@@ -8,9 +8,10 @@ from dataclasses import replace
 from mergewise.checkpoint import CODES, TORCH_NAMES
 from mergewise.errors import Diagnostic, MergewiseError, RecipeError
 from mergewise.evidence import Evidence
-from mergewise.methods import Method, Settings
+from mergewise.methods import Method, Need, Settings
 from mergewise.plan._evidence import find_statistics, lacking
 from mergewise.plan._model import Input, TensorMeta, TensorPlan, View
+from mergewise.plan._odd_evidence import Given, odd_evidence
 from mergewise.plan._slots import Slot
 from mergewise.plan._values import Parameters
 from mergewise.plan._views import describe
@@ -36,6 +37,9 @@ class Fates:
         self._missing: dict[str, list[str]] = {}
         self._alike: dict[Hashable, tuple[Diagnostic, list[str]]] = {}
         self._described = [0, 0]
+        self._needs: dict[Need, None] = {}
+        self._given: dict[str, Given] = {}
+        self._lacking: dict[str, list[str]] = {}
 
     def decide(self, slot: Slot, views: Sequence[View]) -> TensorPlan | None:
         """The plan of one tensor; None, with the problem noted, if it cannot be made."""
@@ -75,18 +79,31 @@ class Fates:
         for found, more in self._alike.values():
             also = f" ({_count(more)} more likewise: {_some(more)})" if more else ""
             self.problems.append(replace(found, message=found.message + also))
-        without, described = self._described
-        if without and not described:
-            self._add(
-                f"the evidence describes none of the {without} tensors that {self.method.name} "
-                "is to merge; was it collected on these models?"
-            )
+        self._judge_evidence()
         for models, names in self._missing.items():
             self._add(
                 f"{_count(names)} not in {models}: {_some(names)}; "
                 "merge models of one architecture, `exclude` these names, or set "
                 "`missing: available` (merge the models that have them) or `missing: copy`"
             )
+
+    def _judge_evidence(self) -> None:
+        without, described = self._described
+        given = list(self._given.values())
+        if without and not described:
+            names = (name for one in given for file in one.files for _, name in file.entries)
+            self._add(
+                f"the evidence describes none of the {without} tensors that {self.method.name} "
+                f"is to merge, but such as {next(names, 'none at all')}; was it collected on these "
+                "models?"
+            )
+            return
+        for model, lacks in self._lacking.items():
+            self.warnings.append(
+                f"the evidence of {model} does not describe {_count(lacks)} that other models' "
+                f"does: {_some(lacks)}; {self.method.name} merges them as if none did"
+            )
+        self.warnings += odd_evidence(self.method.name, list(self._needs), given)
 
     def _add(self, message: str) -> None:
         self.problems.append(self._at_stage(message))
@@ -178,9 +195,7 @@ class Fates:
             values, origins = self.parameters.of(slot, names)
         except RecipeError as error:
             for diagnostic in error.diagnostics:
-                kind = str(diagnostic)
-                for name in sorted({slot.name, *filter(None, names)}, key=len, reverse=True):
-                    kind = kind.replace(name, "")
+                kind = _without(str(diagnostic), [slot.name, *filter(None, names)])
                 self._gather(slot.name, kind, diagnostic)
             return None
         experts = [i for i in slot.slice_.experts(self.method.base) if found[i] is not None]
@@ -217,13 +232,25 @@ class Fates:
         if lacks:
             return None
         names = [item.meta.name for item in planned.experts]
+        self._needs |= dict.fromkeys(needs)
+        for item, own in zip(planned.experts, files, strict=True):
+            self._given.setdefault(item.view.label, Given(item.view, tuple(own)))
         try:
-            found, turned = find_statistics(needs, names, planned.meta.shape, files)
+            found = find_statistics(needs, names, planned.meta.shape, files)
         except MergewiseError as error:
-            self._problem(slot.name, str(error), describe(error))
+            self._problem(slot.name, _without(str(error), names), describe(error))
             return None
-        self._described[bool(found)] += 1
-        return replace(planned, statistics=found, turned=turned)
+        self._described[bool(found.statistics)] += 1
+        for i in found.lacking:
+            self._lacking.setdefault(planned.experts[i].view.label, []).append(planned.meta.name)
+        return replace(planned, statistics=found.statistics, turned=found.turned)
+
+
+def _without(message: str, names: Sequence[str]) -> str:
+    """What problems of one kind have in common."""
+    for name in sorted(set(names), key=len, reverse=True):
+        message = message.replace(name, "")
+    return message
 
 
 def _count(names: Sequence[str]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
+from mergewise._paths import exists, expanded
 from mergewise.checkpoint import MAX_COPIED, open_checkpoint, read_small, tied_head
 from mergewise.errors import MergewiseError, NotBuiltYetError
 from mergewise.plan._model import TensorMeta, View
@@ -13,11 +14,11 @@ from mergewise.recipe import ModelRef, Recipe
 
 def resolve_path(ref: ModelRef, recipe: Recipe) -> Path:
     """Where a reference points: relative to the current folder, else to the recipe's."""
-    path = Path(ref.path).expanduser()
-    if path.exists() or path.is_absolute():
+    path = expanded(ref.path)
+    if exists(path) or path.is_absolute():
         return path
     beside = Path(recipe.path).parent / path
-    return beside if recipe.path and beside.exists() else path
+    return beside if recipe.path and exists(beside) else path
 
 
 def open_view(ref: ModelRef, recipe: Recipe) -> View:
@@ -33,7 +34,7 @@ def open_view(ref: ModelRef, recipe: Recipe) -> View:
             "merge the adapter into its base first, and name that folder"
         )
     path = resolve_path(ref, recipe)
-    if ref.revision is not None and not path.exists():
+    if ref.revision is not None and not exists(path):
         raise NotBuiltYetError(
             f"model {ref}: downloading a revision from the Hub is not built yet; "
             "download it and give the local folder"

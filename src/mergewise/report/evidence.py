@@ -50,8 +50,9 @@ def _parts(evidence: Evidence) -> RenderableType:
 
 
 def _part(part: dict[str, Any]) -> list[str]:
-    share = part.get("share")
-    named = f"{share[0] + 1}/{share[1]}" if isinstance(share, list) and len(share) == 2 else ""
+    share: Any = part.get("share")
+    whole = isinstance(share, list) and [type(n) for n in share] == [int, int]
+    named = f"{share[0] + 1}/{share[1]}" if whole else ""
     told = [f"{n} {part[n]}" for n in ("batch_size", "max_length", "template") if part.get(n)]
     counts = [str(part.get(name, "")) for name in ("records", "tokens")]
     return [str(part.get("data")), named, *counts, ", ".join(told)]

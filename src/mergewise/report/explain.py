@@ -27,6 +27,9 @@ def tensor_page(stage: StagePlan, name: str, *, named: bool = False) -> list[Ren
     if known["fate"] == "omitted":
         return page
     page += [text("Inputs", "bold"), indented(_sources(known))]
+    if known["statistics"]:
+        rows = [[s["sum"], f"{s['over']:,}", s["file"]] for s in known["statistics"]]
+        page += [text("Evidence", "bold"), indented(table(["sum", "over", "file"], rows, ["over"]))]
     if known["parameters"]:
         page += [text("Parameters", "bold"), indented(_parameters(known))]
     return page

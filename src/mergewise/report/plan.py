@@ -34,7 +34,7 @@ def plan_page(plan: MergePlan, *, every: bool = False) -> list[RenderableType]:
     """The whole plan; tensors alike share a row unless `every`."""
     page: list[RenderableType] = [text(_headline(plan), "bold"), indented(facts(_facts(plan)))]
     for stage in plan.stages:
-        page += _stage(stage, every, named=len(plan.stages) > 1)
+        page += _stage(plan, stage, every)
     return page
 
 
@@ -114,11 +114,14 @@ def _facts(plan: MergePlan) -> list[tuple[str, str]]:
     ]
 
 
-def _stage(stage: StagePlan, every: bool, *, named: bool) -> list[RenderableType]:
+def _stage(plan: MergePlan, stage: StagePlan, every: bool) -> list[RenderableType]:
     merged = [t for t in stage.tensors.values() if t.fate == "merge"]
     found = spread(merged)
+    named = len(plan.stages) > 1
     title = f"{stage.label}: {stage.stage.method}" if named else "Models"
     page: list[RenderableType] = [text(title, "bold"), indented(_models(stage, found))]
+    if files := _files(stage):
+        page += [text("Evidence", "bold"), indented(_evidence(plan, files, merged))]
     if found.shared:
         page += [text("Parameters of every tensor", "bold"), indented(facts(found.shared))]
     groups = alike_tensors(stage)
@@ -139,6 +142,28 @@ def _models(stage: StagePlan, found: Spread) -> RenderableType:
 def _size(view: View) -> tuple[str, str]:
     types = dict.fromkeys(meta.dtype for meta in view.tensors.values())
     return " ".join(types), show_count(sum(meta.elements for meta in view.tensors.values()))
+
+
+def _files(stage: StagePlan) -> list[tuple[str, str]]:
+    """(model, evidence file), as the recipe calls them."""
+    slices = [slice_ for module in stage.stage.modules for slice_ in module.slices]
+    sources = [source for slice_ in slices for source in slice_.sources]
+    pairs = ((str(source.model), file) for source in sources for file in source.evidence)
+    return list(dict.fromkeys(pairs))
+
+
+def _evidence(
+    plan: MergePlan, files: Sequence[tuple[str, str]], merged: Sequence[TensorPlan]
+) -> RenderableType:
+    rows = []
+    for model, file in files:
+        known = plan.evidence[file]
+        data = ", ".join(str(part.get("data")) for part in known.record.parts)
+        uses = [t for t in merged if known.path in {s.file for e in t.statistics for s in e}]
+        used = f"{len(uses)} of {len(merged)}"
+        rows.append([model, file, ", ".join(known.statistics), data, used])
+    headers = ["model", "file", "statistics", "data", "tensors that use it"]
+    return table(headers, rows, {"tensors that use it"})
 
 
 def _tensors(groups: Sequence[Alike[TensorPlan]], found: Spread) -> RenderableType:
@@ -180,6 +205,7 @@ def _stage_dict(stage: StagePlan) -> dict[str, Any]:
         "out_dtype": stage.stage.out_dtype,
         "seed": stage.stage.seed or 0,
         "models": [_model_dict(stage, view) for view in stage.views],
+        "evidence": [{"model": model, "file": file} for model, file in _files(stage)],
         "tensors": [tensor_dict(stage, name) for name in stage.tensors],
         "omitted": dict(stage.omitted),
         "only_some_models_have": only_some_have(stage),

@@ -1,15 +1,19 @@
 """Evidence files: what they hold, files of nobody, files that do not add up."""
 
+import contextlib
+import io
 import json
 import struct
 
 import pytest
 import torch
 from _tiny import everything, live, llama
+from rich.console import Console
 from small_language import byte_tokenizer
 
 from mergewise.errors import CheckpointError, EvidenceError, MergewiseError, NonFiniteError
 from mergewise.evidence import LiveModel, collect, load_evidence, merge_evidence
+from mergewise.report.evidence import evidence_dict, evidence_page
 
 TEXTS = ["a rose is a rose", "by any other name", "would smell as sweet", "and so on"]
 
@@ -213,6 +217,28 @@ def test_data_without_a_file_is_told_apart_by_its_content(tmp_path):
     # nor in a sum of sums
     with pytest.raises(EvidenceError, match="the same data"):
         merge_evidence([tmp_path / "out.evd", same], tmp_path / "bad.evd")
+
+
+@pytest.mark.parametrize("part", [
+    {"share": ["a", "b"]}, {"share": [0, "q"]}, {"share": [1.5, None]}, {"rows": [0, "x"]},
+    {"rows": ["x", None]}, {"records": [1], "data": {"a": 1}, "batch_size": "many"},
+])  # fmt: skip
+def test_parts_that_make_no_sense_are_shown_and_compared(part, tmp_path):
+    odd = record(lambda v: v["parts"][0].update({"sha256": "1", "content": None, **part}))
+    whole = [made(tmp_path, f"{i}.evd", share=(i, 2)).path for i in range(2)]
+    paths = [change(path, path.with_suffix(".odd"), odd) for path in whole]
+    page = evidence_page(load_evidence(paths[0]), every=True)
+    Console(file=io.StringIO()).print(*page)
+    json.dumps(evidence_dict(load_evidence(paths[0])))
+    with contextlib.suppress(EvidenceError):
+        merge_evidence(paths, tmp_path / "sum.evd")
+
+
+def test_homes_of_nobody(tmp_path):
+    with pytest.raises(CheckpointError, match="nobody-of-that-name"):
+        load_evidence("~nobody-of-that-name/x.evd")
+    with pytest.raises(MergewiseError, match="no such folder"):
+        made(tmp_path, "~nobody-of-that-name/x.evd")
 
 
 def test_one_file_is_not_merged(tmp_path):

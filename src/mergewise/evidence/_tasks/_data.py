@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from mergewise._paths import expanded
 from mergewise.errors import DataError
-from mergewise.evidence._data import DATASETS, Data, Source, expanded
+from mergewise.evidence._data import DATASETS, Data, Source
 from mergewise.evidence._tasks._fields import Reader, is_object
 from mergewise.recipe import Node
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mergewise.evidence._data import expanded
+from mergewise._paths import expanded
 from mergewise.recipe import Node, Position, Problems, shorten, suggest
 
 _PLAIN = (type(None), bool, int, float, str)

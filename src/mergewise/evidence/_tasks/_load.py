@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mergewise._paths import expanded
 from mergewise.errors import MergewiseError, RecipeError, TasksFileError
-from mergewise.evidence._data import expanded
 from mergewise.evidence._live import LiveModel
 from mergewise.evidence._tasks._data import read_data
 from mergewise.evidence._tasks._fields import Reader, as_node

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mergewise._paths import expanded
 from mergewise.checkpoint import Checkpoint, open_checkpoint
 from mergewise.errors import EvidenceError
 from mergewise.evidence._live import LiveModel, Role, open_model
@@ -131,7 +132,7 @@ def collect(
         NonFiniteError: if activations or gradients are NaN or infinite.
     """
     asked = requests(statistics, options)
-    path = Path(out).expanduser()
+    path = expanded(out)
     check_out(path, overwrite)
     _check(asked, other, offload)
     if asked[0].statistic.need == "file":
@@ -311,4 +312,4 @@ def _from_file(asked: Sequence[Request], model: Any, data: Any, out: Path) -> Ev
             f"{asked[0].statistic.name} is read from a file that belongs to a checkpoint; give "
             "the checkpoint's path as the model, and the file's path as the data"
         )
-    return collect_from_file(asked[0], model, Path(data).expanduser(), out)
+    return collect_from_file(asked[0], model, expanded(data), out)

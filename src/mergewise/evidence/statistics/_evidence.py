@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mergewise._lazy import torch
+from mergewise._paths import expanded
 from mergewise.checkpoint import FileReader, FileStamp, TensorRef, read_header
 from mergewise.errors import CheckpointError, EvidenceError
 from mergewise.evidence.statistics._file import (
@@ -149,7 +150,7 @@ def load_evidence(path: Path | str) -> Evidence:
         EvidenceError: if it is no evidence file, or is damaged.
         CheckpointError: if it is absent or no safetensors file.
     """
-    path = Path(path).expanduser()
+    path = expanded(path)
     header = read_header(path)
     record = _record(header.metadata, path)
     entries: dict[tuple[str, str], dict[str, TensorRef]] = {}

@@ -50,7 +50,7 @@ class Record:
 
     Attributes:
         statistics: by name.
-        model: name, fingerprint, dtype, class.
+        model: name, kind (``checkpoint`` or ``memory``), fingerprint, dtype, class.
         parts: one for each run that was added: data, share, examples, tokens, batches, device.
         versions: of the software.
         turned: tensors stored as [inputs, outputs], as GPT-2's Conv1D stores them.

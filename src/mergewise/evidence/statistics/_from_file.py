@@ -36,6 +36,7 @@ def collect_from_file(request: Request, model: Path | str, source: Path, out: Pa
         statistics={statistic.name: StatisticRecord(dict(request.options), counts)},
         model={
             "name": Path(model).name,
+            "kind": "checkpoint",
             "fingerprint": fingerprint_of(model),
             "class": checkpoint.architecture,
             "dtype": checkpoint.dtype,

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mergewise._lazy import torch
+from mergewise._paths import expanded
 from mergewise.errors import EvidenceError
 from mergewise.evidence.statistics._evidence import Evidence, load_evidence
 from mergewise.evidence.statistics._file import (
@@ -40,7 +41,7 @@ def merge_evidence(
         CheckpointError: if a file is absent or damaged.
         OutputError: if `out` exists or cannot be written.
     """
-    target = Path(out).expanduser()
+    target = expanded(out)
     check_out(target, overwrite)
     if len(paths) < 2:
         raise EvidenceError(f"{len(paths)} evidence file: two or more are merged")
@@ -102,7 +103,13 @@ def _words(part: Mapping[str, Any]) -> str:
 
 
 def _pair(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 2 and isinstance(value[0], int)
+    """Whether it is [number, number or None], as rows and shares are."""
+    return (
+        isinstance(value, list)
+        and len(value) == 2
+        and isinstance(value[0], int)
+        and isinstance(value[1], int | None)
+    )
 
 
 def _overlap(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
@@ -127,7 +134,7 @@ def _rows_meet(a: Any, b: Any) -> bool:
 
 
 def _shares_meet(a: Any, b: Any) -> bool:
-    if not (_pair(a) and _pair(b)) or not all(isinstance(n, int) and n > 0 for n in (a[1], b[1])):
+    if not (_pair(a) and _pair(b)) or not all(n is not None and n > 0 for n in (a[1], b[1])):
         return True
     return bool((a[0] - b[0]) % math.gcd(a[1], b[1]) == 0)
 

@@ -130,6 +130,7 @@ def _pieces(store: StoredSums, tensor: str, name: str) -> Any:
 def _model(model: LiveModel, dtype: str) -> dict[str, Any]:
     return {
         "name": model.name,
+        "kind": "memory" if model.folder is None else "checkpoint",
         "fingerprint": state_fingerprint(model),
         "class": type(model.module).__name__,
         "dtype": dtype,
