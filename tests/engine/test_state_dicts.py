@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import threading
-
 import pytest
 import torch
 
 from mergewise import merge, merge_state_dicts
 from mergewise.engine import _memory
 from mergewise.engine._device import explained_memory
-from mergewise.engine._schedule import Scheduler
-from mergewise.engine._work import Parallel, Work
-from mergewise.errors import InterruptedMergeError, MergewiseError
+from mergewise.engine._work import Work
+from mergewise.errors import MergewiseError
 from mergewise.recipe import load_recipe
 
 Tensor = torch.Tensor
@@ -69,32 +66,6 @@ def test_memory_of_a_device_that_runs_out() -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
     with pytest.raises(RuntimeError, match="anything else"), explained_memory("cpu"):
         raise RuntimeError("anything else")
-
-
-def test_ctrl_c_twice_waits_for_the_workers(monkeypatch: pytest.MonkeyPatch) -> None:
-    presses, done = iter([True, False, True]), []
-    join, main = threading.Thread.join, threading.main_thread()
-    started = threading.Event()
-
-    def pressed(self: threading.Thread, timeout: float | None = None) -> None:
-        if threading.current_thread() is main:
-            started.wait(5)
-            if next(presses, False):
-                raise KeyboardInterrupt
-        join(self, timeout)
-
-    def work(item: int) -> None:
-        started.set()
-        threading.Event().wait(0.3)
-        done.append(item)
-
-    def piece() -> Work:
-        yield Parallel(work, [0, 1])
-
-    monkeypatch.setattr(threading.Thread, "join", pressed)
-    with pytest.raises(InterruptedMergeError):
-        Scheduler(2).run([piece()])
-    assert sorted(done) == [0, 1]
 
 
 def test_options_of_reading_need_a_recipe_yet_to_be_read() -> None:

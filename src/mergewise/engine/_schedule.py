@@ -78,31 +78,42 @@ class Scheduler:
             self._lock.notify_all()
 
     def _run_threads(self) -> None:
+        ended = [threading.Event() for _ in range(self.workers)]
         threads = [
-            threading.Thread(target=self._loop, args=(self._turn,), name=f"mergewise-{i}")
-            for i in range(self.workers)
+            threading.Thread(target=self._work, args=(self._turn, event), name=f"mergewise-{i}")
+            for i, event in enumerate(ended)
         ]
         try:
             for thread in threads:
                 thread.start()
         except KeyboardInterrupt:
             self.stop(InterruptedMergeError("interrupted"))
-        while not self._joined([thread for thread in threads if thread.ident is not None]):
+        begun = zip(threads, ended, strict=True)
+        waited = [event for thread, event in begun if thread.ident is not None]
+        while not self._ended(waited):
             pass
 
-    def _joined(self, threads: list[threading.Thread]) -> bool:
+    def _ended(self, workers: list[threading.Event]) -> bool:
         """Wait for the workers; False if Ctrl-C cut that short.
 
         However often it is pressed, nobody goes on before they have finished their blocks.
+        `Thread.join` cannot be asked: up to Python 3.12, one that Ctrl-C cuts short marks a thread
+        that still runs as ended, and Python then aborts at exit.
         """
         try:
-            for thread in threads:
-                while thread.is_alive():
-                    thread.join(0.2)
+            for event in workers:
+                while not event.wait(0.2):
+                    pass
         except KeyboardInterrupt:
             self.stop(InterruptedMergeError("interrupted"))
             return False
         return True
+
+    def _work(self, turn: int, ended: threading.Event) -> None:
+        try:
+            self._loop(turn)
+        finally:
+            ended.set()
 
     def _loop(self, turn: int) -> None:
         try:
