@@ -138,7 +138,13 @@ def _one(
     gates, findings = family.gates(reference_means(results)), tried(results)
     show(results, console)
     for finding in findings:
-        say(console, f"{finding.claim.strength:9} {finding.claim.text}: {finding}")
+        if finding.gap is not None:
+            say(console, f"{finding.claim.strength:9} {finding.claim.text}: {finding}")
+    untried = sum(finding.gap is None for finding in findings)
+    say(
+        console,
+        f"{untried} more published orders name methods that are not here; the page lists them",
+    )
     for property_ in exact:
         say(console, f"exact     {property_.text}: {property_}")
     for gate in gates:

@@ -227,7 +227,19 @@ def page(
         "",
         "| claim | class | from | here |",
         "|---|---|---|---|",
-        *(f"| {f.claim.text} | {f.claim.strength} | {f.claim.source} | {f} |" for f in findings),
+        *(
+            f"| {f.claim.text} | {f.claim.strength} | {f.claim.source} | {f} |"
+            for f in findings
+            if f.gap is not None
+        ),
+        "",
+        "Not tried, for want of methods:",
+        "",
+        *(
+            f"* {f.claim.text} ({f.claim.strength}; no {f.missing})"
+            for f in findings
+            if f.gap is None
+        ),
         "",
         "Exact properties, on the first seed's experts:",
         "",
