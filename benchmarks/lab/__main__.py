@@ -143,7 +143,7 @@ def _one(
     untried = sum(finding.gap is None for finding in findings)
     say(
         console,
-        f"{untried} more published orders name methods that are not here; the page lists them",
+        f"{untried} more orders name methods that are not here; the page lists them",
     )
     for property_ in exact:
         say(console, f"exact     {property_.text}: {property_}")
