@@ -11,8 +11,9 @@ from small_evidence import write_means
 from small_models import family, load, recipe, save
 
 from mergewise import merge, plan
+from mergewise.checkpoint import open_checkpoint
 from mergewise.errors import RecipeError
-from mergewise.evidence import fingerprint_of
+from mergewise.evidence.statistics._record import weights_of
 from mergewise.methods import get_method
 
 
@@ -112,14 +113,14 @@ def test_evidence_of_other_weights_is_warned_of(folders: Path) -> None:
     assert warnings(document) == ""
     means = {"model.norm.weight": torch.ones(16)}
     for model in document["models"]:
-        known = {"kind": "checkpoint", "name": "its", "fingerprint": fingerprint_of(model["model"])}
+        known = {"name": "its", "weights": weights_of(open_checkpoint(model["model"]))}
         rewritten(model["evidence"], means, model=known)
     assert warnings(document) == ""
     rewritten(document["models"][0]["evidence"], means, model={**known, "name": "other"})
     text = warnings(document)
-    assert "expert_a.fisher.safetensors was collected on other, whose weights" in text
+    assert "expert_a.fisher.safetensors was collected on other, with other weights" in text
     assert "expert_b" not in text
-    rewritten(document["models"][0]["evidence"], means, model={**known, "kind": "memory"})
+    rewritten(document["models"][0]["evidence"], means, model={"name": "other"})
     assert warnings(document) == ""
 
 

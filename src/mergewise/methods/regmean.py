@@ -18,7 +18,8 @@ class RegMean(Method):
     """Least squares on the layers' outputs, from the Gram matrices of their inputs alone.
 
     Minimises ``sum_i w_i |X_i (W - W_i)^T|^2`` for every weight that multiplies rows of inputs.
-    All other tensors (biases, norms, embeddings) get the weighted mean, as in the paper.
+    All other tensors (biases, norms, embeddings) get the weighted mean, as in the paper; an
+    embedding that is the output head too is solved as the head.
     """
 
     name = "regmean"

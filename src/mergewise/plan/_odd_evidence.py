@@ -6,7 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from mergewise.evidence import Evidence, fingerprint_of
+from mergewise.checkpoint import fingerprint
+from mergewise.evidence import Evidence
 from mergewise.methods import Need
 from mergewise.plan._model import View
 
@@ -32,18 +33,17 @@ def odd_evidence(method: str, needs: Sequence[Need], given: Sequence[Given]) -> 
 
 def _of_other_weights(given: Given, needs: Sequence[Need]) -> Iterator[str]:
     used = {need.statistic for need in needs}
-    # one that was collected in memory tells nothing of a folder
-    files = [f for f in given.files if f.record.model.get("kind") == "checkpoint"]
-    files = [file for file in files if used & set(file.statistics)]
-    if not files or given.view.checkpoint is None:
+    # what was collected in memory tells nothing of files
+    files = [file for file in given.files if used & set(file.statistics)]
+    told = [file for file in files if "weights" in file.record.model]
+    if not told or given.view.checkpoint is None:
         return
-    present = fingerprint_of(given.view.checkpoint.path)
-    for file in files:
-        if file.record.model.get("fingerprint") != present:
+    present = [fingerprint(path) for path in given.view.checkpoint.files]
+    for file in told:
+        if file.record.model["weights"] != present:
             yield (
-                f"{file.path} was collected on {file.record.model.get('name')}, whose weights, "
-                f"config or tokenizer were not those that {given.view.label} has now; collect it "
-                "again if the weights differ"
+                f"{file.path} was collected on {file.record.model.get('name')}, with other weights "
+                f"than {given.view.label} has now; collect it again, unless you mean it"
             )
 
 

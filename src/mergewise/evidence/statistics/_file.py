@@ -50,7 +50,8 @@ class Record:
 
     Attributes:
         statistics: by name.
-        model: name, kind (``checkpoint`` or ``memory``), fingerprint, dtype, class.
+        model: name, kind (``checkpoint`` or ``memory``), fingerprint, dtype, class; of a
+            checkpoint also `weights`, quick marks of its files.
         parts: one for each run that was added: data, share, examples, tokens, batches, device.
         versions: of the software.
         turned: tensors stored as [inputs, outputs], as GPT-2's Conv1D stores them.

@@ -15,7 +15,7 @@ from mergewise.evidence.statistics._file import (
     key_of,
     write_evidence,
 )
-from mergewise.evidence.statistics._record import software
+from mergewise.evidence.statistics._record import software, weights_of
 from mergewise.evidence.statistics._request import Request
 from mergewise.evidence.statistics._sums import MemorySums
 
@@ -40,6 +40,7 @@ def collect_from_file(request: Request, model: Path | str, source: Path, out: Pa
             "fingerprint": fingerprint_of(model),
             "class": checkpoint.architecture,
             "dtype": checkpoint.dtype,
+            "weights": weights_of(checkpoint),
         },
         parts=[{"data": str(source), "sha256": sha256_file(source), "rows": [0, None]}],
         versions=software(),

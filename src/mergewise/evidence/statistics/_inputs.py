@@ -105,7 +105,7 @@ def survey(data: Data, role: Role | None, reading: Reading, tokenizer: bool) -> 
         raise DataError(f"{data.name}: no records{_share(data)}; check the file and --rows")
     if not is_tensors(first):
         _look(first, data, role, reading, tokenizer)
-    if str(data.source).startswith(DATASETS):
+    if isinstance(data.source, str | Path) and str(data.source).startswith(DATASETS):
         return None
     return sum(1 for _ in data)
 

@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 from mergewise._lazy import torch
-from mergewise.checkpoint import versions
+from mergewise.checkpoint import Checkpoint, fingerprint, open_checkpoint, versions
 from mergewise.errors import NonFiniteError
 from mergewise.evidence._data import Data
 from mergewise.evidence._live import LiveModel
@@ -109,6 +109,11 @@ def state_fingerprint(model: LiveModel) -> str | None:
     return digest.hexdigest()
 
 
+def weights_of(checkpoint: Checkpoint) -> list[str]:
+    """Quick marks of a checkpoint's files, by which a plan sees whether they are the same."""
+    return [fingerprint(path) for path in checkpoint.files]
+
+
 def _scoped(one: Job) -> Scoped:
     assert isinstance(one.run.sums, Scoped)
     return one.run.sums
@@ -134,6 +139,7 @@ def _model(model: LiveModel, dtype: str) -> dict[str, Any]:
         "fingerprint": state_fingerprint(model),
         "class": type(model.module).__name__,
         "dtype": dtype,
+        **({} if model.folder is None else {"weights": weights_of(open_checkpoint(model.folder))}),
     }
 
 
