@@ -18,7 +18,7 @@ Report = Callable[[int, int], None]
 
 
 @contextmanager
-def progress(out: Output, doing: str = "writing") -> Iterator[Report | None]:
+def progress(out: Output, doing: str = "merging") -> Iterator[Report | None]:
     """What to call with (bytes done, bytes in all), from any thread; None with ``-q``."""
     if out.quiet:
         yield None
