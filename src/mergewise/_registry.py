@@ -60,8 +60,20 @@ def _in_package(package: str, base: type[T]) -> Iterator[type[T]]:
                 yield value
 
 
-def unknown(what: str, name: str, known: Mapping[str, Any], command: str) -> str:
-    """The message for a name that is not registered, with the closest ones that are."""
+def chosen(
+    what: str, name: str, known: Mapping[str, T], command: str, error: type[MergewiseError]
+) -> T:
+    """The one of `known` called `name`.
+
+    Args:
+        what: what they are called, such as ``merge method``.
+        command: lists them.
+
+    Raises:
+        MergewiseError: of the type `error`, with the closest names, if there is none.
+    """
+    if name in known:
+        return known[name]
     close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(close)}? " if close else ""
-    return f"unknown {what} {name!r}; {hint}`{command}` lists all {len(known)}"
+    raise error(f"unknown {what} {name!r}; {hint}`{command}` lists all {len(known)}")

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 
-from mergewise._registry import registered, unknown
+from mergewise._registry import chosen, registered
 from mergewise.errors import GuideError
 from mergewise.guides._ask import guide
 from mergewise.guides._base import Ask, Expert, Guide, Guided, Map, Needs
@@ -49,7 +49,4 @@ def get_guide(name: str) -> Guide:
     Raises:
         GuideError: with the closest names, if there is none.
     """
-    known = all_guides()
-    if name in known:
-        return known[name]
-    raise GuideError(unknown("guide", name, known, "mergewise guides"))
+    return chosen("guide", name, all_guides(), "mergewise guides", GuideError)

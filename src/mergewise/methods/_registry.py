@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 
-from mergewise._registry import registered, unknown
+from mergewise._registry import chosen, registered
 from mergewise.errors import UnknownMethodError
 from mergewise.methods._base import Method
 
@@ -26,7 +26,4 @@ def get_method(name: str) -> Method:
     Raises:
         UnknownMethodError: with the closest names, if there is none.
     """
-    methods = all_methods()
-    if name in methods:
-        return methods[name]
-    raise UnknownMethodError(unknown("merge method", name, methods, "mergewise methods"))
+    return chosen("merge method", name, all_methods(), "mergewise methods", UnknownMethodError)

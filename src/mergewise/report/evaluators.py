@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from mergewise.report.options import option_dict
 from mergewise.report.tables import facts, indented, table, text
 from mergewise.report.text import show_value
 
@@ -75,15 +76,6 @@ def evaluator_dict(evaluator: type[Evaluator]) -> dict[str, Any]:
             name: {"best": metric.best, "help": metric.help}
             for name, metric in evaluator.metrics.items()
         },
-        "options": {
-            name: {
-                "type": param.kind.__name__,
-                "required": param.required,
-                "default": None if param.required else param.default,
-                "allowed": param.range,
-                "help": param.help,
-            }
-            for name, param in evaluator.params.items()
-        },
+        "options": {name: option_dict(param) for name, param in evaluator.params.items()},
         "example": evaluator.example.strip(),
     }

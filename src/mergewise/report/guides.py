@@ -8,6 +8,7 @@ from rich.text import Text
 
 from mergewise.report._heat import heat_panel, name_panel
 from mergewise.report._svg import SIZE, Panel, beside, document, label
+from mergewise.report.options import option_dict
 from mergewise.report.tables import facts, indented, table, text
 from mergewise.report.text import show_value
 
@@ -54,16 +55,7 @@ def guide_dict(guide: Guide) -> dict[str, Any]:
         "needs": {"experts": list(needed.experts), "base": list(needed.base)},
         "source": guide.source,
         "variant": guide.variant,
-        "settings": {
-            name: {
-                "type": param.kind.__name__,
-                "required": param.required,
-                "default": None if param.required else param.default,
-                "allowed": param.range,
-                "help": param.help,
-            }
-            for name, param in guide.params.items()
-        },
+        "settings": {name: option_dict(param) for name, param in guide.params.items()},
     }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
+from mergewise.report.options import option_dict
 from mergewise.report.tables import facts, indented, table, text
 from mergewise.report.text import show_value
 
@@ -72,15 +73,7 @@ def method_dict(method: Method) -> dict[str, Any]:
 
 
 def _param_dict(param: Param) -> dict[str, Any]:
-    return {
-        "type": param.kind.__name__,
-        "required": param.required,
-        "default": None if param.required else param.default,
-        "allowed": param.range,
-        "per_model": param.per_model,
-        "native": param.native,
-        "help": param.help,
-    }
+    return {**option_dict(param), "per_model": param.per_model, "native": param.native}
 
 
 def _parameter(name: str, param: Param) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from mergewise.report.options import option_dict
 from mergewise.report.tables import facts, indented, table, text
 from mergewise.report.text import show_value
 
@@ -66,14 +67,5 @@ def statistic_dict(statistic: Statistic) -> dict[str, Any]:
         "data": statistic.data,
         "two_models": statistic.two_models,
         "source": statistic.source,
-        "options": {
-            name: {
-                "type": param.kind.__name__,
-                "required": param.required,
-                "default": None if param.required else param.default,
-                "allowed": param.range,
-                "help": param.help,
-            }
-            for name, param in statistic.params.items()
-        },
+        "options": {name: option_dict(param) for name, param in statistic.params.items()},
     }

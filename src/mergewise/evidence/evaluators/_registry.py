@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 
-from mergewise._registry import registered, unknown
+from mergewise._registry import chosen, registered
 from mergewise.errors import TaskError
 from mergewise.evidence.evaluators._base import Evaluator
 
@@ -26,7 +26,4 @@ def get_evaluator(kind: str) -> type[Evaluator]:
     Raises:
         TaskError: with the closest names, if there is none.
     """
-    known = all_evaluators()
-    if kind in known:
-        return known[kind]
-    raise TaskError(unknown("kind of task", kind, known, "mergewise evaluate --list"))
+    return chosen("kind of task", kind, all_evaluators(), "mergewise evaluate --list", TaskError)

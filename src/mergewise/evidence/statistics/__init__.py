@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 
-from mergewise._registry import registered, unknown
+from mergewise._registry import chosen, registered
 from mergewise.errors import EvidenceError
 from mergewise.evidence.statistics._base import Pass, Statistic, Sums
 
@@ -28,7 +28,4 @@ def get_statistic(name: str) -> Statistic:
     Raises:
         EvidenceError: with the closest names, if there is none.
     """
-    known = all_statistics()
-    if name in known:
-        return known[name]
-    raise EvidenceError(unknown("statistic", name, known, "mergewise collect --list"))
+    return chosen("statistic", name, all_statistics(), "mergewise collect --list", EvidenceError)
