@@ -95,7 +95,7 @@ class Evidence:
         return dict(self._statistic(statistic).counts.get(tensor, {}))
 
     def sums(self, statistic: str, tensor: str) -> dict[str, Tensor]:
-        """The sums themselves, float32 or float64, read by range.
+        """The sums themselves, float32, float64 or (masks) uint8, read by range.
 
         Raises:
             EvidenceError: if the file does not hold them.
@@ -159,7 +159,7 @@ def load_evidence(path: Path | str) -> Evidence:
         if found is None or found[1] not in record.statistics:
             raise _bad(path, f"a tensor is called {key[:200]!r}, which names no statistic of it")
         if info.dtype not in DTYPES:
-            raise _bad(path, f"{key[:200]!r} is {info.dtype}; sums are F32 or F64")
+            raise _bad(path, f"{key[:200]!r} is {info.dtype}; sums are F32, F64 or U8")
         tensor, statistic, name = found
         ref = TensorRef(key, info.dtype, info.shape, info.start, info.end, path)
         entries.setdefault((statistic, tensor), {})[name] = ref

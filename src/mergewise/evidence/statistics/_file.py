@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 FORMAT = "mergewise-evidence"
 VERSION = "1"
-DTYPES = {"F32": "float32", "F64": "float64"}
+DTYPES = {"F32": "float32", "F64": "float64", "U8": "uint8"}
 
 Counts = dict[str, dict[str, int]]
 Piece = Callable[[], Iterator["Tensor"]]
@@ -73,7 +73,7 @@ class Entry:
     """One sum to be written.
 
     Attributes:
-        dtype: safetensors code, ``F32`` or ``F64``.
+        dtype: safetensors code, ``F32`` or ``F64``; ``U8`` for masks.
         pieces: yields its elements in order, flat, in parts of bounded size.
     """
 

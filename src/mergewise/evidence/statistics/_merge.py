@@ -188,6 +188,6 @@ def _entry(key: str, held: Sequence[tuple[Evidence, TensorRef]]) -> Entry:
     def pieces() -> Iterator[Tensor]:
         streams = [one.pieces(place) for one, place in held]
         for parts in zip(*streams, strict=True):
-            yield torch.stack(parts).sum(dim=0)
+            yield torch.stack(parts).sum(dim=0, dtype=parts[0].dtype)
 
     return Entry(ref.shape, ref.dtype, pieces)
