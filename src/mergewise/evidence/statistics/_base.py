@@ -23,6 +23,12 @@ if TYPE_CHECKING:
 
 Need = Literal["forward", "gradients", "file"]
 
+PRUNED = Param(
+    float, None,
+    "measure each layer behind layers of which Wanda pruned this share, as LEWIS's reference does; "
+    "tensors outside of layers are left out", ge=0, lt=1,
+)  # fmt: skip
+
 
 class Sums(ABC):
     """Where a statistic adds up; in memory, or in a file where memory does not suffice."""

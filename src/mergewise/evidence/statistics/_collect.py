@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ from mergewise.evidence.statistics._evidence import Evidence, load_evidence
 from mergewise.evidence.statistics._file import check_out, write_evidence
 from mergewise.evidence.statistics._forward import Forward, Job, job
 from mergewise.evidence.statistics._inputs import Fed, Feeder, Reading, as_data, survey
+from mergewise.evidence.statistics._pruned import PrunedWalk, in_layers, sparsity_of
 from mergewise.evidence.statistics._record import Made, entries_of, record_of
 from mergewise.evidence.statistics._request import Request, requests
 from mergewise.evidence.statistics._scoped import Scoped
@@ -52,7 +54,11 @@ class Progress:
 
 @dataclass(frozen=True)
 class Setup:
-    """Everything but the model that a run needs, checked."""
+    """Everything but the model that a run needs, checked.
+
+    Attributes:
+        keep: the model is the caller's, and has its weights afterwards.
+    """
 
     asked: Sequence[Request]
     out: Path
@@ -65,6 +71,7 @@ class Setup:
     memory: int | None
     progress: Callable[[Progress], None] | None
     share: tuple[int, int]
+    keep: bool
 
 
 def collect(
@@ -142,7 +149,10 @@ def collect(
     reading = Reading(batch_size, max_length, template, dict(prepare or {}))
     found = as_data(data, limit, share, split, rows)
     total = survey(found, role, reading, _has_tokenizer(model, checkpoint))
-    setup = Setup(asked, path, reading, found, total, seed, loss, float64, memory, progress, share)
+    keep = isinstance(model, LiveModel)
+    setup = Setup(
+        asked, path, reading, found, total, seed, loss, float64, memory, progress, share, keep
+    )
 
     def live(given: Path | str | LiveModel) -> LiveModel:
         if isinstance(given, LiveModel):
@@ -215,7 +225,10 @@ def _run(setup: Setup, model: LiveModel, other: LiveModel | None, role: Role) ->
         feeder = Feeder(setup.data, model, setup.reading, role == "text_classifier")
         jobs = [one for one in runs if one.statistic.need == "forward"]
         made = Made(model, other, sites, runs, feeder, str(_dtype(model)))
-        if jobs:
+        sparsity = sparsity_of(setup.asked)
+        if jobs and sparsity is not None:
+            _pruned(setup, made, jobs, sparsity)
+        elif jobs:
             _forward(setup, made, Forward(model, jobs, others), feeder)
         slow = [one for one in runs if one.statistic.need == "gradients"]
         if slow:
@@ -235,7 +248,8 @@ def _prepare(
     jobs, sizes = [], []
     for request in setup.asked:
         run = Pass(request.settings, model.module, Scoped(None, request.statistic.name), config)
-        one = job(request.statistic, run, sites)
+        walked = request.options.get("pruned") is not None
+        one = job(request.statistic, run, in_layers(sites) if walked else sites)
         if request.statistic.need == "gradients":
             sizes.append(gradient_bytes(one, sites, setup.float64))
         else:
@@ -254,17 +268,46 @@ def _prepare(
 
 def _forward(setup: Setup, made: Made, forward: Forward, feeder: Feeder) -> None:
     models = [made.model, *([made.other] if made.other else [])]
+    with _evaluating(models), forward.hooked():
+        for fed in _told(setup, made, "forward", feeder):
+            forward.batch(fed.inputs, fed.mask)
+    made.unplaced, made.odd = sorted(forward.unplaced), sorted(forward.odd)
+
+
+def _pruned(setup: Setup, made: Made, jobs: Sequence[Job], sparsity: float) -> None:
+    """Layer by layer; records are told once for every layer."""
+    batches = list(made.feeder)
+    at, started = 0, 0.0
+
+    def told(layer: int, layers: int, fed: Fed) -> None:
+        nonlocal at, started
+        if layer != at:
+            at, started = layer, time.monotonic()
+            made.records = made.sequences = made.tokens = 0
+        made.records += fed.records
+        made.sequences += len(fed.keys)
+        made.tokens += fed.tokens
+        if setup.progress is not None:
+            stage, seconds = f"layer {layer} of {layers}", time.monotonic() - started
+            setup.progress(Progress(made.records, setup.total, made.tokens, stage, seconds))
+
+    walk = PrunedWalk(made.model, made.sites, jobs, sparsity, setup.keep, told)
+    with _evaluating([made.model]):
+        walk.run(batches)
+    made.unplaced, made.odd = sorted(walk.unplaced), sorted(walk.odd)
+
+
+@contextmanager
+def _evaluating(models: Sequence[LiveModel]) -> Iterator[None]:
+    """With every module in evaluation mode."""
     training = [child for m in models for child in m.module.modules() if child.training]
     try:
         for model in models:
             model.module.eval()
-        with forward.hooked():
-            for fed in _told(setup, made, "forward", feeder):
-                forward.batch(fed.inputs, fed.mask)
+        yield
     finally:
         for child in training:
             child.training = True
-    made.unplaced, made.odd = sorted(forward.unplaced), sorted(forward.odd)
 
 
 def _gradients(setup: Setup, made: Made, runs: Sequence[Job], feeder: Feeder) -> None:

@@ -79,8 +79,16 @@ class Forward:
             for handle in handles:
                 handle.remove()
 
-    def batch(self, inputs: Mapping[str, Tensor], mask: Tensor | None) -> None:
+    def batch(
+        self,
+        inputs: Mapping[str, Tensor],
+        mask: Tensor | None,
+        run: Callable[[], Any] | None = None,
+    ) -> None:
         """Run one batch through the model.
+
+        Args:
+            run: what runs a part of it instead, on this batch.
 
         Raises:
             NonFiniteError: if an activation is NaN or infinite.
@@ -92,7 +100,7 @@ class Forward:
         self._listening = True
         try:
             with torch.no_grad():
-                call(self.model, inputs)
+                call(self.model, inputs) if run is None else run()
         finally:
             self._listening, self._last = False, None
         for one in self.jobs:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from mergewise._lazy import torch
-from mergewise.evidence.statistics._base import Pass, Statistic
+from mergewise.evidence.statistics._base import PRUNED, Pass, Statistic
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,6 +34,7 @@ class InputMoments(Statistic):
         "Chopra et al. 2025, arXiv 2503.03874; means of |x|: AIM, Nobari et al. 2025, "
         "arXiv 2502.02421"
     )
+    params = {"pruned": PRUNED}
     reads = "inputs"
 
     def wants(self, site: Site, options: Settings) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from mergewise.evidence.statistics._base import Pass, Statistic
+from mergewise.evidence.statistics._base import PRUNED, Pass, Statistic
 from mergewise.evidence.statistics.input_moments import means, moments
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ class OutputMoments(Statistic):
         "sum_squares": "sum of y^2 [out]",
     }
     source = "REPAIR, Jordan et al. 2022, arXiv 2211.08403"
+    params = {"pruned": PRUNED}
     reads = "outputs"
 
     def wants(self, site: Site, options: Settings) -> bool:
