@@ -17,22 +17,30 @@ from mergewise.evidence.statistics._file import (
     key_of,
     write_evidence,
 )
-from mergewise.methods import Method, Need
+from mergewise.methods import Method, Need, Settings
 
 State = Mapping[str, Tensor]
 
 
 def evidence_for(method: Method, experts: Sequence[State]) -> list[dict[str, Any]] | None:
     """One mapping a model, as `merge_state_dicts` takes them; None if the method reads none."""
-    defaults = method.needs_at_defaults()
-    if not defaults:
+    needs = every_need(method)
+    if not needs:
         return None
-    return [{need.statistic: _means(need, model) for need in defaults} for model in experts]
+    return [{need.statistic: _means(need, model) for need in needs} for model in experts]
+
+
+def every_need(method: Method) -> list[Need]:
+    """What a method reads at its defaults, or with any one choice made otherwise."""
+    defaults = {name: param.default for name, param in method.params.items()}
+    changed = [{name: c} for name, param in method.params.items() for c in param.choices]
+    found = [method.needs(Settings({**defaults, **change})) for change in ({}, *changed)]
+    return list(dict.fromkeys(need for needs in found for need in needs))
 
 
 def _means(need: Need, model: State) -> dict[str, Tensor]:
     floats = {name: t for name, t in model.items() if t.is_floating_point()}
-    if need.per == "matrix":
+    if need.per != "element":
         floats = {name: t for name, t in floats.items() if t.dim() in (2, 4) and t.numel()}
     return {name: _mean(need, tensor) for name, tensor in floats.items()}
 
@@ -43,6 +51,8 @@ def _mean(need: Need, tensor: Tensor) -> Tensor:
     if need.per == "element":
         return torch.rand(tensor.shape, generator=draw) + 0.1
     width = math.prod(tensor.shape[1:])
+    if need.per == "column":
+        return torch.rand(width, generator=draw) + 0.1
     inputs = torch.randn(2 * width, width, generator=draw)
     return inputs.T @ inputs / (2 * width)
 

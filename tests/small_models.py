@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from small_evidence import evidence_for, write_means
 
-from mergewise.methods import get_method
+from mergewise.methods import all_methods, get_method
 
 State = dict[str, torch.Tensor]
 
@@ -107,13 +107,13 @@ def recipe(root: Path, method: str, experts: int = 2, **parts: Any) -> dict[str,
     Keyword arguments are the document's other keys; `parameters` joins the defaults, `each` is
     given to every expert.
     """
-    each = {"weight": 0.5} if method not in NO_WEIGHT else {}
+    chosen = get_method(method)
+    each = {"weight": 0.5} if "weight" in chosen.params else {}
     each |= parts.pop("each", {})
     models = [
         {"model": str(root / f"expert_{'abcdef'[i]}"), **({"parameters": each} if each else {})}
         for i in range(experts)
     ]
-    chosen = get_method(method)
     if chosen.needs_at_defaults():
         for model in models:
             folder = Path(model["model"])
@@ -129,11 +129,7 @@ def recipe(root: Path, method: str, experts: int = 2, **parts: Any) -> dict[str,
     return document | parts
 
 
-NO_BASE = {"linear", "multislerp", "passthrough", "nuslerp", "karcher", "fisher", "regmean"}
-NO_WEIGHT = {
-    "slerp", "model_stock", "karcher", "nearswap", "arcee_fusion", "ram", "ramplus_tl",
-    "passthrough", "sce",
-}  # fmt: skip
+NO_BASE = {name for name, method in all_methods().items() if method.base != "required"}
 PARAMETERS: dict[str, dict[str, Any]] = {
     "slerp": {"t": 0.4},
     "nearswap": {"t": 0.01},
