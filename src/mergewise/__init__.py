@@ -6,6 +6,7 @@
     merge_state_dicts   merge models that are already in memory
     evaluate            scores of models on the tasks of a file
     collect             statistics of a model on data, into a file
+    write_recipe        let a guide write the numbers of a recipe, from evidence
 
 Everything is imported when first used, so that ``import mergewise`` costs nothing.
 """
@@ -16,8 +17,9 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mergewise.engine import merge, merge_state_dicts
+    from mergewise.engine import merge_state_dicts
     from mergewise.evidence import collect, evaluate
+    from mergewise.guides import merge, write_recipe
     from mergewise.plan import build_plan as plan
     from mergewise.recipe import load_recipe
 
@@ -30,17 +32,19 @@ __all__ = [
     "merge",
     "merge_state_dicts",
     "plan",
+    "write_recipe",
 ]
 
 logging.getLogger(__name__).addHandler(logging.NullHandler())
 
 _HOMES = {
-    "merge": ("mergewise.engine", "merge"),
+    "merge": ("mergewise.guides", "merge"),
     "merge_state_dicts": ("mergewise.engine", "merge_state_dicts"),
     "plan": ("mergewise.plan", "build_plan"),
     "load_recipe": ("mergewise.recipe", "load_recipe"),
     "evaluate": ("mergewise.evidence", "evaluate"),
     "collect": ("mergewise.evidence", "collect"),
+    "write_recipe": ("mergewise.guides", "write_recipe"),
 }
 
 

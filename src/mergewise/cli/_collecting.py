@@ -5,11 +5,11 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 from mergewise.cli._output import Output
-from mergewise.cli._progress import EVERY, show_seconds
+from mergewise.cli._progress import EVERY, progress, show_seconds
 
 if TYPE_CHECKING:
     from mergewise.evidence.statistics._collect import Progress
@@ -27,6 +27,48 @@ def collecting(out: Output) -> Iterator[Report | None]:
             yield report
     else:
         yield _Lines(out)
+
+
+@contextmanager
+def in_turn(out: Output) -> Iterator[tuple[Report | None, Callable[[int, int], None] | None]]:
+    """What to call as statistics are collected, and as weights are read.
+
+    A terminal shows one bar at a time: that of what was called last.
+    """
+    if out.quiet:
+        yield None, None
+        return
+    shown = _Shown(out)
+    try:
+        yield shown.collected, shown.read
+    finally:
+        shown.close()
+
+
+class _Shown:
+    def __init__(self, out: Output) -> None:
+        self._out = out
+        self._stack = ExitStack()
+        self._kind = ""
+        self._report: Callable[..., None] | None = None
+
+    def collected(self, at: Progress) -> None:
+        self._turn("collecting")(at)
+
+    def read(self, done: int, total: int) -> None:
+        self._turn("reading weights")(done, total)
+
+    def _turn(self, kind: str) -> Callable[..., None]:
+        if kind != self._kind:
+            self.close()
+            bar = collecting(self._out) if kind == "collecting" else progress(self._out, kind)
+            self._report, self._kind = self._stack.enter_context(bar), kind
+        assert self._report is not None
+        return self._report
+
+    def close(self) -> None:
+        self._stack.close()
+        self._kind = ""
 
 
 @contextmanager

@@ -7,16 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mergewise.cli._collecting import collecting
+from mergewise.cli._collecting import in_turn
 from mergewise.cli._guides import complete
 from mergewise.cli._interrupt import terminable
 from mergewise.cli._options import json_option, our_command, read_device
 from mergewise.cli._output import Output
-from mergewise.cli._progress import progress
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
+    from mergewise.evidence import Data
     from mergewise.guides import Guided
 
 _DTYPES = ("bfloat16", "float16", "float32", "float64")
@@ -67,6 +65,12 @@ def _evidence(
     help="Evidence that there is already; may be repeated.",
 )  # fmt: skip
 @click.option(
+    "--tasks", metavar="FILE", type=click.Path(), help="For guides that score models: a tasks file."
+)
+@click.option(
+    "--task-split", default="validation", show_default=True, help="Which part of the tasks' data."
+)
+@click.option(
     "--set", "settings", multiple=True, metavar="KEY=VALUE", callback=_settings,
     help="A setting of the guide, such as --set density_min=0.4; may be repeated.",
 )  # fmt: skip
@@ -95,12 +99,9 @@ def command(
     recipe: str,
     output: str,
     data: tuple[str, ...],
-    evidence: dict[str, list[str]],
-    settings: dict[str, Any],
-    plot: str | None,
     separator: str | None,
-    split: str,
-    overwrite: bool,
+    plot: str | None,
+    settings: dict[str, Any],
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -110,19 +111,54 @@ def command(
     evidence is kept in a folder beside the output. The output merges without the data. Prints its
     path.
     """
-    from mergewise.guides import guide
-
-    file = _free(output, recipe, plot, overwrite)
+    file = _free(output, recipe, plot, options["overwrite"])
     out.when_interrupted = lambda: f"interrupted; {file} was not written"
-    known: Mapping[str, Any] = evidence
+    common, each = _sources(data, separator, options["split"])
     with terminable():
-        if data:
-            known = _collect(out, name, recipe, file, data, evidence, settings, separator, split,
-                             overwrite, options)  # fmt: skip
-        with progress(out, "reading weights") as report:
-            guided = guide(Path(recipe), name, known, progress=report, **settings)
-        guided.write(file)
-    _finish(out, name, guided, file, plot, settings, as_json)
+        guided = _run(out, name, recipe, file, common, each, settings, options)
+    _finish(out, name, guided, file, plot, as_json)
+
+
+def _run(
+    out: Output,
+    name: str,
+    recipe: str,
+    file: Path,
+    common: Data | None,
+    each: dict[str, Data],
+    settings: dict[str, Any],
+    options: dict[str, Any],
+) -> Guided:
+    from mergewise.guides import write_recipe
+
+    ours = {key: options.pop(key) for key in ("evidence", "tasks", "overwrite")}
+    split = options.pop("task_split")
+    with in_turn(out) as (collected, report):
+        return write_recipe(
+            Path(recipe), name, file, data=common, each=each, settings=settings, split=split,
+            options=options, told=out.note, collected=collected, progress=report, **ours,
+        )  # fmt: skip
+
+
+def _sources(
+    data: tuple[str, ...], separator: str | None, split: str
+) -> tuple[Data | None, dict[str, Data]]:
+    """The data of all experts, and that of single ones."""
+    from mergewise.evidence import Data
+
+    between = (separator or "").replace("\\n", "\n")
+    opened: dict[str, Data] = {}
+
+    def source(text: str) -> Data:
+        path = text if text.startswith("datasets:") else Path(text)
+        opened.setdefault(text, Data(path, split=split, separator=between))
+        return opened[text]
+
+    common = [text for text in data if not _named(text)]
+    if len(common) > 1:
+        raise click.UsageError("--data for all experts is given twice; name experts: MODEL=D")
+    each = {found[0]: source(found[1]) for text in data if (found := _named(text))}
+    return source(common[0]) if common else None, each
 
 
 def _free(output: str, recipe: str, plot: str | None, overwrite: bool) -> Path:
@@ -156,43 +192,6 @@ def _check_paths(file: Path, recipe: Path) -> None:
             )
 
 
-def _collect(
-    out: Output,
-    name: str,
-    recipe: str,
-    file: Path,
-    data: tuple[str, ...],
-    evidence: dict[str, list[str]],
-    settings: dict[str, Any],
-    separator: str | None,
-    split: str,
-    overwrite: bool,
-    options: dict[str, Any],
-) -> Mapping[str, Any]:
-    from mergewise.evidence import Data
-    from mergewise.guides import collect_for
-
-    between = (separator or "").replace("\\n", "\n")
-    opened: dict[str, Data] = {}
-
-    def source(text: str) -> Data:
-        path = text if text.startswith("datasets:") else Path(text)
-        opened.setdefault(text, Data(path, split=split, separator=between))
-        return opened[text]
-
-    common = [text for text in data if not _named(text)]
-    if len(common) > 1:
-        raise click.UsageError("--data for all experts is given twice; name experts: MODEL=D")
-    each = {found[0]: source(found[1]) for text in data if (found := _named(text))}
-    with collecting(out) as report:
-        return collect_for(
-            Path(recipe), name, source(common[0]) if common else None,
-            file.with_name(f"{file.stem}.evidence"),
-            each=each, evidence=evidence, settings=settings, overwrite=overwrite,
-            told=out.note, progress=report, **options,
-        )  # fmt: skip
-
-
 def _named(text: str) -> tuple[str, str] | None:
     """The model and its data in ``MODEL=D``; None if there is no such file as the whole is."""
     model, equals, data = text.partition("=")
@@ -205,7 +204,6 @@ def _finish(
     guided: Guided,
     file: Path,
     plot: str | None,
-    settings: dict[str, Any],
     as_json: bool,
 ) -> None:
     from mergewise.report.guides import guided_dict, picture

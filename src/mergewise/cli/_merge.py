@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mergewise._units import show_bytes
+from mergewise.cli._collecting import in_turn
 from mergewise.cli._interrupt import how_to_continue, progress_kept, terminable
 from mergewise.cli._options import (
     json_option,
@@ -26,6 +27,7 @@ from mergewise.constants import DEFAULT_SHARD_BYTES
 if TYPE_CHECKING:
     from mergewise.engine import MergeResult
     from mergewise.plan import MergePlan
+    from mergewise.recipe import Recipe
 
 
 @our_command(name="merge")
@@ -61,7 +63,8 @@ def command(
     """
     from mergewise.plan import build_plan
 
-    plan = build_plan(read_recipe(out, recipe, lenient, overrides))
+    loaded = read_recipe(out, recipe, lenient, overrides)
+    plan = build_plan(loaded if loaded.output.guide is None else _guided(out, loaded, folder))
     _announce(out, plan, folder, options)
     start = time.monotonic()
     result = _run(out, plan, folder, options)
@@ -77,6 +80,20 @@ def command(
         out.json(_as_dict(result, seconds))
     else:
         out.line(str(result.out))
+
+
+def _guided(out: Output, recipe: Recipe, folder: Path) -> Recipe:
+    """The explicit recipe of one with a guide."""
+    from mergewise.guides import follow
+
+    out.when_interrupted = lambda: "interrupted; what was collected is taken up by the next run"
+    with terminable(), in_turn(out) as (collected, report):
+        found = follow(recipe, folder, told=out.note, collected=collected, progress=report)
+    for warning in found.warnings:
+        out.warn(warning)
+    for note in found.notes:
+        out.note(note)
+    return found.recipe
 
 
 def _announce(out: Output, plan: MergePlan, folder: Path, options: dict[str, Any]) -> None:

@@ -25,7 +25,13 @@ from mergewise.engine._stages import Task, Tasks
 from mergewise.engine._task import Options
 from mergewise.engine._threads import one_torch_thread
 from mergewise.engine._work import Work
-from mergewise.errors import InterruptedMergeError, MergewiseError, OutputError
+from mergewise.errors import (
+    Diagnostic,
+    InterruptedMergeError,
+    MergewiseError,
+    OutputError,
+    RecipeError,
+)
 from mergewise.plan import MergePlan, build_plan
 from mergewise.recipe import Recipe, load_recipe
 
@@ -96,6 +102,7 @@ def merge(
         InterruptedMergeError: on Ctrl-C.
     """
     plan = _plan(recipe, lenient, overrides)
+    _refuse_guided(plan.recipe)
     return _Run(
         plan,
         Path(out),
@@ -124,6 +131,22 @@ def _plan(
             )
         return recipe if isinstance(recipe, MergePlan) else build_plan(recipe)
     return build_plan(load_recipe(recipe, lenient=lenient, overrides=overrides))
+
+
+def _refuse_guided(recipe: Recipe) -> None:
+    """Numbers that a guide has yet to find are not run as if they were its."""
+    for stage in recipe.stages:
+        if stage.guide is not None:
+            at = stage.positions["guide"]
+            raise RecipeError(
+                [
+                    Diagnostic(
+                        at.path, at.line, at.column,
+                        f"guide: {stage.guide['name']} has not been run; mergewise.merge and "
+                        "`mergewise merge` run it first, `mergewise guide` writes its recipe",
+                    )
+                ]
+            )  # fmt: skip
 
 
 @dataclass

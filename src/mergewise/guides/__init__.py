@@ -1,8 +1,10 @@
 """Guides: evidence in, recipe out; one file a guide.
 
-    guide        the explicit recipe that a guide makes of a recipe and evidence
-    collect_for  collect the evidence that a guide needs for a recipe
-    all_guides   every guide by name
+    write_recipe  collect what a guide needs, and write the explicit recipe into a file
+    merge         merge as a recipe says, guided first if it has a ``guide``
+    guide         the explicit recipe that a guide makes of a recipe and evidence
+    collect_for   collect the evidence that a guide needs for a recipe
+    all_guides    every guide by name
 
 A guide never writes weights. What it finds stands in the recipe as plain numbers, and that recipe,
 run on its own, gives the same bytes without the data.
@@ -17,6 +19,7 @@ from mergewise.errors import GuideError
 from mergewise.guides._ask import guide
 from mergewise.guides._base import Ask, Expert, Guide, Guided, Map, Needs
 from mergewise.guides._collect import collect_for
+from mergewise.guides._run import follow, merge, write_recipe
 
 __all__ = [
     "Ask",
@@ -27,8 +30,11 @@ __all__ = [
     "Needs",
     "all_guides",
     "collect_for",
+    "follow",
     "get_guide",
     "guide",
+    "merge",
+    "write_recipe",
 ]
 
 

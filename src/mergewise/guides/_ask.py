@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from mergewise.checkpoint import Checkpoint
 from mergewise.errors import Diagnostic, EvidenceError, GuideError, NotBuiltYetError, RecipeError
-from mergewise.evidence import Evidence, fingerprint_of, load_evidence
-from mergewise.guides._base import Ask, Expert, Guide, Guided, Needs, Progress
+from mergewise.evidence import Data, Evidence, Tasks, fingerprint_of, load_evidence, load_tasks
+from mergewise.guides._base import Ask, Expert, Guide, Guided, Progress
+from mergewise.guides._kin import unlike_base
 from mergewise.methods import REQUIRED, Settings, get_method
 from mergewise.plan import MergePlan, build_plan
 from mergewise.recipe import Position, Recipe, Source, Stage, load_recipe, suggest
@@ -25,6 +27,13 @@ def guide(
     name: str,
     evidence: Mapping[str, Files] | None = None,
     *,
+    data: Mapping[str, Data] | None = None,
+    tasks: Tasks | str | Path | Mapping[str, Any] | None = None,
+    split: str = "validation",
+    options: Mapping[str, Any] | None = None,
+    out: Path | str | None = None,
+    folder: Path | str | None = None,
+    told: Callable[[str], None] | None = None,
     progress: Progress | None = None,
     **settings: Any,
 ) -> Guided:
@@ -36,7 +45,15 @@ def guide(
         name: the guide.
         evidence: by model, as the recipe calls it or by the last part of its path: an evidence
             file or several. The base's files are told apart by their data. For experts that are
-            not named, the files that the recipe names.
+            not named, the files that the recipe names. `collect_for` collects it.
+        data: by expert, for guides that run models themselves.
+        tasks: for guides that score models: a tasks file, its path, or its content.
+        split: of the tasks' data; choose by one split, report another.
+        options: how models are run: those of `mergewise.evidence.collect`.
+        out: where the recipe will be written; by default where the given one is. Relative paths
+            in it are found from there.
+        folder: for files that the recipe names, such as masks; by default ``<out>.evidence``.
+        told: called with a line before each long step.
         progress: called with (bytes, bytes in all) while weights are read.
         settings: of the guide; `mergewise guides NAME` lists them.
 
@@ -44,6 +61,7 @@ def guide(
         GuideError: for an unknown guide or setting, or a recipe that it cannot guide.
         RecipeError: if the recipe cannot be run.
         EvidenceError: if evidence is missing, or fits neither the models nor the base's data.
+        TasksFileError: for mistakes in the tasks file.
     """
     from mergewise.guides import get_guide
 
@@ -51,7 +69,35 @@ def guide(
     checked = settings_of(chosen, settings)
     plan = planned(chosen, recipe, checked)
     files = {label: _opened(given) for label, given in by_label(plan, evidence or {}).items()}
-    return chosen.run(_ask(chosen, plan, checked, files, progress))
+    ask = _ask(chosen, plan, checked, files, by_label(plan, data or {}))
+    place = Path(out) if out is not None else Path(plan.recipe.path)
+    if folder is None and (out is not None or place.is_file()):
+        folder = place.with_name(f"{place.stem}.evidence")
+    return chosen.run(
+        replace(
+            ask,
+            tasks=_tasks(chosen, checked, tasks),
+            split=split,
+            options=dict(options or {}),
+            out=None if out is None else place,
+            folder=None if folder is None else Path(folder),
+            told=told,
+            progress=progress,
+        )
+    )
+
+
+def _tasks(
+    guide: Guide, settings: Settings, given: Tasks | str | Path | Mapping[str, Any] | None
+) -> Tasks | None:
+    if not guide.needs(settings).tasks:
+        return None
+    if given is None:
+        raise GuideError(
+            f"{guide.name} scores models: give a tasks file (--tasks FILE; tasks=); "
+            "`mergewise evaluate --list` shows what it can say"
+        )
+    return given if isinstance(given, Tasks) else load_tasks(given)
 
 
 def settings_of(guide: Guide, given: Mapping[str, Any]) -> Settings:
@@ -93,7 +139,7 @@ def planned(
         )
     if problem := guide.problem(settings, loaded):
         raise GuideError(f"{guide.name}: {loaded.path}: {problem}")
-    if loaded.output.base_model is None:
+    if guide.based and loaded.output.base_model is None:
         raise GuideError(
             f"{guide.name}: {loaded.path}: it compares experts with their base; add `base_model`"
         )
@@ -145,9 +191,10 @@ def checkpoint_of(plan: MergePlan, label: str) -> Checkpoint:
     return plan.checkpoints[label]
 
 
-def base_of(plan: MergePlan) -> str:
+def base_of(plan: MergePlan) -> str | None:
     """What the recipe calls its base model."""
-    return str(plan.recipe.output.base_model)
+    base = plan.recipe.output.base_model
+    return None if base is None else str(base)
 
 
 def by_label(plan: MergePlan, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -156,7 +203,9 @@ def by_label(plan: MergePlan, given: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         GuideError: if a key names no model of the recipe, or several.
     """
-    labels = list(dict.fromkeys([base_of(plan), *(str(s.model) for _, s in experts_of(plan))]))
+    base = base_of(plan)
+    experts = [str(source.model) for _, source in experts_of(plan)]
+    labels = list(dict.fromkeys([*([base] if base else []), *experts]))
     found: dict[str, Any] = {}
     for key, value in given.items():
         named = [x for x in labels if x == key] or [x for x in labels if Path(x).name == key]
@@ -171,9 +220,13 @@ def by_label(plan: MergePlan, given: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
+def listed(given: Files) -> list[Evidence | Path | str]:
+    """One file or several, as a list."""
+    return [given] if isinstance(given, Evidence | Path | str) else list(given)
+
+
 def _opened(given: Files) -> list[Evidence]:
-    listed = [given] if isinstance(given, Evidence | Path | str) else list(given)
-    return [one if isinstance(one, Evidence) else load_evidence(one) for one in listed]
+    return [one if isinstance(one, Evidence) else load_evidence(one) for one in listed(given)]
 
 
 def _ask(
@@ -181,29 +234,37 @@ def _ask(
     plan: MergePlan,
     settings: Settings,
     files: Mapping[str, Sequence[Evidence]],
-    progress: Progress | None,
+    data: Mapping[str, Data],
 ) -> Ask:
     needs = guide.needs(settings)
     base = base_of(plan)
-    base_files = files.get(base) or _named_in(plan, base)
+    base_files = [] if base is None else files.get(base) or _named_in(plan, base)
     experts = []
     for index, source in experts_of(plan):
         label = str(source.model)
         own = files.get(label) or [plan.evidence[text] for text in source.evidence]
         found = {name: _find(own, name, label, guide) for name in needs.experts}
-        theirs = {name: _like(base_files, name, base, guide, needs, found) for name in needs.base}
+        theirs = {
+            name: _like(base_files, name, str(base), guide, found, data.get(label))
+            for name in (needs.base if base else ())
+        }
         experts.append(Expert(label, index, checkpoint_of(plan, label), found, theirs))
-    foundation = checkpoint_of(plan, base)
+        if needs.data and label not in data:
+            raise GuideError(f"no data for {label}; give --data {label}=FILE, or --data FILE")
+    foundation = None if base is None else checkpoint_of(plan, base)
     warnings = _strangers(foundation, experts)
-    return Ask(settings, plan, foundation, tuple(experts), warnings, progress)
+    if foundation is not None:
+        warnings += unlike_base(foundation, experts)
+    return Ask(settings, plan, foundation, tuple(experts), warnings, data=data)
 
 
-def _strangers(base: Checkpoint, experts: Sequence[Expert]) -> tuple[str, ...]:
+def _strangers(base: Checkpoint | None, experts: Sequence[Expert]) -> tuple[str, ...]:
     """Warnings of evidence that was collected on another checkpoint than the recipe's."""
     marks: dict[Path, str] = {}
     found: dict[str, None] = {}
     pairs = [(one, e.checkpoint) for e in experts for one in e.evidence.values()]
-    pairs += [(one, base) for e in experts for one in e.base.values()]
+    if base is not None:
+        pairs += [(one, base) for e in experts for one in e.base.values()]
     for evidence, checkpoint in pairs:
         model = evidence.record.model
         if checkpoint.path not in marks:
@@ -243,14 +304,16 @@ def _like(
     statistic: str,
     base: str,
     guide: Guide,
-    needs: Needs,
     expert: Mapping[str, Evidence],
+    data: Data | None,
 ) -> Evidence:
-    """The base's file that was collected on the data of an expert's."""
-    own = next(iter(expert.values()))
+    """The base's file that was collected on the data of an expert's, or on that expert's data."""
     known = [one for one in files if statistic in one.statistics]
     if not known:
         _lacks(files, statistic, base, guide)
+    if not expert:
+        return _of_data(known, data, statistic, base, guide)
+    own = next(iter(expert.values()))
     for one in known:
         if _same_data(one, own):
             return one
@@ -259,6 +322,20 @@ def _like(
         f"{_data(own)}, {', '.join(f'{one.path} of {_data(one)}' for one in known)}; collect "
         f"{statistic} of {base} on the expert's data as well"
     )
+
+
+def _of_data(
+    known: Sequence[Evidence], data: Data | None, statistic: str, base: str, guide: Guide
+) -> Evidence:
+    """The only file, or the one that was collected on some data."""
+    mark = None if data is None else replace(data, rows=(0, None), share=(0, 1)).fingerprint()
+    same = [one for one in known if mark in [part.get("sha256") for part in one.record.parts]]
+    if len(known) > 1 and not (mark and same):
+        raise EvidenceError(
+            f"{guide.name} reads {statistic} of {base}, and there are {len(known)} files of it: "
+            f"{', '.join(str(one.path) for one in known)}; name one"
+        )
+    return same[0] if mark and same else known[0]
 
 
 def _data(evidence: Evidence) -> str:

@@ -6,10 +6,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
-from mergewise.checkpoint import Checkpoint, write_file
-from mergewise.evidence import Evidence
+from mergewise.checkpoint import Checkpoint, make_folder, write_file
+from mergewise.errors import GuideError
+from mergewise.evidence import Data, Evidence, Tasks
 from mergewise.methods import Param, Settings
 from mergewise.plan import MergePlan, StagePlan
 from mergewise.recipe import Recipe
@@ -19,15 +20,21 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Needs:
-    """Statistics that a guide reads; the base's are collected on each expert's data.
+    """What a guide reads beside weights.
 
     Attributes:
-        experts: of every expert.
-        base: of the base model.
+        experts: statistics of every expert, on its data.
+        base: statistics of the base model, on each expert's data.
+        data: it runs the models itself, on each expert's data.
+        tasks: it scores models, on the tasks of a file.
+        options: of statistics, where their defaults will not do, by statistic.
     """
 
     experts: tuple[str, ...] = ()
     base: tuple[str, ...] = ()
+    data: bool = False
+    tasks: bool = False
+    options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -55,23 +62,67 @@ class Ask:
     Attributes:
         settings: every parameter of the guide, checked.
         plan: of the recipe as it is.
-        base: the base model.
+        base: the base model; None if the recipe has none, which only guides that are not `based`
+            allow.
         experts: in the recipe's order.
-        warnings: what is odd about the evidence, but no reason to refuse.
+        warnings: what is odd about the models or the evidence, but no reason to refuse.
         progress: called with (bytes read, bytes in all) while weights are read.
+        data: by expert's label, for guides that run models themselves.
+        options: how models are run and data is read: those of `mergewise.evidence.collect`.
+        tasks, split: what models are scored on, for guides that score them.
+        out: where the explicit recipe will be; relative paths in it are relative to its folder.
+        folder: where files of evidence that the recipe names are kept; see `keep`.
+        told: called with a line before each long step.
     """
 
     settings: Settings
     plan: MergePlan
-    base: Checkpoint
+    base: Checkpoint | None
     experts: tuple[Expert, ...]
     warnings: tuple[str, ...] = ()
     progress: Progress | None = None
+    data: Mapping[str, Data] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
+    tasks: Tasks | None = None
+    split: str = "validation"
+    out: Path | None = None
+    folder: Path | None = None
+    told: Callable[[str], None] | None = None
 
     @property
     def stage(self) -> StagePlan:
         """The merge that is guided."""
         return self.plan.output
+
+    @property
+    def foundation(self) -> Checkpoint:
+        """The base model, where the guide cannot be asked without one."""
+        assert self.base is not None
+        return self.base
+
+    def tell(self, line: str) -> None:
+        """Say what long step comes next."""
+        if self.told is not None:
+            self.told(line)
+
+    def keep(self, name: str) -> Path:
+        """The path of a file that the recipe will name, in a folder that exists.
+
+        Raises:
+            GuideError: if nobody said where such files go.
+            OutputError: if the folder cannot be made.
+        """
+        if self.folder is None:
+            raise GuideError("it writes files that the recipe names: say where, with folder=")
+        make_folder(self.folder)
+        return self.folder / name
+
+    def refer(self, file: Path) -> str:
+        """What the recipe calls a file: relative to its own folder, if the file lies below it."""
+        home = None if self.out is None else self.out.absolute().parent
+        if home is not None and file.absolute().is_relative_to(home):
+            return file.absolute().relative_to(home).as_posix()
+        return str(file.absolute())
 
 
 @dataclass(frozen=True)
@@ -126,6 +177,10 @@ class Guide(ABC):
             or a training ``log``.
         source: paper (authors, year, arXiv id).
         variant: where it departs from its source.
+        verified: how far its arithmetic is known to be its source's: compared with the authors'
+            ``code``; with the formulas of the ``paper``; or only its ``idea`` is theirs, and the
+            formulas are ours.
+        based: whether it needs a base model.
         params: settings.
     """
 
@@ -134,6 +189,8 @@ class Guide(ABC):
     data: ClassVar[Literal["none", "unlabelled", "labelled", "log"]]
     source: ClassVar[str]
     variant: ClassVar[str] = ""
+    verified: ClassVar[Literal["code", "paper", "idea"]] = "paper"
+    based: ClassVar[bool] = True
     params: ClassVar[Mapping[str, Param]] = {}
 
     def problem(self, settings: Settings, recipe: Recipe) -> str | None:

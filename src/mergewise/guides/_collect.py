@@ -4,32 +4,42 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mergewise.checkpoint import make_folder
-from mergewise.errors import GuideError, OutputError
-from mergewise.evidence import Data, collect
+from mergewise.checkpoint import Checkpoint, fingerprint, make_folder
+from mergewise.errors import EvidenceError, GuideError, OutputError
+from mergewise.evidence import Data, Evidence, collect, load_evidence
 from mergewise.guides._ask import (
     Files,
     base_of,
     by_label,
     checkpoint_of,
     experts_of,
+    listed,
     planned,
     settings_of,
 )
+from mergewise.guides._base import Needs
 from mergewise.plan import MergePlan
 from mergewise.recipe import Recipe
 
 Source = Data | str | Path | Sequence[Any]
+
+MAX_LENGTH = 512
+_KNOWN = {
+    "limit", "template", "split", "max_length", "batch_size", "dtype", "device", "offload",
+    "trust_remote_code", "progress", "memory",
+}  # fmt: skip
+"""Options with which a file is compared, or that do not change it."""
 
 
 @dataclass(frozen=True)
 class _Run:
     label: str
     statistics: tuple[str, ...]
+    options: Mapping[str, Mapping[str, Any]]
     data: Source
     out: Path
 
@@ -44,9 +54,10 @@ def collect_for(
     evidence: Mapping[str, Files] | None = None,
     settings: Mapping[str, Any] | None = None,
     overwrite: bool = False,
+    reuse: bool = False,
     told: Callable[[str], None] | None = None,
     **options: Any,
-) -> dict[str, list[Files]]:
+) -> dict[str, list[Evidence | Path | str]]:
     """Collect the statistics that a guide needs for a recipe: of experts, and of their base.
 
     The base is run on the data of every expert.
@@ -58,6 +69,8 @@ def collect_for(
         each: data by expert.
         evidence: what there is already, by model; it is not collected again.
         settings: of the guide.
+        reuse: take files that an earlier call made of the same models and data, and replace
+            others that are in their place.
         told: called with a line before each model is run.
         options: of `mergewise.evidence.collect`, such as ``limit`` and ``max_length``.
 
@@ -76,62 +89,134 @@ def collect_for(
     plan = planned(guide, recipe, checked)
     known = by_label(plan, evidence or {})
     needs = guide.needs(checked)
-    data_of = _data_of(plan, data, by_label(plan, each or {}), known)
-    found: dict[str, list[Files]] = {label: [one] for label, one in known.items()}
+    data_of = data_by_expert(plan, data, each or {}, known)
+    found = {label: listed(files) for label, files in known.items()}
     runs = [
-        *_base_runs(plan, needs.base, data_of, known, Path(folder)),
-        *_expert_runs(plan, needs.experts, data_of, known, Path(folder)),
+        *_base_runs(plan, needs, data_of, known, Path(folder)),
+        *_expert_runs(plan, needs, data_of, known, Path(folder)),
     ]
-    _check(runs, overwrite)
+    _check(runs, overwrite or reuse)
     for run in runs:
-        make_folder(Path(folder))
-        if told is not None:
-            told(f"{', '.join(run.statistics)} of {run.label} on {_name(run.data)}")
-        checkpoint = checkpoint_of(plan, run.label)
-        made = collect(
-            run.statistics, checkpoint.path, run.data, run.out, overwrite=overwrite, **options
+        earlier = _earlier(plan, run, options) if reuse else None
+        found.setdefault(run.label, []).append(
+            earlier or _collect(plan, run, overwrite or reuse, told, options)
         )
-        found.setdefault(run.label, []).append(made)
     return found
 
 
-def _data_of(
-    plan: MergePlan, data: Source | None, each: Mapping[str, Source], known: Mapping[str, Any]
+def _collect(
+    plan: MergePlan,
+    run: _Run,
+    overwrite: bool,
+    told: Callable[[str], None] | None,
+    options: Mapping[str, Any],
+) -> Evidence:
+    make_folder(run.out.parent)
+    if told is not None:
+        told(f"{', '.join(run.statistics)} of {run.label} on {_name(run.data)}")
+    model = checkpoint_of(plan, run.label).path
+    asked = {name: dict(run.options[name]) for name in run.statistics if name in run.options}
+    return collect(
+        run.statistics, model, run.data, run.out, options=asked, overwrite=overwrite, **options
+    )
+
+
+def _earlier(plan: MergePlan, run: _Run, options: Mapping[str, Any]) -> Evidence | None:
+    """What an earlier run made of the same model and data, if it did."""
+    if not run.out.is_file() or set(options) - _KNOWN:
+        return None
+    try:
+        found = load_evidence(run.out)
+    except EvidenceError:
+        return None
+    model = checkpoint_of(plan, run.label)
+    data = run.data if isinstance(run.data, Data) else Data(run.data, split=_split(options))
+    if options.get("limit"):
+        data = data.first(options["limit"])
+    wanted = {
+        "sha256": replace(data, rows=(0, None)).fingerprint(),
+        "rows": list(data.rows),
+        "split": data.split,
+        "template": options.get("template"),
+    }
+    same = (
+        set(found.statistics) == set(run.statistics)
+        and all(_agree(found, name, own) for name, own in run.options.items())
+        and found.record.model.get("weights") == [fingerprint(path) for path in model.files]
+        and len(found.record.parts) == 1
+        and wanted["sha256"] is not None
+        and {key: found.record.parts[0].get(key) for key in wanted} == wanted
+        and found.record.parts[0].get("max_length") == _length(model, options)
+        and options.get("dtype") in (None, found.record.model.get("dtype"))
+    )
+    return found if same else None
+
+
+def _agree(found: Evidence, statistic: str, options: Mapping[str, Any]) -> bool:
+    record = found.record.statistics.get(statistic)
+    return record is None or all(record.options.get(k) == v for k, v in options.items())
+
+
+def _split(options: Mapping[str, Any]) -> str:
+    return str(options.get("split") or "train")
+
+
+def _length(model: Checkpoint, options: Mapping[str, Any]) -> int:
+    positions = (model.config or {}).get("max_position_embeddings")
+    return int(options.get("max_length") or min(MAX_LENGTH, positions or MAX_LENGTH))
+
+
+def data_by_expert(
+    plan: MergePlan,
+    data: Source | None,
+    each: Mapping[str, Source],
+    known: Mapping[str, Any] | None = None,
 ) -> dict[str, Source]:
-    """Every expert's data; experts whose evidence is known may be without."""
-    found = {}
+    """Every expert's data, by label.
+
+    Args:
+        data: for the experts that `each` does not name.
+        known: experts whose evidence is known; they may be without.
+
+    Raises:
+        GuideError: for an expert without data, or a name that is none of the recipe's.
+    """
+    each, found = by_label(plan, each), {}
     named_in_recipe = {str(s.model) for _, s in experts_of(plan) if s.evidence}
     for label in dict.fromkeys(str(source.model) for _, source in experts_of(plan)):
         chosen = each.get(label, data)
         if chosen is not None:
             found[label] = chosen
-        elif label not in known and label not in named_in_recipe:
+        elif label not in (known or {}) and label not in named_in_recipe:
             raise GuideError(f"no data for {label}; give --data {label}=FILE, or --data FILE")
     return found
 
 
 def _expert_runs(
     plan: MergePlan,
-    statistics: tuple[str, ...],
+    needs: Needs,
     data: Mapping[str, Source],
     known: Mapping[str, Any],
     folder: Path,
 ) -> list[_Run]:
-    wanted = [label for label in data if label not in known and statistics]
-    names = _file_names([*wanted, base_of(plan)])
-    return [_Run(x, statistics, data[x], folder / f"{names[x]}.safetensors") for x in wanted]
+    wanted = [label for label in data if label not in known and needs.experts]
+    names = _file_names([*wanted, base_of(plan) or ""])
+    return [
+        _Run(x, needs.experts, needs.options, data[x], folder / f"{names[x]}.safetensors")
+        for x in wanted
+    ]
 
 
 def _base_runs(
     plan: MergePlan,
-    statistics: tuple[str, ...],
+    needs: Needs,
     data: Mapping[str, Source],
     known: Mapping[str, Any],
     folder: Path,
 ) -> list[_Run]:
     """One for every set of data that an expert has."""
     base = base_of(plan)
-    if base in known or not statistics:
+    if base is None or base in known or not needs.base:
         return []
     users: dict[Any, list[str]] = {}
     for label, source in data.items():
@@ -141,7 +226,7 @@ def _base_runs(
     for labels in users.values():
         suffix = f".{names[labels[0]]}" if len(users) > 1 else ""
         out = folder / f"{names[base]}{suffix}.safetensors"
-        runs.append(_Run(base, statistics, data[labels[0]], out))
+        runs.append(_Run(base, needs.base, needs.options, data[labels[0]], out))
     return runs
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 import yaml
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from mergewise.evidence import Evidence
     from mergewise.guides._base import Ask, Guide
 
+Edit = Callable[[dict[str, Any]], Sequence[dict[str, Any]]]
 _MOST = 9_000
 """Values for single tensors; a recipe of more would be refused when it is read."""
 _PLAIN = re.compile(r"[A-Za-z_][\w/-]*(\.[\w/-]+)+", re.ASCII)
@@ -29,7 +31,7 @@ class Values:
     """Values of one parameter of one expert.
 
     Attributes:
-        tensors: by the tensor's name.
+        tensors: by the tensor's name; none, for one number for all.
         other: of all other tensors.
     """
 
@@ -38,45 +40,69 @@ class Values:
     other: float
 
 
-def explicit(guide: Guide, ask: Ask, values: Sequence[Values]) -> tuple[str, Recipe, list[str]]:
+def explicit(
+    guide: Guide,
+    ask: Ask,
+    values: Sequence[Values | Sequence[Values]] = (),
+    edit: Edit | None = None,
+) -> tuple[str, Recipe, list[str]]:
     """The document with each expert's values, the recipe it is, and what it replaced, in words.
 
     Args:
-        values: one for each expert.
+        values: for each expert, of one parameter or several; nothing, if no expert gets any.
+        edit: makes other changes: it is given the document as plain values, may change it, and
+            returns all documents of the result (further stages come after it, and it needs a
+            ``name`` then).
 
     Raises:
         NotBuiltYetError: if a recipe cannot hold so many values.
         RecipeError: if the result cannot be run, such as a density that the method refuses.
     """
-    count = sum(len(one.tensors) for one in values)
+    each = [(one,) if isinstance(one, Values) else tuple(one) for one in values]
+    _check_count(sum(len(one.tensors) for own in each for one in own))
+    given = ask.plan.recipe
+    [document] = [node.plain() for node in parse_documents(given.text, given.path, Problems())]
+    document.pop("guide", None)
+    marks, notes = _place_marks(document, ask, each)
+    documents = [document] if edit is None else list(edit(document))
+    text = dump_documents(documents)
+    names = list(ask.stage.tensors)
+    for mark, one in marks.items():
+        text = _fill(text, mark, one, names)
+    text = "".join(f"# {line}\n" for line in _header(guide, ask)) + text
+    # relative paths go by the place of the recipe
+    recipe = replace(load_recipe(text), path=str(ask.out or given.path))
+    build_plan(recipe)
+    return text, recipe, notes
+
+
+def _check_count(count: int) -> None:
     if count > _MOST:
         raise NotBuiltYetError(
             f"{count:,} values for single tensors do not fit a recipe yet, which holds {_MOST:,}; "
             "`exclude` tensors in the recipe, or guide fewer experts"
         )
-    given = ask.plan.recipe
-    [document] = [node.plain() for node in parse_documents(given.text, given.path, Problems())]
+
+
+def _place_marks(
+    document: dict[str, Any], ask: Ask, values: Sequence[Sequence[Values]]
+) -> tuple[dict[str, Values], list[str]]:
+    """Put marks where values will stand, one a line; what stood there, in words."""
+    marks: dict[str, Values] = {}
     notes = []
-    for number, (expert, one) in enumerate(zip(ask.experts, values, strict=True)):
-        parameters = document["models"][expert.index].setdefault("parameters", None) or {}
-        old = parameters.get(one.parameter)
-        if old is not None:
-            notes.append(f"{one.parameter} {old} of {expert.label} is replaced")
-        document["models"][expert.index]["parameters"] = parameters | {one.parameter: _mark(number)}
-    _drop_shared(document, {one.parameter for one in values})
-    names = list(ask.stage.tensors)
-    text = dump_documents([document])
-    for number, one in enumerate(values):
-        text = _fill(text, number, one, names)
-    text = "".join(f"# {line}\n" for line in _header(guide, ask)) + text
-    # relative paths go by the place of the recipe that was guided
-    recipe = replace(load_recipe(text), path=given.path)
-    build_plan(recipe)
-    return text, recipe, notes
-
-
-def _mark(number: int) -> str:
-    return f"(values of expert {number})"
+    for expert, own in zip(ask.experts, values, strict=True) if values else ():
+        model = document["models"][expert.index]
+        parameters = model.get("parameters") or {}
+        for one in own:
+            old = parameters.get(one.parameter)
+            if old is not None:
+                notes.append(f"{one.parameter} {old} of {expert.label} is replaced")
+            mark = f"(values {len(marks)})"
+            marks[mark] = one
+            parameters = parameters | {one.parameter: mark}
+        model["parameters"] = parameters
+    _drop_shared(document, {one.parameter for one in marks.values()})
+    return marks, notes
 
 
 def _drop_shared(document: dict[str, Any], parameters: Iterable[str]) -> None:
@@ -89,11 +115,14 @@ def _drop_shared(document: dict[str, Any], parameters: Iterable[str]) -> None:
         document.pop("parameters", None)
 
 
-def _fill(text: str, number: int, values: Values, names: Sequence[str]) -> str:
+def _fill(text: str, mark: str, values: Values, names: Sequence[str]) -> str:
     """Put the values where their mark stands, one a line, in the order of layers."""
-    pattern = re.compile(rf"^( *){re.escape(values.parameter)}: {re.escape(_mark(number))}$", re.M)
+    pattern = re.compile(rf"^( *){re.escape(values.parameter)}: {re.escape(mark)}$", re.M)
     found = pattern.search(text)
-    assert found is not None
+    if found is None:  # the model is not in the result
+        return text
+    if not values.tensors:
+        return text[: found.end() - len(mark)] + _number(values.other) + text[found.end() :]
     lines = [f"{found[1]}{line}" for line in (f"{values.parameter}:", *_lines(values, names))]
     return text[: found.start()] + "\n".join(lines) + text[found.end() :]
 
@@ -130,8 +159,9 @@ def _ordered(values: Values, names: Sequence[str]) -> list[tuple[str, float]]:
 
 
 def _number(value: float) -> str:
-    text = f"{value:.6f}".rstrip("0")
-    return f"{text}0" if text.endswith(".") else text
+    """Nine significant digits, without an exponent."""
+    text = format(Decimal(f"{value:.9g}"), "f")
+    return text if "." in text else f"{text}.0"
 
 
 def _scalar(name: str) -> str:

@@ -60,6 +60,7 @@ class _Builder:
         checkpoints = {v.label: v.checkpoint for v in self.views.values() if v.checkpoint}
         for checkpoint in checkpoints.values():
             self.warnings += checkpoint.warnings
+        self.warnings += [_guided(stage) for stage in self.recipe.stages if stage.guide]
         return MergePlan(
             self.recipe, tuple(self.stages), checkpoints, tuple(self.warnings), self.evidence
         )
@@ -286,6 +287,11 @@ def _untie(slot: Slot, views: list[View]) -> Slot:
         view.tied[1] if view.tied else name for view, name in zip(views, slot.inputs, strict=True)
     ]
     return replace(slot, inputs=tuple(names))
+
+
+def _guided(stage: Stage) -> str:
+    name = (stage.guide or {}).get("name")
+    return f"guide {name} has yet to find its numbers; this is the plan without them"
 
 
 def _config_warnings(donor: View, views: list[View]) -> list[str]:

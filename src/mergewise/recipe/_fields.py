@@ -139,3 +139,19 @@ def _range_text(node: Node) -> str:
     if isinstance(node.value, list):
         return "[" + ", ".join(shorten(n.raw) or n.kind for n in node.value) + "]"
     return shorten(node.raw) or node.kind
+
+
+def read_guide(node: Node | None, problems: Problems) -> dict[str, Any] | None:
+    """The guide's name, settings and data, as written; guides check them."""
+    if node is None:
+        return None
+    name = node.get("name") if isinstance(node.value, dict) else None
+    if name is None or not isinstance(name.value, str):
+        problems.error(
+            node.position,
+            f"guide: a mapping with the guide's `name` expected, got {node.kind}; "
+            "`mergewise guides` lists them",
+        )
+        return None
+    found: dict[str, Any] = node.plain()
+    return found

@@ -92,6 +92,8 @@ class Stage:
         seed: of the random methods.
         exclude: globs; matching tensors keep the base's values.
         missing: what to do with tensors that only some models have.
+        guide: the guide that is to find this stage's numbers, as written; a mapping with its
+            ``name``, or None.
         native: whether the document uses what mergekit does not have.
         position: where the document begins.
         positions: where each top-level value is.
@@ -113,6 +115,7 @@ class Stage:
     native: bool
     position: Position
     positions: Mapping[str, Position] = field(default_factory=dict)
+    guide: Mapping[str, Any] | None = None
 
     @property
     def models(self) -> tuple[ModelRef, ...]:

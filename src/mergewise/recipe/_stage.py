@@ -11,6 +11,7 @@ from mergewise.recipe._fields import (
     read_dtype,
     read_evidence,
     read_exclude,
+    read_guide,
     read_layer_range,
     read_missing,
     read_name,
@@ -91,6 +92,7 @@ class _StageReader:
             "seed": read_seed(doc.get("seed"), problems),
             "exclude": read_exclude(doc.get("exclude"), problems),
             "missing": read_missing(doc.get("missing"), problems),
+            "guide": read_guide(doc.get("guide"), problems),
         }
         if self.method is None or form is None:
             return None
