@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mergewise.methods import Access, Inputs, Method, Settings, get_method
+from mergewise.methods import Access, Inputs, Method, Need, Settings, get_method
 
 
 @dataclass(frozen=True)
@@ -109,10 +109,16 @@ def merge_tensor(
     )
     if described:
         x.evidence = [
-            [mean if need.per == "matrix" else mean.reshape(view) for mean in each]  # type: ignore[union-attr]
+            [_given(need, mean, shape, view) for mean in each if mean is not None]
             for need, each in zip(needs, found, strict=True)
         ]
     return _evaluate(chosen, x, values).reshape(shape)
+
+
+def _given(need: Need, mean: Tensor, shape: torch.Size, view: Sequence[int]) -> Tensor:
+    if need.per == "column":
+        mean = mean.expand(shape[0], -1)
+    return mean if need.per == "matrix" else mean.reshape(tuple(view))
 
 
 def _evaluate(method: Any, x: WholeTensor, values: Mapping[str, Any]) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -10,8 +11,8 @@ from mergewise.engine._kernels import FINITE_PIECE, finite
 from mergewise.engine._sources import Source, TensorSource
 from mergewise.engine._work import Work
 from mergewise.errors import EvidenceError
-from mergewise.methods import Method, Settings
-from mergewise.plan import check_shape, is_turned, of_groups
+from mergewise.methods import Method, Need, Settings
+from mergewise.plan import check_shape, is_turned, left_out
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -54,6 +55,55 @@ class MeanSource:
         return mean
 
 
+class ColumnSource:
+    """Numbers by input channel, repeated for every element of a weight.
+
+    A convolution's channel is one element of its patch; each group of one has its own.
+
+    Args:
+        means: one for every input channel; non-negative.
+        shape: of the weight.
+        turned: it is stored [inputs, outputs].
+    """
+
+    def __init__(self, means: Source, shape: tuple[int, ...], turned: bool) -> None:
+        self._means = means
+        self.model = means.model
+        self.name = means.name
+        self.shape = shape
+        self.dtype = torch.float32
+        self._turned = turned
+        self._width = math.prod(shape[1:])
+        self._known: tuple[Tensor, int] | None = None
+
+    def prepare(self) -> Work:
+        yield from self._means.prepare()
+
+    def read(self, start: int, size: int, slot: int) -> Tensor:
+        table, rows_each = self._known or self._read(slot)
+        first, last = start // self._width, -(-(start + size) // self._width)
+        if len(table) == 1:
+            rows = table.expand(last - first, self._width)
+        else:
+            rows = table[torch.arange(first, last) // rows_each].expand(-1, self._width)
+        flat = rows.reshape(-1)
+        return flat[start - first * self._width :][:size]
+
+    def _read(self, slot: int) -> tuple[Tensor, int]:
+        """The means as rows of the weight's matrix, and for how many of its rows each stands."""
+        count = math.prod(self._means.shape)
+        means = self._means.read(0, count, slot)
+        if count and float(means.min()) < 0:
+            raise EvidenceError(
+                f"{self.model}: {self.name} holds negative sums of squares; the file is damaged, "
+                "collect it again"
+            )
+        rows = means.view(-1, 1 if self._turned else self._width)
+        # kept: little beside the weight. Two threads may both read it, and find the same
+        self._known = rows, self.shape[0] // len(rows)
+        return self._known
+
+
 def in_memory(
     method: Method, settings: Settings, models: Sequence[Statistics], tensor: Tensor, name: str
 ) -> tuple[list[list[Source]], bool]:
@@ -73,10 +123,21 @@ def in_memory(
             if mean is None:
                 return [], False
             source = TensorSource(f"evidence[{i}]", f"{need.statistic} of {name}", mean)
-            if of_groups(need, shape, source.shape):
+            if left_out(need, shape, source.shape):
                 return [], False
             check_shape(need, shape, source.shape, source.model, name)
             turned = turned or is_turned(need, shape, source.shape, False)
             each.append(MeanSource(source, 1))
         found.append(each)
+    for need, each in zip(method.needs(settings), found, strict=True):
+        each[:] = spread(need, each, shape, turned)
     return found, turned
+
+
+def spread(
+    need: Need, means: Sequence[Source], shape: tuple[int, ...], turned: bool
+) -> list[Source]:
+    """Means as a task is given them: those by input channel repeated for every element."""
+    if need.per != "column":
+        return list(means)
+    return [ColumnSource(mean, shape, turned) for mean in means]

@@ -51,8 +51,9 @@ def merge_state_dicts(
         parameters: the method's parameters; a per-model one is a scalar for all experts or a
             list with one value for each.
         evidence: for methods that need it, each model's mean statistics: by statistic
-            (``fisher``, ``input_gram``), then by tensor. A tensor that some model's evidence
-            lacks is merged as the method merges tensors without evidence.
+            (``fisher``, ``input_gram``, ``input_moments``: mean squares by input channel), then
+            by tensor. A tensor that some model's evidence lacks is merged as the method merges
+            tensors without evidence.
         seed: for methods with random masks.
         dtype: the type of floating-point results; by default each tensor's own (the base's).
         device: where to compute: ``cpu``, ``cuda:N``, or ``auto``.
@@ -164,18 +165,19 @@ def _check_evidence(
     if not needs:
         return ()
     wanted = ", ".join(need.statistic for need in needs)
+    asked = "".join(f" for `{need.asked_by}`" for need in needs[:1] if need.asked_by)
     if evidence is None or len(evidence) != len(models):
         got = "none" if evidence is None else f"{len(evidence)}"
         raise MergewiseError(
-            f"{method.name} needs {wanted} of each of the {len(models)} models: pass evidence=, "
-            f"one mapping a model; got {got}"
+            f"{method.name} needs {wanted}{asked} of each of the {len(models)} models: "
+            f"pass evidence=, one mapping a model; got {got}"
         )
     for i, model in enumerate(evidence):
         for need in needs:
             if not model.get(need.statistic):
                 have = ", ".join(model) or "nothing"
                 raise MergewiseError(
-                    f"evidence[{i}] has no {need.statistic}, which {method.name} needs; "
+                    f"evidence[{i}] has no {need.statistic}, which {method.name} needs{asked}; "
                     f"it has {have}"
                 )
     return evidence

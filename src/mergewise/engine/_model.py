@@ -41,15 +41,16 @@ def _models(task: TensorTask) -> tuple[str, ...]:
 def _threshold_pools(tasks: list[TensorTask]) -> list[list[TensorTask]]:
     """Tasks that ask for whole-model granularity and want the same thresholds.
 
-    Those with other densities, or of other models (some lack the tensor, or the slice names
-    others), form pools of their own.
+    Those with other densities, of other models (some lack the tensor, or the slice names
+    others), or whose scores do not compare, form pools of their own.
     """
     pools: dict[Any, list[TensorTask]] = defaultdict(list)
     for task in tasks:
         settings = task.kernels.settings
         if getattr(settings, "granularity", "") == "model" and task.wants_thresholds():
             wanted = task.method.ranks(settings, _REFERENCE, [_REFERENCE] * len(task.experts))
-            pools[task.method.name, str(wanted), _models(task)].append(task)
+            scale = task.method.scale(settings, bool(task.evidence))
+            pools[task.method.name, scale, str(wanted), _models(task)].append(task)
     return list(pools.values())
 
 

@@ -10,13 +10,13 @@ from mergewise._lazy import torch
 from mergewise.checkpoint import TORCH_NAMES, FileReader
 from mergewise.engine._block import Shared
 from mergewise.engine._copy import CopyTask
-from mergewise.engine._evidence import MeanSource
+from mergewise.engine._evidence import MeanSource, spread
 from mergewise.engine._model import whole_model
 from mergewise.engine._schedule import Scheduler
 from mergewise.engine._sources import FileSource, Source, cast
 from mergewise.engine._task import Options, TensorTask
 from mergewise.engine._work import Parallel, Range, Work
-from mergewise.methods import Access, Settings, get_method
+from mergewise.methods import Access, Method, Settings, get_method
 from mergewise.plan import Input, MergePlan, StagePlan, Statistic, TensorPlan
 
 if TYPE_CHECKING:
@@ -96,7 +96,8 @@ class Tasks:
         last = self._plan.output
         return self.make(last.index, last.tensors[name])
 
-    def make(self, stage: int, tensor: TensorPlan) -> Task:
+    def make(self, stage: int, tensor: TensorPlan, method: Method | None = None) -> Task:
+        """The task of one tensor of a stage; `method` if not by the method of that stage."""
         sources = [self._source(stage, item) for item in tensor.inputs]
         dtype = torch_dtype(tensor.meta.dtype)
         document = self._plan.stages[stage].stage
@@ -107,22 +108,30 @@ class Tasks:
             wanted = torch_dtype(tensor.in_dtype)
             sources = [cast(source, wanted, check=options.check) for source in sources]
         has_base = tensor.base is not None
+        method = method or get_method(document.method)
         return TensorTask(
             name=tensor.meta.name,
             shape=tensor.meta.shape,
-            method=get_method(document.method),
+            method=method,
             values=tensor.values,
             base=sources[0] if has_base else None,
             experts=sources[has_base:],
             out_dtype=dtype,
             options=options,
-            evidence=[self._means(stage, tensor, each) for each in tensor.statistics],
+            evidence=self._evidence(stage, tensor, method),
             turned=tensor.turned,
         )
 
-    def _means(
-        self, stage: int, tensor: TensorPlan, statistics: Sequence[Statistic]
-    ) -> list[Source]:
+    def _evidence(self, stage: int, tensor: TensorPlan, method: Method) -> list[list[Source]]:
+        if not tensor.statistics:
+            return []
+        needs = method.needs(Settings(tensor.values))
+        return [
+            spread(need, self._means(stage, each), tensor.meta.shape, tensor.turned)
+            for need, each in zip(needs, tensor.statistics, strict=True)
+        ]
+
+    def _means(self, stage: int, statistics: Sequence[Statistic]) -> list[Source]:
         return [
             MeanSource(
                 FileSource(f"evidence {known.file}", known.ref, self._reader, stage), known.count

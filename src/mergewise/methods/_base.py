@@ -25,7 +25,7 @@ from __future__ import annotations
 import enum
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from mergewise.methods._params import Param, Settings
@@ -53,15 +53,21 @@ class Need:
     Attributes:
         statistic, sum: what it is called in evidence files (``mergewise collect --list``).
         unit: the count by which the sum is divided.
-        per: `element`, of the tensor's own shape; or `matrix`, [inputs, inputs] of a weight that
-            multiplies rows of inputs; the method then sees that weight as [outputs, inputs], some
-            outputs at a time.
+        per: `element`, of the tensor's own shape; `column`, one number for each input channel of
+            a weight that multiplies rows of inputs, which the method sees repeated for every
+            element; or `matrix`, [inputs, inputs] of such a weight; the method then sees that
+            weight as [outputs, inputs], some outputs at a time.
+        asked_by: the setting for which it is read, such as ``score: fisher``; empty if the
+            method always reads it.
+        otherwise: what becomes of a tensor that the evidence does not describe.
     """
 
     statistic: str
     sum: str
     unit: Literal["tokens", "examples"]
-    per: Literal["element", "matrix"]
+    per: Literal["element", "matrix", "column"]
+    asked_by: str = field(default="", compare=False)
+    otherwise: str = field(default="", compare=False)
 
 
 class Inputs:
@@ -166,6 +172,14 @@ class Method(ABC):
         """Whether ``x.ranks`` (each score's rank within its row) is needed; `ranks` then asks for
         nothing."""
         return False
+
+    def scale(self, p: Settings, described: bool) -> str:
+        """What the scores are measured in, for thresholds over the whole model.
+
+        Tensors of different scales do not share one. `described` says whether the tensor has
+        the statistics of `needs`.
+        """
+        return ""
 
     def masks(self, x: Inputs, s: Settings) -> list[Tensor]:
         """Masks made from ``x.ranks``, if that is all the ranks are for; [] otherwise.

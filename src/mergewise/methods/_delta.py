@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from mergewise._lazy import torch
-from mergewise.methods._base import Inputs, Method
+from mergewise.methods._base import Inputs, Method, Need
 from mergewise.methods._params import REQUIRED, Param, Settings
 from mergewise.methods._select import Everything
 from mergewise.methods._weights import combination, total
@@ -80,8 +80,14 @@ class DeltaMethod(Method):
     def problem(self, p: Settings, experts: int) -> str | None:
         return self.selection.problem(p)
 
+    def needs(self, p: Settings) -> tuple[Need, ...]:
+        return self.selection.needs(p)
+
     def scores(self, x: Inputs, s: Settings) -> list[Tensor]:
-        return self.selection.scores(x)
+        return self.selection.scores(x, s)
+
+    def scale(self, p: Settings, described: bool) -> str:
+        return self.selection.scale(p, described)
 
     def ranks(self, p: Settings, n: int, nonzero: Sequence[int]) -> list[list[int]]:
         return self.selection.ranks(p, n)

@@ -1,5 +1,7 @@
 """Which elements of a task vector are kept, and with what probability.
 
+Rules that rank elements take any score of `_score`.
+
 One class a rule; the task-arithmetic family (`_delta`) is these rules with different settings.
 Nothing here branches on a float, so that every rule can be fused by the engine: a comparison
 such as ``density > 0`` is used as the number 0 or 1 instead.
@@ -11,8 +13,9 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from mergewise._lazy import torch
-from mergewise.methods._base import Inputs
+from mergewise.methods._base import Inputs, Need
 from mergewise.methods._params import Param, Settings
+from mergewise.methods._score import MAGNITUDE, SCORE, element_score, score_needs
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -45,9 +48,17 @@ class Everything:
         """Why the settings cannot go together, or None."""
         return None
 
-    def scores(self, x: Inputs) -> list[Tensor]:
+    def needs(self, p: Settings) -> tuple[Need, ...]:
+        """The statistics that the ranking reads of every expert."""
+        return ()
+
+    def scores(self, x: Inputs, s: Settings) -> list[Tensor]:
         """What elements are ranked by, for each expert."""
         return []
+
+    def scale(self, p: Settings, described: bool) -> str:
+        """What the scores are measured in; see `Method.scale`."""
+        return ""
 
     def ranks(self, p: Settings, n: int) -> list[list[int]]:
         """The order statistics wanted of each score."""
@@ -80,12 +91,24 @@ def _top_of_row(rank: Tensor, columns: int, density: Any) -> Tensor:
     return enough | (rank >= columns - (density > 0) * 1.0)
 
 
-class _ByMagnitude(Everything):
+class _Scored(Everything):
+    """Elements have the scores of `_score`."""
+
+    params: Mapping[str, Param] = {"score": SCORE}
+
+    def needs(self, p: Settings) -> tuple[Need, ...]:
+        return score_needs(p.score)
+
+    def scores(self, x: Inputs, s: Settings) -> list[Tensor]:
+        return [element_score(x, s, i, delta) for i, delta in enumerate(x.deltas)]
+
+    def scale(self, p: Settings, described: bool) -> str:
+        return str(p.score) if described else MAGNITUDE
+
+
+class _ByScore(_Scored):
     def kept(self, x: Inputs, s: Settings, i: int, delta: Tensor) -> Tensor:
         return _keep(delta, x.masks[i] if x.masks else self.mask(x, s, i, delta))
-
-    def scores(self, x: Inputs) -> list[Tensor]:
-        return [delta.abs() for delta in x.deltas]
 
     def ranked(self, p: Settings) -> bool:
         return bool(p.granularity == "row")
@@ -96,19 +119,20 @@ class _ByMagnitude(Everything):
         return [self.wanted(p, i, n) for i in range(len(p.density))]
 
     def wanted(self, p: Settings, i: int, n: int) -> list[int]:
-        """The order statistics wanted of expert i's magnitudes."""
+        """The order statistics wanted of expert i's scores."""
         raise NotImplementedError
 
 
-class Largest(_ByMagnitude):
-    """The largest magnitudes (TIES)."""
+class Largest(_ByScore):
+    """The largest magnitudes (TIES), or the highest of another score."""
 
     params = {
+        **_ByScore.params,
         "granularity": GRANULARITY,
         "ties_at_threshold": Param(
             str,
             "exact",
-            "equal magnitudes at the threshold: keep exactly the wanted number, or all of them",
+            "equal scores at the threshold: keep exactly the wanted number, or all of them",
             choices=("exact", "keep"),
             native=True,
         ),
@@ -128,18 +152,23 @@ class Largest(_ByMagnitude):
     def mask(self, x: Inputs, s: Settings, i: int, delta: Tensor) -> Tensor:
         if s.granularity == "row":
             return _top_of_row(x.ranks[i], x.columns, s.density[i])
+        score = element_score(x, s, i, delta)
         if s.ties_at_threshold == "keep":
-            return delta.abs() >= s.thresholds[i][0].value
-        return x.at_least(delta.abs(), s.thresholds[i][0], i)
+            return score >= s.thresholds[i][0].value
+        return x.at_least(score, s.thresholds[i][0], i)
 
 
-class Middle(_ByMagnitude):
-    """The largest magnitudes below the `gamma` share of outliers (Model Breadcrumbs)."""
+class Middle(_ByScore):
+    """The largest magnitudes below the `gamma` share of outliers (Model Breadcrumbs).
+
+    Outliers are those of the highest score, as what is kept is of high score.
+    """
 
     params = {
         "gamma": Param(
             float, 0.01, "share of the largest changes to drop", per_model=True, ge=0, le=1
         ),
+        **_ByScore.params,
         "granularity": GRANULARITY,
     }
 
@@ -151,9 +180,9 @@ class Middle(_ByMagnitude):
     def mask(self, x: Inputs, s: Settings, i: int, delta: Tensor) -> Tensor:
         if s.granularity == "row":
             return self._middle_of_row(x, s, i)
-        size = delta.abs()
-        outlier = x.at_least(size, s.thresholds[i][0], i)
-        return x.at_least(size, s.thresholds[i][1], i) & ~outlier
+        score = element_score(x, s, i, delta)
+        outlier = x.at_least(score, s.thresholds[i][0], i)
+        return x.at_least(score, s.thresholds[i][1], i) & ~outlier
 
     def _middle_of_row(self, x: Inputs, s: Settings, i: int) -> Tensor:
         density, gamma, rank = s.density[i], s.gamma[i], x.ranks[i]
@@ -204,8 +233,8 @@ class Chance(Everything):
         return kept
 
 
-class RankedChance(Chance):
-    """As `Chance`, more likely the larger the magnitude within its row (DELLA's MagPrune)."""
+class RankedChance(Chance, _Scored):
+    """As `Chance`, more likely the higher the score within its row (DELLA's MagPrune)."""
 
     params = {
         "epsilon": Param(
@@ -215,6 +244,7 @@ class RankedChance(Chance):
             per_model=True,
             ge=0,
         ),
+        **_Scored.params,
         **Chance.params,
     }
 
@@ -227,9 +257,6 @@ class RankedChance(Chance):
                     f"1: epsilon below {min(density, 1 - density):g} does"
                 )
         return None
-
-    def scores(self, x: Inputs) -> list[Tensor]:
-        return [delta.abs() for delta in x.deltas]
 
     def ranks(self, p: Settings, n: int) -> list[list[int]]:
         return [[] for _ in p.density]

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import ModuleType
 
 from mergewise.plan._build import build_plan
-from mergewise.plan._evidence import Statistic, check_shape, is_turned, of_groups
+from mergewise.plan._evidence import Statistic, check_shape, find_statistics, is_turned, left_out
 from mergewise.plan._explain import (
     Alike,
     alike_tensors,
@@ -40,9 +40,10 @@ __all__ = [
     "check_shape",
     "closest_tensors",
     "collapse",
+    "find_statistics",
     "find_tensors",
     "is_turned",
-    "of_groups",
+    "left_out",
     "only_some_have",
     "role_of",
     "tensor_dict",

@@ -63,8 +63,9 @@ def lacking(
             continue
         have = ", ".join(sorted({name for file in files for name in file.statistics}))
         got = f"its evidence has {have}" if files else "it has no `evidence`"
+        reader = f"{method.name} with `{need.asked_by}`" if need.asked_by else method.name
         return (
-            f"{source.model}: {method.name} reads {need.statistic} of every model, and {got}; "
+            f"{source.model}: {reader} reads {need.statistic} of every model, and {got}; "
             f"collect it (mergewise collect {need.statistic} {source.model} --data DATA -o FILE) "
             "and add `evidence: FILE` here"
         )
@@ -94,7 +95,7 @@ def find_statistics(
         known = [one for one in each if one is not None]
         if lacking:
             return Described(lacking=lacking if known else ())
-        if any(of_groups(need, shape, statistic.ref.shape) for _, statistic in known):
+        if any(left_out(need, shape, statistic.ref.shape) for _, statistic in known):
             return Described()
         for (evidence, statistic), name in zip(known, tensors, strict=True):
             check_shape(need, shape, statistic.ref.shape, str(statistic.file), name)
@@ -124,11 +125,18 @@ def _find(need: Need, tensor: str, files: Sequence[Evidence]) -> tuple[Evidence,
     return None
 
 
-def of_groups(need: Need, shape: tuple[int, ...], statistic: tuple[int, ...]) -> bool:
-    """Whether a matrix is over the inputs of all groups of a convolution; the weight has one's.
+def left_out(need: Need, shape: tuple[int, ...], statistic: tuple[int, ...]) -> bool:
+    """Whether a weight is merged as if nothing described it, whatever its evidence says.
 
-    Such weights are merged as if nothing described them.
+    So are vectors where numbers by input channel are needed (what enters a norm is not what its
+    weight multiplies), and where matrices are, convolutions of several groups.
     """
+    vector = need.per == "column" and len(shape) < 2
+    return vector or _of_groups(need, shape, statistic)
+
+
+def _of_groups(need: Need, shape: tuple[int, ...], statistic: tuple[int, ...]) -> bool:
+    """Whether a matrix is over the inputs of all groups of a convolution; the weight has one's."""
     if need.per != "matrix" or len(shape) < 3 or len(statistic) != 2:
         return False
     inputs = math.prod(shape[1:])
@@ -143,7 +151,8 @@ def is_turned(need: Need, shape: tuple[int, ...], statistic: tuple[int, ...], to
         statistic: the shape of its statistic.
         told: whether somebody says so; only needed of a square one.
     """
-    if need.per != "matrix" or len(shape) != 2 or statistic[0] != shape[0]:
+    by_inputs = need.per in ("matrix", "column") and len(statistic) > 0
+    if not by_inputs or len(shape) != 2 or statistic[0] != shape[0]:
         return False
     return shape[0] != shape[1] or told
 
@@ -163,8 +172,20 @@ def check_shape(
         sides = (inputs, tensor[0]) if len(tensor) == 2 else (inputs,)
         wanted = [inputs, inputs]
         fits = len(statistic) == 2 and statistic[0] == statistic[1] and statistic[0] in sides
+    if need.per == "column":
+        wanted = [math.prod(tensor[1:])]
+        fits = len(statistic) == 1 and _columns_fit(tensor, statistic[0])
     if not fits:
         raise EvidenceError(
             f"{where}: {need.statistic} of {name} has shape {list(statistic)}, expected {wanted}; "
             "was it collected on this model?"
         )
+
+
+def _columns_fit(tensor: tuple[int, ...], count: int) -> bool:
+    """Whether `count` can be a weight's input channels: of all groups, for a convolution."""
+    inputs = math.prod(tensor[1:])
+    if len(tensor) == 2:
+        return count in (inputs, tensor[0])
+    groups = count // inputs if inputs else 0
+    return groups > 0 and count == groups * inputs and tensor[0] % groups == 0

@@ -243,7 +243,9 @@ class Fates:
         self._described[bool(found.statistics)] += 1
         for i in found.lacking:
             self._lacking.setdefault(planned.experts[i].view.label, []).append(planned.meta.name)
-        return replace(planned, statistics=found.statistics, turned=found.turned)
+        otherwise = "" if found.statistics else next((n.otherwise for n in needs), "")
+        reason = f"no evidence describes it: {otherwise}" if otherwise else ""
+        return replace(planned, statistics=found.statistics, turned=found.turned, reason=reason)
 
 
 def _without(message: str, names: Sequence[str]) -> str:

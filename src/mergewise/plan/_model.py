@@ -78,7 +78,7 @@ class TensorPlan:
         values: the method's parameters for this tensor; per-model ones one per expert.
         origins: where each came from, in the same shape.
         in_dtype: inputs are rounded to this first (a recipe's `dtype`); None for as they are.
-        reason: why it is copied.
+        reason: why it is copied; or that it is merged without evidence, and how.
         statistics: for each of the method's needs, one for each expert; empty if the evidence
             does not describe this tensor.
         turned: it is stored [inputs, outputs], as GPT-2's Conv1D stores it.

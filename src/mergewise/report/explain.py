@@ -52,6 +52,8 @@ def _facts(known: dict[str, Any]) -> list[tuple[str, str]]:
         return [("fate", f"copied: {known['reason']}"), *lines]
     if known["inputs_rounded_to"]:
         lines.append(("inputs", f"rounded to {known['inputs_rounded_to']} first (dtype)"))
+    if known["reason"]:
+        lines.append(("evidence", known["reason"]))
     return [
         ("fate", f"merged by {known['method']}"),
         *lines,

@@ -180,7 +180,9 @@ def _row(group: Alike[TensorPlan], found: Spread) -> list[str]:
 
 def _oddities(stage: StagePlan, groups: Sequence[Alike[TensorPlan]]) -> list[RenderableType]:
     """What is not simply merged, and why."""
-    copied = [(g.pattern, g.items[0].reason) for g in groups if g.items[0].reason]
+    told = [(g.pattern, g.items[0]) for g in groups if g.items[0].reason]
+    copied = [(name, first.reason) for name, first in told if first.fate == "copy"]
+    otherwise = [(name, first.reason) for name, first in told if first.fate == "merge"]
     partial = [
         (name, f"not in {', '.join(models)}")
         for name, models in only_some_have(stage).items()
@@ -189,6 +191,7 @@ def _oddities(stage: StagePlan, groups: Sequence[Alike[TensorPlan]]) -> list[Ren
     page: list[RenderableType] = []
     for title, rows in (
         ("Copied", copied),
+        ("Merged otherwise", otherwise),
         ("Merged of fewer models", partial),
         ("Not written", list(stage.omitted.items())),
     ):
