@@ -12,6 +12,7 @@
     │   └── TasksFileError       the tasks file: line, column, and all problems found at once
     ├── EvidenceError            an evidence file that is broken, or does not fit what is asked
     ├── GuideError               a guide that is unknown, or told what it cannot do
+    ├── TransformError           a transform that is unknown, or told what it cannot do
     ├── InterruptedMergeError    stopped by the user; what is finished is kept
     ├── NotBuiltYetError         parsed and understood, but not available in this version
     └── MissingExtraError        an optional dependency is absent
@@ -95,6 +96,10 @@ class EvidenceError(MergewiseError):
 
 class GuideError(MergewiseError):
     """A guide that is not registered, or settings and recipes that it cannot work with."""
+
+
+class TransformError(MergewiseError):
+    """A transform that is not registered, or settings and models that it cannot work with."""
 
 
 class InterruptedMergeError(MergewiseError):

@@ -27,6 +27,8 @@ _COMMANDS = (
     "evidence",
     "guide",
     "guides",
+    "transform",
+    "transforms",
     "demo",
     "completion",
 )

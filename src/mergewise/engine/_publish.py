@@ -71,9 +71,7 @@ def publish(
             write_file(small / _INDEX, index_json(layouts))
         if config is not None:
             write_config(small, config)
-        space.begin_publishing()
-        _move_weights(space, set(names))
-        _move_small(small, space.out)
+        move_in(space, small, names)
     except OSError as error:
         raise OutputError(
             f"{space.out}: the finished merge cannot be moved there: {error}; "
@@ -81,6 +79,17 @@ def publish(
         ) from None
     space.remove()
     return list(copied.warnings)
+
+
+def move_in(space: Workspace, small: Path, names: Sequence[str]) -> None:
+    """Move finished shards and a folder of small files into the output folder, config last.
+
+    Raises:
+        OSError: if a file cannot be moved or removed.
+    """
+    space.begin_publishing()
+    _move_weights(space, set(names))
+    _move_small(small, space.out)
 
 
 def _move_weights(space: Workspace, names: set[str]) -> None:
