@@ -12,6 +12,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from benchmarks.lab._evidence import Calibration, Inputs, headed
@@ -33,6 +34,7 @@ Part = tuple["LabSet", "Tensor"]
 """A set and the rows of it that are in a batch."""
 ROOM = 0.05
 """Least difference between experts and their average at which methods can differ."""
+BASE = "base"
 _TIMED = 3
 
 
@@ -182,11 +184,14 @@ class Classified(Family):
 
     def kept_base(self, seed: int, console: Console) -> State:
         """The base, made where it does not lie there yet."""
-        return self.kept(seed, "base", lambda: dict(self.base(seed, console)))
+        return self.kept(seed, BASE, lambda: dict(self.base(seed, console)))
 
     def kept(self, seed: int, name: str, make: Callable[[], dict[str, Tensor]]) -> State:
         """The tensors of one file in the seed's folder, made where they must be."""
         return kept_state(self.home(seed) / f"{name}.safetensors", self.fingerprint(seed), make)
+
+    def checkpoint(self, seed: int, name: str) -> Path:
+        return super().checkpoint(seed, name if name == BASE else f"expert_{name}")
 
     def calibration(self, seed: int, expert: str, state: State, examples: int) -> Calibration:
         index = [found.name for found in self.sets(seed)].index(expert)

@@ -151,6 +151,14 @@ class Family(ABC):
         """
         return None
 
+    def examples(self, seed: int, expert: str, state: State, count: int) -> Calibration | None:
+        """As `calibration`, but nothing of what experts are trained on besides their own data."""
+        return self.calibration(seed, expert, state, count)
+
+    def checkpoint(self, seed: int, name: str) -> Path:
+        """Where a trained model of a seed lies: ``base``, or an expert's."""
+        return self.home(seed) / f"{name}.safetensors"
+
     @abstractmethod
     def settings(self) -> dict[str, Any]:
         """Everything that decides the models, as JSON: sizes, rates, hashes of the data."""

@@ -86,6 +86,19 @@ class Language(Family):
         given = [{"input_ids": part.to(self.device)} for part in windows.split(size)]
         return Calibration(LiveModel(expert, module, tokenizer=self.tokenizer), given)
 
+    def examples(self, seed: int, expert: str, state: State, count: int) -> Calibration:
+        """Whole texts of the expert's own kind, at even distances, cut to the context."""
+        module = new_llama(self.plan.shape, self.tokenizer, seed).to(self.device).eval()
+        module.load_state_dict(dict(state))
+        texts = self.corpus.skills[expert].train
+        chosen = [texts[i * len(texts) // count] for i in range(min(count, len(texts)))]
+        ids = [self.tokenizer(text)["input_ids"][: self.plan.shape.context] for text in chosen]
+        given = [{"input_ids": torch.tensor([one], device=self.device)} for one in ids]
+        return Calibration(LiveModel(expert, module, tokenizer=self.tokenizer), given)
+
+    def checkpoint(self, seed: int, name: str) -> Path:
+        return self.home(seed) / name
+
     def settings(self) -> dict[str, Any]:
         return {
             "plan": asdict(self.plan),

@@ -1,0 +1,123 @@
+"""Statistics of models on an expert's own examples, on another's, or on noise; kept as files."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.lab._evidence import Calibration, Inputs, evidence_mark
+from benchmarks.lab._family import Family, Models, State
+from benchmarks.lab._guides_arms import EXAMPLES, NOISE, OTHER
+from mergewise._lazy import torch
+from mergewise.checkpoint import make_folder
+from mergewise.errors import MergewiseError
+from mergewise.evidence import Evidence, LiveModel, collect, load_evidence
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+BASE = "base"
+
+
+@dataclass
+class Shelf:
+    """The evidence of one seed's models; what is not there yet is collected.
+
+    Attributes:
+        tokens: what was collected on, by kind of calibration: examples and tokens in words.
+    """
+
+    family: Family
+    seed: int
+    models: Models
+
+    def of(self, expert: str, calibration: str, statistics: Sequence[str]) -> list[Evidence]:
+        """Of an expert, one file for each statistic."""
+        return [self._file(expert, expert, calibration, name) for name in statistics]
+
+    def base(self, expert: str, calibration: str, statistics: Sequence[str]) -> list[Evidence]:
+        """Of the base model, on the same data as that expert's."""
+        return [self._file(BASE, expert, calibration, name) for name in statistics]
+
+    def _file(self, model: str, expert: str, calibration: str, statistic: str) -> Evidence:
+        task, noise = self._data(expert, calibration)
+        asked = [self.family.fingerprint(self.seed), evidence_mark(), EXAMPLES]
+        mark = hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:8]
+        kind = f"{task}.{NOISE}" if noise else task
+        folder = self.family.home(self.seed) / "evidence" / f"guides-{mark}"
+        path = folder / f"{model}.{kind}.{statistic}.safetensors"
+        if not path.exists():
+            make_folder(folder)
+            self._collect(model, task, noise, statistic, path)
+        return load_evidence(path)
+
+    def _data(self, expert: str, calibration: str) -> tuple[str, bool]:
+        """The task whose examples are taken, and whether noise takes their place."""
+        names = list(self.models.experts)
+        if calibration == OTHER:
+            return names[(names.index(expert) + 1) % len(names)], False
+        return expert, calibration == NOISE
+
+    def _collect(self, model: str, task: str, noise: bool, statistic: str, out: Path) -> None:
+        state: State = self.models.base if model == BASE else self.models.experts[model]
+        given = self.family.examples(self.seed, task, state, EXAMPLES)
+        if given is None:
+            raise MergewiseError(f"{self.family.name} has no calibration data; see docs/lab.md")
+        batches = noisy(given.batches, _vocabulary(given), self.seed) if noise else given.batches
+        live = LiveModel(model, _bare(given), tokenizer=given.model.tokenizer)
+        collect(statistic, live, batches, out, seed=self.seed)
+
+
+def noisy(batches: Sequence[Inputs], vocabulary: int, seed: int) -> list[dict[str, Tensor]]:
+    """Batches of the same shapes: tokens by chance, pixels evenly from the least to the greatest.
+
+    Masks stay as they are.
+    """
+    chance = torch.Generator().manual_seed(seed)
+
+    def changed(name: str, value: Tensor) -> Tensor:
+        if name.endswith("mask"):
+            return value
+        if not value.is_floating_point():
+            drawn = torch.randint(vocabulary, value.shape, generator=chance)
+            return drawn.to(value)
+        low, high = value.min(), value.max()
+        return low + (high - low) * torch.rand(value.shape, generator=chance).to(value)
+
+    return [{name: changed(name, value) for name, value in batch.items()} for batch in batches]
+
+
+def _vocabulary(given: Calibration) -> int:
+    from torch import nn
+
+    sizes = [m.num_embeddings for m in given.model.module.modules() if isinstance(m, nn.Embedding)]
+    return max(sizes, default=1)
+
+
+def _bare(given: Calibration) -> nn.Module:
+    """The module with its body's parameters named as in the merged model."""
+    from torch import nn
+
+    if not given.prefix:
+        return given.model.module
+    whole = given.model.module
+    body = whole.get_submodule(given.prefix.removesuffix("."))
+
+    class Bare(nn.Module):
+        main_input_name = "inputs"
+
+        def __init__(self) -> None:
+            super().__init__()
+            self._modules = body._modules
+            self._parameters = body._parameters
+            self._buffers = body._buffers
+            self.__dict__["whole"] = whole  # not a child, or names would begin with it
+
+        def forward(self, **inputs: Tensor) -> Any:
+            return self.__dict__["whole"](**inputs)
+
+    return Bare().eval()
