@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import shlex
 import subprocess
 import sys
@@ -20,6 +21,8 @@ from mergewise.demo._run import try_command
 from mergewise.demo._settings import DOMAINS, EXPERTS, FAST, FULL
 from mergewise.demo._table import table
 from mergewise.errors import OutputError
+from mergewise.plan import build_plan
+from mergewise.recipe import load_recipe
 
 TINY = replace(FAST, base_steps=60, expert_steps=40, heldout_tokens=1024)
 
@@ -42,8 +45,26 @@ def test_experts_are_better_than_the_base_at_their_own_task(demo):
 def test_every_example_is_merged_and_scored(demo):
     _, results, _ = demo
     files = sorted(path.stem for path in find_examples().glob("*.yml"))
-    examples = [name for name in files if name != "tasks"]
-    assert list(results["scores"]) == ["base", *EXPERTS, *examples]
+    examples = [name for name in files if name not in ("tasks", "lewis")]
+    assert list(results["scores"]) == ["base", *EXPERTS, *examples, "lewis"]
+    assert list(results["merges"]) == [*examples, "lewis"]
+
+
+def test_the_guided_merge_keeps_as_much_as_the_uniform_one_and_is_drawn(demo):
+    out, _, shown = demo
+    assert "input_moments of" in shown
+    recipe = load_recipe(out / "merged/lewis.evidence/recipe.yml")
+    plan = build_plan(recipe)
+    for expert in (0, 1):
+        pairs = [
+            (tensor.values["density"][expert], math.prod(tensor.meta.shape))
+            for tensor in plan.output.tensors.values() if tensor.fate == "merge"
+        ]  # fmt: skip
+        mean = sum(d * n for d, n in pairs) / sum(n for _, n in pairs)
+        assert mean == pytest.approx(0.5, abs=1e-4)
+        assert len({d for d, _ in pairs}) > 3
+    drawn = "".join(ET.parse(out / "lewis.svg").getroot().itertext())
+    assert "mlp.up_proj" in drawn and "density" in drawn
 
 
 def test_an_even_mix_is_better_at_each_task_than_the_other_expert(demo):

@@ -212,12 +212,13 @@ def _finish(
         out.warn(warning)
     for note in guided.notes:
         out.note(note)
+    if plot and not guided.maps:
+        out.warn(f"{plot} was not drawn: {name} finds no numbers by layer and component")
+        plot = None
     if plot:
         from mergewise.checkpoint import write_file
 
-        what = guided.maps[-1].what
-        svg = picture(guided, what, f"{name}: {what} of each expert")
-        write_file(Path(plot), svg.encode())
+        write_file(Path(plot), picture(guided, f"What {name} found in each expert").encode())
         out.note(f"picture: {plot}")
     if as_json:
         out.json({"recipe": str(file), "plot": plot, **guided_dict(guided)})

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 RESULTS = "results.json"
 PICTURE = "results.svg"
+HEAT = "lewis.svg"
 TASKS = "tasks.yml"
 """The only example that is no recipe."""
 
@@ -36,7 +37,8 @@ def run_demo(
     scoring are done every time.
 
     Args:
-        out: folder to fill: `models`, `merged`, `recipes`, `results.json`, `results.svg`.
+        out: folder to fill: `models`, `merged`, `recipes`, `results.json`, `results.svg` and the
+            guided merge's heat maps, `lewis.svg`.
         fast: much smaller models and schedule, for a look at the mechanics only.
         console: where progress and the table go; standard error if absent.
         settings: other sizes; overrides `fast`.
@@ -64,11 +66,13 @@ def run_demo(
     with _threads(4), _quiet_transformers():
         reused = ensure_models(out / "models", read_texts(examples, "train"), settings, console)
         clock.lap("training")
-        merged = _merge_all(recipes, out, console)
+        merged, took = _merge_all(recipes, examples, out, console)
         clock.lap("merging")
         scores = _score_all(out, merged, read_texts(examples, "heldout"), settings, console)
         clock.lap("scoring")
-    results = {"scores": scores, "seconds": clock.laps, "models_reused": reused}
+    results = {
+        "scores": scores, "seconds": clock.laps, "merges": took, "models_reused": reused,
+    }  # fmt: skip
     _show(results, out, console)
     return results
 
@@ -88,7 +92,8 @@ def _recipes(examples: Path, settings: Settings) -> list[Path]:
         wanted = ", ".join(settings.examples) or "*.yml"
         have = ", ".join(path.stem for path in found) or "none"
         raise MergewiseError(f"no recipe to run in {examples}: wanted {wanted}, have {have}")
-    return chosen
+    # what is guided comes last, after what it is to be compared with
+    return sorted(chosen, key=lambda path: ("\nguide:" in path.read_text("utf-8"), path.stem))
 
 
 def _claim(out: Path) -> None:
@@ -107,21 +112,43 @@ def _claim(out: Path) -> None:
         raise OutputError(f"cannot write to {out}: {error.strerror}; give another folder") from None
 
 
-def _merge_all(recipes: list[Path], out: Path, console: Console) -> dict[str, Path]:
-    import mergewise
-
+def _merge_all(
+    recipes: list[Path], examples: Path, out: Path, console: Console
+) -> tuple[dict[str, Path], dict[str, float]]:
+    """Every recipe's folder, and the seconds that each merge took."""
     here = out / "recipes"
     here.mkdir(exist_ok=True)
-    merged = {}
+    merged, seconds = {}, {}
     for recipe in recipes:
         local = here / recipe.name
         text = recipe.read_text("utf-8").replace("demo/models/", f"{out.as_posix()}/models/")
+        text = text.replace("examples/data/", f"{(examples / 'data').as_posix()}/")
         local.write_text(text, "utf-8")
         start = time.perf_counter()
-        mergewise.merge(local, out / "merged" / recipe.stem, overwrite=True)
-        console.print(f"merged {recipe.stem} in {time.perf_counter() - start:.2f} s")
+        _merge(local, out, console)
+        seconds[recipe.stem] = round(time.perf_counter() - start, 2)
+        console.print(f"merged {recipe.stem} in {seconds[recipe.stem]:.2f} s")
         merged[recipe.stem] = out / "merged" / recipe.stem
-    return merged
+    return merged, seconds
+
+
+def _merge(recipe: Path, out: Path, console: Console) -> None:
+    """Merge as one recipe says; draw what its guide found, if it has one."""
+    import mergewise
+    from mergewise.guides import follow
+
+    folder = out / "merged" / recipe.stem
+    folder.parent.mkdir(exist_ok=True)
+    loaded = mergewise.load_recipe(recipe)
+    if loaded.output.guide is not None:
+        from mergewise.report.guides import picture
+
+        begun = time.perf_counter()
+        found = follow(loaded, folder, told=lambda line: console.print(f"  {line}", soft_wrap=True))
+        (out / HEAT).write_text(picture(found, "What LEWIS found in each expert"), "utf-8")
+        console.print(f"  guided in {time.perf_counter() - begun:.2f} s; heat maps: {out / HEAT}")
+        loaded = found.recipe
+    mergewise.merge(loaded, folder, overwrite=True)
 
 
 def _score_all(

@@ -54,6 +54,16 @@ def beside(panels: Sequence[Panel], gap: float = 16) -> Panel:
     return Panel(x - gap, bottom, tuple(parts), top)
 
 
+def below(panels: Sequence[Panel], gap: float = 22) -> Panel:
+    """Panels from top to bottom."""
+    parts: list[str] = []
+    y = 0.0
+    for panel in panels:
+        parts += panel.at(0, y)
+        y += panel.height + gap
+    return Panel(max(panel.width for panel in panels), y - gap, tuple(parts))
+
+
 def document(title: str, panel: Panel, notes: Iterable[str] = ()) -> str:
     """A whole SVG file: the title, the panel, and notes below it."""
     pad = 14

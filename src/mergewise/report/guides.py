@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 from rich.text import Text
 
+from mergewise.errors import GuideError
 from mergewise.report._heat import heat_panel, name_panel
-from mergewise.report._svg import SIZE, Panel, beside, document, label
+from mergewise.report._svg import SIZE, Panel, below, beside, document, label, shorten
 from mergewise.report.options import option_dict
 from mergewise.report.tables import facts, indented, table, text
 from mergewise.report.text import show_value
@@ -20,17 +21,25 @@ if TYPE_CHECKING:
     from mergewise.guides import Guide, Guided, Map
 
 _TITLE = 26.0
+_VERIFIED = {
+    "code": "against the authors' code",
+    "paper": "against the paper's formulas",
+    "idea": "the idea only; the formulas are ours",
+}
 
 
 def guides_list(guides: Iterable[Guide]) -> list[RenderableType]:
     """One row for each guide."""
-    rows = [[g.name, g.summary, g.data, needs(g)] for g in guides]
-    return [table(["guide", "what it writes", "data", "needs"], rows)]
+    rows = [[g.name, g.summary, g.data, needs(g), g.verified] for g in guides]
+    return [table(["guide", "what it writes", "data", "needs", "verified"], rows)]
 
 
 def guide_page(guide: Guide) -> list[RenderableType]:
     """One guide: formula, needs, settings, source."""
-    rows = [("needs", needs(guide)), ("data", guide.data), ("source", guide.source)]
+    rows = [
+        ("needs", needs(guide)), ("data", guide.data), ("source", guide.source),
+        ("verified", _VERIFIED[guide.verified]),
+    ]  # fmt: skip
     if guide.variant:
         rows.append(("variant", guide.variant))
     page: list[RenderableType] = [text(f"{guide.name}: {guide.summary}", "bold")]
@@ -55,6 +64,7 @@ def guide_dict(guide: Guide) -> dict[str, Any]:
         "needs": {"experts": list(needed.experts), "base": list(needed.base)},
         "source": guide.source,
         "variant": guide.variant,
+        "verified": guide.verified,
         "settings": {name: option_dict(param) for name, param in guide.params.items()},
     }
 
@@ -71,12 +81,19 @@ def guided_dict(guided: Guided) -> dict[str, Any]:
 
 
 def needs(guide: Guide) -> str:
-    """The statistics that a guide reads at its defaults, in words."""
+    """What a guide reads beside weights at its defaults, in words."""
     needed = _at_defaults(guide)
-    if not needed.experts:
-        return "nothing"
-    both = set(needed.experts) == set(needed.base)
-    return f"{', '.join(needed.experts)} of {'experts and base' if both else 'experts'}"
+    found = []
+    if needed.experts:
+        both = set(needed.experts) == set(needed.base)
+        found.append(f"{', '.join(needed.experts)} of {'experts and base' if both else 'experts'}")
+    elif needed.base:
+        found.append(f"{', '.join(needed.base)} of the base")
+    if needed.data:
+        found.append("runs the models on data")
+    if needed.tasks:
+        found.append("scores models on tasks")
+    return "; ".join(found) or "nothing"
 
 
 def _at_defaults(guide: Guide) -> Any:
@@ -85,23 +102,36 @@ def _at_defaults(guide: Guide) -> Any:
     return guide.needs(Settings({name: param.default for name, param in guide.params.items()}))
 
 
-def picture(guided: Guided, what: str, title: str) -> str:
-    """Heat maps of layers and components side by side, one for each expert, as SVG text.
+def picture(guided: Guided, title: str) -> str:
+    """Heat maps of layers and components, one for each expert side by side, as SVG text.
 
-    Args:
-        what: which of the maps, such as ``density``.
+    What was measured stands above what became of it.
+
+    Raises:
+        GuideError: if the guide found nothing by layers and components.
     """
-    maps = [one for one in guided.maps if one.what == what]
+    if not guided.maps:
+        raise GuideError("this guide finds one number a model, so there is no map of layers")
+    kinds = list(dict.fromkeys(one.what for one in guided.maps))
+    rows = [_row([one for one in guided.maps if one.what == what], what) for what in kinds]
+    notes = [f"{' and '.join(kinds)} by layer and component; – where nothing is guided"]
+    return document(title, below(rows), notes)
+
+
+def _row(maps: Sequence[Map], what: str) -> Panel:
     layers = list(dict.fromkeys(layer for one in maps for layer in one.values))
-    panels = [_panel(one, layers) for one in maps]
-    notes = [f"{what} by layer and component; a cell without a number is not guided"]
-    return document(title, beside([name_panel(layers), *panels]), notes)
+    numbers = [v for one in maps for row in one.values.values() for v in row.values()]
+    shown = ".2f" if numbers and max(map(abs, numbers)) <= 2 and what != "change" else ".3g"
+    panels = [_panel(one, f"{what}: {one.expert}", layers, shown) for one in maps]
+    return beside([name_panel(layers), *panels])
 
 
-def _panel(one: Map, layers: Sequence[str]) -> Panel:
+def _panel(one: Map, title: str, layers: Sequence[str], shown: str) -> Panel:
     rows = [one.values.get(layer, {}) for layer in layers]
     columns = list(dict.fromkeys(name for row in rows for name in row))
-    cells = heat_panel(layers, columns, [[row.get(name) for name in columns] for row in rows])
-    name = label(0, SIZE, one.expert, bold=True)
+    cells = heat_panel(
+        layers, columns, [[row.get(name) for name in columns] for row in rows], shown
+    )
+    name = label(0, SIZE, shorten(title, cells.width), bold=True, full=title)
     moved = cells.at(0, _TITLE)
     return Panel(cells.width, cells.height + _TITLE, (name, *moved), cells.top + _TITLE)
