@@ -66,10 +66,15 @@ def text_of(record: Record, row: int, template: str | None = None, tokenizer: An
     for names in _USUAL:
         if all(isinstance(record.get(name), str) for name in names):
             return _whole("\n".join(record[name] for name in names), row)
+    kinds = (name if isinstance(v, str) else f"{name} ({_kind(v)})" for name, v in record.items())
     raise DataError(
         f"row {row + 1} has no text: expected a field `text`, or a template such as "
-        f"'{{question}} {{answer}}'; it has {', '.join(record) or 'no fields'}"
+        f"'{{question}} {{answer}}'; it has {', '.join(kinds) or 'no fields'}"
     )
+
+
+def _kind(value: Any) -> str:
+    return "nothing" if value is None else type(value).__name__
 
 
 def _chat(tokenizer: Any, messages: list[Any], row: int) -> str:
