@@ -16,7 +16,7 @@ from mergewise.checkpoint import Checkpoint, open_checkpoint
 from mergewise.evidence._live import LiveModel, open_model
 from mergewise.evidence._mask_training import MaskSettings, Trained, train_mask
 from mergewise.evidence._masked import StoredTensors
-from mergewise.evidence.statistics._collect import Progress, role_of
+from mergewise.evidence.statistics._collect import Progress, _has_tokenizer, role_of
 from mergewise.evidence.statistics._evidence import Evidence, load_evidence
 from mergewise.evidence.statistics._file import (
     Entry,
@@ -76,7 +76,7 @@ def collect_mask(
     role = role_of(checkpoint)
     reading = Reading(batch_size, max_length, template, dict(prepare or {}))
     found = as_data(data, limit, (0, 1), split)
-    total = survey(found, role, reading, tokenizer=role != "image_classifier")
+    total = survey(found, role, reading, _has_tokenizer(expert, checkpoint))
     live = open_model(expert, role, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
     sites = sites_of(live.module, tuple(checkpoint.tensors))
     feeder = Feeder(found, live, reading, role == "text_classifier")
@@ -89,7 +89,9 @@ def collect_mask(
     made = Made(live, None, sites, [], feeder, _dtype(live), told.records, told.records,
                 told.tokens, time.monotonic() - started)  # fmt: skip
     record = record_of([], made, found, (0, 1), settings.seed)
-    record.statistics["mask"] = _statistic(trained, settings)
+    counts = {name: {"examples": 1} for name in sorted(trained.masks)}
+    record.statistics["mask"] = StatisticRecord(asdict(settings), counts)
+    record.parts[0] |= _outcome(trained)
     record.uncovered = sorted(set(record.uncovered) - set(trained.masks))
     write_evidence(path, record, entries_of_masks(trained.masks))
     return load_evidence(path), trained
@@ -146,9 +148,10 @@ class _Counted:
             self._progress(at)
 
 
-def _statistic(trained: Trained, settings: MaskSettings) -> StatisticRecord:
-    options = asdict(settings) | {"kept_epoch": trained.kept}
-    return StatisticRecord(options, {name: {"examples": 1} for name in sorted(trained.masks)})
+def _outcome(trained: Trained) -> dict[str, Any]:
+    """What the training came to; losses are means over predictions, in nats."""
+    first = trained.losses[0] if trained.losses else trained.loss
+    return {"kept_epoch": trained.kept, "first_loss": first, "loss": trained.loss}
 
 
 def _dtype(model: LiveModel) -> str:

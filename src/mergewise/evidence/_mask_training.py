@@ -20,7 +20,8 @@ from mergewise._lazy import torch
 from mergewise.errors import EvidenceError, NonFiniteError
 from mergewise.evidence._live import LiveModel
 from mergewise.evidence._mask_loss import batch_loss
-from mergewise.evidence._masked import Masked, Tensors, shape_of
+from mergewise.evidence._mask_top import at_most, largest_changes
+from mergewise.evidence._masked import Masked, Tensors
 from mergewise.evidence.statistics._collect import Progress
 from mergewise.evidence.statistics._differentiable import check_differentiable, differentiable
 from mergewise.evidence.statistics._inputs import Fed
@@ -52,6 +53,7 @@ class MaskSettings:
             it: logits are pushed away from 0, to both sides.
         keep: the mask after the ``last`` epoch, or the rounded mask of all epochs with the
             ``best`` loss on the examples.
+        most: the rounded mask keeps at most this share of all elements: the highest logits.
         seed: of the noise.
     """
 
@@ -63,6 +65,7 @@ class MaskSettings:
     l1: float = 1.0
     regularizer: Literal["l1", "polarize"] = "l1"
     keep: Literal["last", "best"] = "last"
+    most: float = 1.0
     seed: int = 0
 
 
@@ -92,47 +95,6 @@ def density_of(masks: Masks) -> float:
     """Share of elements that are in the masks; 0 of none."""
     total = sum(mask.numel() for mask in masks.values())
     return sum(int(mask.sum()) for mask in masks.values()) / total if total else 0.0
-
-
-def largest_changes(
-    base: Tensors, expert: Tensors, tensors: Collection[str], density: float
-) -> dict[str, Tensor]:
-    """The mask of the largest |expert - base| over all `tensors` together.
-
-    Exactly ``round(density * elements)`` are chosen: of equal ones, the first in order. (The
-    official code takes those above the k-th largest, so one fewer.)
-    """
-    import numpy as np
-
-    sizes = {name: math.prod(shape_of(base, name)) for name in sorted(tensors)}
-    total = sum(sizes.values())
-    count = round(density * total)
-    if count in (0, total):
-        return {n: torch.full(shape_of(base, n), count > 0, dtype=torch.bool) for n in sizes}
-    changes, start = np.empty(total, np.float32), 0
-    for name, size in sizes.items():
-        changes[start : start + size] = _change(base, expert, name).flatten().numpy()
-        start += size
-    changes.partition(total - count)
-    least = float(changes[total - count])
-    equal = count - int((changes[total - count :] > least).sum())
-    del changes
-    masks = {}
-    for name in sizes:
-        change = _change(base, expert, name)
-        mask = change > least
-        ties = (change == least).flatten().nonzero().flatten()[:equal]
-        mask.view(-1)[ties] = True
-        equal -= len(ties)
-        masks[name] = mask
-    return masks
-
-
-def _change(base: Tensors, expert: Tensors, name: str) -> Tensor:
-    found = (expert[name].cpu() - base[name].cpu()).abs().float().contiguous()
-    if not bool(found.isfinite().all()):
-        raise NonFiniteError(f"{name} holds NaN or infinity in the base or in the expert")
-    return found
 
 
 def train_mask(
@@ -211,7 +173,7 @@ class _Training:
 
     def _compare(self, epoch: int) -> None:
         """Keep the rounded mask if it is the best so far."""
-        masks = {name: logits > 0 for name, logits in self.logits.items()}
+        masks = at_most(self.logits, self.settings.most)
         self.masked.put(lambda name: masks[name].float())
         with torch.no_grad():
             loss = self._pass("rounded", backward=False)
