@@ -1,0 +1,62 @@
+"""A weight or a density that follows a curve over the layers."""
+
+from __future__ import annotations
+
+from mergewise.guides._base import Ask, Guide, Guided
+from mergewise.guides._cells import find_cells
+from mergewise.guides._document import Values, explicit
+from mergewise.guides._layers import by_depth, curve_through
+from mergewise.guides._maps import map_of
+from mergewise.guides._takes import cannot_write
+from mergewise.methods import REQUIRED, Param, Settings
+from mergewise.recipe import Recipe
+
+
+class LayerSchedule(Guide):
+    """The same curve for every expert, through evenly spaced points from first to last layer."""
+
+    name = "layer_schedule"
+    summary = "weights or densities that follow a curve over the layers"
+    data = "none"
+    source = "mergekit's gradients over layers, as a guide"
+    variant = "one number a layer, written out"
+    verified = "code"
+    params = {
+        "points": Param(str, REQUIRED, "numbers from the first layer to the last, as '0.2,0.5,1'"),
+        "shape": Param(
+            str, "linear", "between points: straight, level at each, or one step each",
+            choices=("linear", "cosine", "step"),
+        ),
+        "parameter": Param(
+            str, "weight", "which parameter of the method is written",
+            choices=("weight", "density"),
+        ),
+        "other": Param(float, None, "outside the layers (the mean of the points)"),
+    }  # fmt: skip
+
+    def problem(self, settings: Settings, recipe: Recipe) -> str | None:
+        try:
+            _points(settings.points)
+        except ValueError:
+            return f"points: numbers with commas expected, as '0.2,0.5,1', got {settings.points!r}"
+        return cannot_write(settings.parameter, recipe)
+
+    def run(self, ask: Ask) -> Guided:
+        points = _points(ask.settings.points)
+        other = ask.settings.other
+        if other is None:
+            other = sum(points) / len(points)
+        found = by_depth(ask.stage, curve_through(points, ask.settings.shape))
+        values = [Values(ask.settings.parameter, found, other)] * len(ask.experts)
+        text, recipe, notes = explicit(self, ask, values)
+        cells = find_cells(ask.stage)
+        maps = tuple(map_of(e, ask.settings.parameter, found, cells) for e in ask.experts)
+        return Guided(text, recipe, maps, tuple(notes), ask.warnings)
+
+    @classmethod
+    def describe(cls) -> str:
+        return "The value in layer l of L is the curve's at l / (L - 1)."
+
+
+def _points(text: str) -> list[float]:
+    return [float(part) for part in text.split(",")]
