@@ -215,12 +215,6 @@ def test_settings_are_checked(settings, message, evidence, recipe):
     assert message in str(error.value)
 
 
-@pytest.mark.parametrize("settings", [{"propagation": "pruned"}, {"preset": "reference"}])
-def test_what_is_not_built_is_refused(settings, evidence, recipe):
-    with pytest.raises(NotBuiltYetError, match="not built yet"):
-        guide(recipe(), "lewis", evidence, **settings)
-
-
 def test_a_method_without_densities_is_refused_with_those_that_have_them(evidence, recipe):
     document = recipe("model_stock", each={})
     with pytest.raises(GuideError, match=r"does not take; methods that do: .*dare_ties.*ties"):
@@ -247,7 +241,7 @@ def test_other_recipes_and_models_are_refused(evidence, recipe):
         )
     with pytest.raises(GuideError, match=r"no model of it is called 'c'; its models: .*base"):
         guide(recipe(), "lewis", evidence | {"c": evidence["a"]})
-    with pytest.raises(GuideError, match="unknown guide 'louis'; did you mean lewis"):
+    with pytest.raises(GuideError, match=r"unknown guide 'louis'; did you mean .*lewis"):
         guide(recipe(), "louis", evidence)
 
 

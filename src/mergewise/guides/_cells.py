@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from mergewise.checkpoint import layer_index, layer_prefix
+from mergewise.guides._base import Expert, Map
 from mergewise.plan import StagePlan
 
 
@@ -63,3 +65,11 @@ def _component(name: str) -> str:
 
 def _elements(stage: StagePlan, names: list[str]) -> int:
     return sum(math.prod(stage.tensors[name].meta.shape) for name in names)
+
+
+def map_of(expert: Expert, what: str, values: Mapping[Cell, float]) -> Map:
+    """Numbers of cells, for a picture."""
+    found: dict[str, dict[str, float]] = {}
+    for cell, value in values.items():
+        found.setdefault(cell.place, {})[cell.short] = value
+    return Map(expert.label, what, found)

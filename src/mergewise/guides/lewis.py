@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
-from mergewise.checkpoint import Checkpoint
-from mergewise.errors import EvidenceError, NotBuiltYetError
-from mergewise.evidence import Evidence
 from mergewise.guides._base import Ask, Expert, Guide, Guided, Map, Needs
-from mergewise.guides._cells import Cell, find_cells
+from mergewise.guides._cells import Cell, find_cells, map_of
+from mergewise.guides._changes import STATISTIC, Changes, pruned_by
 from mergewise.guides._densities import hold_mean, shares, spread
 from mergewise.guides._document import Values, explicit
-from mergewise.guides._importance import Importance
-from mergewise.methods import Param, Settings, all_methods
+from mergewise.guides._thresholds import Threshold
+from mergewise.guides._variants import SCORES, VARIANTS, contradiction, resolved
+from mergewise.methods import Method, Param, Settings, all_methods
 from mergewise.recipe import Recipe
 
-_STATISTIC = {
-    "wanda": "input_moments",
-    "activation": "output_moments",
-    "delta": "input_moments",
-}
 Numbers = dict[str, dict[int, float]]
 
 
@@ -31,16 +26,22 @@ class Lewis(Guide):
     data = "unlabelled"
     source = "LEWIS, Chopra et al. 2025, arXiv 2503.03874"
     variant = (
-        "the reference implementation's formulas, with padding left out, means over tokens, and "
-        "activations of whole models, not of pruned ones; matrices of any architecture, a "
-        "mixture's experts as one"
+        "the reference implementation's formulas, with padding left out and means over tokens, "
+        "and by default activations of whole models, not of pruned ones (preset: reference); "
+        "matrices of any architecture, a mixture's experts as one; importances delta, curvature "
+        "and gain are ours"
     )
     params = {
+        "variant": Param(
+            str, None, "settings by one name: the reference implementation's, or an importance",
+            choices=tuple(VARIANTS),
+        ),
         "importance": Param(
             str, "wanda",
             "of a matrix: weights times inputs (the reference), outputs (the paper's text), or "
-            "the expert's difference from the base times its inputs",
-            choices=("wanda", "activation", "delta"),
+            "the expert's difference from the base times its inputs; of its elements, with one "
+            "threshold over the model: what they save of the expert's loss (curvature), or of all "
+            "experts' (gain)", choices=(*STATISTIC, *SCORES),
         ),
         "density_min": Param(float, 0.3, "kept of what changed least", ge=0, le=1),
         "density_max": Param(float, 0.8, "kept of what changed most", ge=0, le=1),
@@ -52,7 +53,8 @@ class Lewis(Guide):
         "mean_density": Param(
             float, None,
             "shift all densities by one number, cut to [0, 1], until their mean over the elements "
-            "of guided tensors is this", ge=0, le=1,
+            "of guided tensors is this; for curvature and gain the share above the threshold, by "
+            "default the recipe's density", ge=0, le=1,
         ),
         "other_density": Param(
             float, 1.0, "of tensors that are not guided: embeddings, head, norms, biases", ge=0,
@@ -67,63 +69,44 @@ class Lewis(Guide):
             str, "dense", "activations of the models as they are, or with each layer pruned "
             "before the next (the reference)", choices=("dense", "pruned"),
         ),
+        "sparsity": Param(float, 0.5, "of layers pruned for propagation", ge=0, lt=1),
         "preset": Param(
-            str, None, "settings that reproduce the reference implementation",
-            choices=("reference",),
+            str, None, "the same as variant reference", choices=("reference",),
         ),
     }  # fmt: skip
 
     def problem(self, settings: Settings, recipe: Recipe) -> str | None:
-        """See `Guide.problem`.
-
-        Raises:
-            NotBuiltYetError: for pruned propagation and the reference's preset.
-        """
-        for setting, value in (("propagation", "pruned"), ("preset", "reference")):
-            if getattr(settings, setting) == value:
-                raise NotBuiltYetError(
-                    f"lewis: {setting} {value} is not built yet; leave it out for activations of "
-                    "whole models"
-                )
-        if settings.density_min > settings.density_max:
-            return (
-                f"density_min {settings.density_min:g} is greater than density_max "
-                f"{settings.density_max:g}; exchange them"
-            )
-        taking = [name for name, method in all_methods().items() if _takes(method, settings)]
+        if problem := contradiction(settings, self.params, recipe):
+            return problem
+        chosen = resolved(settings, self.params)
+        taking = [name for name, method in all_methods().items() if _takes(method, chosen)]
         if recipe.output.method in taking:
             return None
         return (
-            f"it writes {settings.parameter} for every expert, which {recipe.output.method} does "
+            f"it writes {chosen.parameter} for every expert, which {recipe.output.method} does "
             f"not take; methods that do: {', '.join(taking)}"
         )
 
     def needs(self, settings: Settings) -> Needs:
-        wanted = (_STATISTIC[settings.importance],)
-        return Needs(wanted, () if settings.importance == "delta" else wanted)
+        chosen = resolved(settings, self.params)
+        if chosen.importance in SCORES:
+            return Needs(("fisher",))
+        wanted = (STATISTIC[chosen.importance],)
+        share = pruned_by(chosen.propagation, chosen.sparsity)
+        options = {} if share is None else {wanted[0]: {"pruned": share}}
+        return Needs(wanted, () if chosen.importance == "delta" else wanted, options=options)
 
     def run(self, ask: Ask) -> Guided:
+        ask = replace(ask, settings=resolved(ask.settings, self.params))
         cells = find_cells(ask.stage)
-        measured = _Measures(ask, cells)
+        threshold = ask.settings.importance in SCORES
+        found = Threshold(ask, cells) if threshold else _Spread(ask, cells)
         values, maps, means = [], [], []
         for expert in ask.experts:
-            changes = measured.changes(expert)
-            if not changes:
-                raise EvidenceError(
-                    f"the evidence of {expert.label} describes no matrix in a layer that "
-                    f"{ask.stage.stage.method} is to merge; was it collected on this model?"
-                )
-            densities = _densities(changes, ask.settings)
-            found = {cell: round(densities[cell.component][cell.layer], 6) for cell in changes}
-            values.append(
-                Values(
-                    ask.settings.parameter,
-                    {tensor: v for cell, v in found.items() for tensor in cell.tensors},
-                    ask.settings.other_density,
-                )
-            )
-            means.append(_mean(expert, found, ask.settings.parameter))
-            maps += [_map(expert, "change", changes), _map(expert, ask.settings.parameter, found)]
+            tensors = found.values(expert)
+            values.append(Values(ask.settings.parameter, tensors, ask.settings.other_density))
+            means.append(_mean(ask, expert, tensors))
+            maps += found.maps(expert, cells)
         text, recipe, notes = explicit(self, ask, values)
         return Guided(text, recipe, tuple(maps), (*notes, *means), ask.warnings)
 
@@ -135,58 +118,41 @@ class Lewis(Guide):
             "Change of component c in layer i: |I_expert - I_base|; delta, instead: "
             "sqrt(sum_oj (W_expert - W_base)_oj^2 s_j), s of the expert.\n"
             "Share n_ci: change / sum of changes over the layers of c.\n"
-            "Density: density_min + (n_ci - n_min) / (n_max - n_min) (density_max - density_min)."
+            "Density: density_min + (n_ci - n_min) / (n_max - n_min) (density_max - density_min).\n"
+            "Curvature, gain, instead: the share of a tensor's elements at or above one threshold "
+            "over all guided tensors, of d^2 F or of max(0, d (2 sum_t F_t d_t - d sum_t F_t)); "
+            "d: expert - base, F: diagonal Fisher of the expert, t: all experts."
         )
 
 
-def _takes(method: object, settings: Settings) -> bool:
-    param: Param | None = getattr(method, "params", {}).get(settings.parameter)
+def _takes(method: Method, settings: Settings) -> bool:
+    param = method.params.get(settings.parameter)
     return param is not None and param.per_model
 
 
-class _Measures:
-    """Changes of every expert; what is measured of the base on the same evidence, only once."""
+class _Spread:
+    """Densities between two bounds, by how much cells changed."""
 
     def __init__(self, ask: Ask, cells: Sequence[Cell]) -> None:
-        self._ask = ask
-        self._cells = cells
-        self._kind = ask.settings.importance
-        self._statistic = _STATISTIC[self._kind]
-        self._known: dict[object, dict[Cell, float]] = {}
-        self._told = _Told(ask, cells)
+        self._settings = ask.settings
+        self._changes = Changes(ask, cells)
+        self._found: dict[str, tuple[dict[Cell, float], dict[Cell, float]]] = {}
 
-    def changes(self, expert: Expert) -> dict[Cell, float]:
-        own = expert.evidence[self._statistic]
-        if self._kind == "delta":
-            return self._measure(own, expert.checkpoint, self._ask.base)
-        mine = self._measure(own, expert.checkpoint)
-        base = self._measure(expert.base[self._statistic], self._ask.base)
-        return {cell: abs(mine[cell] - base[cell]) for cell in mine if cell in base}
+    def values(self, expert: Expert) -> dict[str, float]:
+        """By tensor."""
+        changes = self._changes.of(expert)
+        densities = _densities(changes, self._settings)
+        found = {cell: densities[cell.component][cell.layer] for cell in changes}
+        self._found[expert.label] = changes, found
+        return {tensor: value for cell, value in found.items() for tensor in cell.tensors}
 
-    def _measure(
-        self, evidence: Evidence, model: Checkpoint, minus: Checkpoint | None = None
-    ) -> dict[Cell, float]:
-        key = (evidence.path, model.path)
-        if key not in self._known:
-            weights = None if self._kind == "activation" else model
-            one = Importance(self._statistic, evidence, weights, minus, self._told)
-            self._known[key] = one.of(self._cells)
-        return self._known[key]
-
-
-class _Told:
-    """Adds up the bytes that were read, and passes them on."""
-
-    def __init__(self, ask: Ask, cells: Sequence[Cell]) -> None:
-        refs = (ask.base.tensors[tensor] for cell in cells for tensor in cell.tensors)
-        self._total = sum(ref.nbytes for ref in refs) * (len(ask.experts) + 1)
-        self._done = 0
-        self._progress = ask.progress
-
-    def __call__(self, count: int) -> None:
-        self._done += count
-        if self._progress is not None:
-            self._progress(min(self._done, self._total), self._total)
+    def maps(self, expert: Expert, cells: Sequence[Cell]) -> list[Map]:
+        """Of changes, and of what was made of them."""
+        changes, found = self._found[expert.label]
+        return [
+            map_of(expert, "change", changes),
+            map_of(expert, self._settings.parameter, found),
+        ]
 
 
 def _densities(changes: Mapping[Cell, float], settings: Settings) -> Numbers:
@@ -206,18 +172,10 @@ def _table(cells: Mapping[Cell, float], value: Callable[[Cell], float]) -> Numbe
     return found
 
 
-def _mean(expert: Expert, values: Mapping[Cell, float], parameter: str) -> str:
-    elements = sum(cell.elements for cell in values)
-    mean = sum(value * cell.elements for cell, value in values.items()) / elements
-    tensors = sum(len(cell.tensors) for cell in values)
+def _mean(ask: Ask, expert: Expert, values: Mapping[str, float]) -> str:
+    sizes = {name: ask.stage.tensors[name].meta.elements for name in values}
+    mean = sum(value * sizes[name] for name, value in values.items()) / sum(sizes.values())
     return (
-        f"{expert.label}: {parameter} {min(values.values()):.4g} to {max(values.values()):.4g}, "
-        f"mean {mean:.6f} over the elements of {tensors} tensors"
+        f"{expert.label}: {ask.settings.parameter} {min(values.values()):.4g} to "
+        f"{max(values.values()):.4g}, mean {mean:.6f} over the elements of {len(values)} tensors"
     )
-
-
-def _map(expert: Expert, what: str, values: Mapping[Cell, float]) -> Map:
-    found: dict[str, dict[str, float]] = {}
-    for cell, value in values.items():
-        found.setdefault(cell.place, {})[cell.short] = value
-    return Map(expert.label, what, found)
