@@ -42,6 +42,7 @@ class Arm:
         change: done to the guide's densities: ``reversed`` about their mean, or ``shuffled``.
         parameters: of the method, for scores of elements.
         calibrations: what it is collected on.
+        sets: whether it is asked of one expert, of all, or of both.
         extra: a question of its own, asked only where there is time.
     """
 
@@ -51,6 +52,7 @@ class Arm:
     change: str = ""
     parameters: Mapping[str, Any] = field(default_factory=dict)
     calibrations: tuple[str, ...] = CALIBRATIONS
+    sets: tuple[str, ...] = SETS
     extra: bool = False
 
     def missing(self) -> str | None:
@@ -76,8 +78,8 @@ def _lewis(name: str, **settings: Any) -> Arm:
     return Arm(name, settings)
 
 
-def _score(kind: str) -> Arm:
-    return Arm(f"score {kind}", guide="", parameters={"score": kind})
+def _score(kind: str, sets: tuple[str, ...] = SETS) -> Arm:
+    return Arm(f"score {kind}", guide="", parameters={"score": kind}, sets=sets)
 
 
 ARMS: tuple[Arm, ...] = (
@@ -89,7 +91,8 @@ ARMS: tuple[Arm, ...] = (
     _lewis("gain", variant="gain"),
     _score("activation"),
     _score("fisher"),
-    _score("gain"),
+    _score("gain", (TOGETHER,)),
+    _score("activation_gain", (TOGETHER,)),
     Arm("wanda reversed", {"importance": "wanda"}, change="reversed", calibrations=(OWN,)),
     Arm("wanda shuffled", {"importance": "wanda"}, change="shuffled", calibrations=(OWN,)),
     Arm("wanda by component", {"importance": "wanda", "scope": "component"},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import random
 import tempfile
@@ -14,7 +15,7 @@ from benchmarks.lab._contenders import contenders
 from benchmarks.lab._family import Family, LabTask, Models, State
 from benchmarks.lab._guides_arms import ALONE, METHODS, TOGETHER, UNIFORM, Arm
 from benchmarks.lab._guides_evidence import BASE, Shelf
-from benchmarks.lab._journal import Journal, code_mark, task_mark, weights_mark
+from benchmarks.lab._journal import Journal, code_mark, scoring_mark, task_mark, weights_mark
 from benchmarks.lab._progress import Progress
 from mergewise.engine import merge
 from mergewise.errors import InterruptedMergeError, MergewiseError
@@ -58,7 +59,11 @@ class Cell:
     @property
     def set(self) -> str:
         """Whether one expert is merged or all are."""
-        return ALONE if len(self.experts) == 1 else TOGETHER
+        return _set(self.experts)
+
+
+def _set(experts: Sequence[str]) -> str:
+    return ALONE if len(experts) == 1 else TOGETHER
 
 
 @dataclass
@@ -126,6 +131,7 @@ class Trial:
         self.shelf = Shelf(family, seed, models)
         self.tasks = [task for task in family.tasks(seed) if task.expert]
         self.marks = {task.name: task_mark(task.evaluator)[0] for task in self.tasks}
+        self.weights = weights_mark([models.base, *models.experts.values()])
         self.lambdas = _lambdas(len(models.experts))
 
     def groups(self) -> list[tuple[str, ...]]:
@@ -136,11 +142,15 @@ class Trial:
 
     def count(self) -> int:
         """How many cells there are."""
-        each = sum(
-            1 + sum(len(arm.calibrations) for arm in self.choice.arms if arm.fits(method))
+        return len(self.choice.densities) * sum(
+            1 + sum(len(arm.calibrations) for arm in self._arms(experts) if arm.fits(method))
+            for experts in self.groups()
             for method in self.choice.methods
         )
-        return len(self.groups()) * len(self.choice.densities) * each
+
+    def _arms(self, experts: Sequence[str]) -> list[Arm]:
+        """Those that say something of so many experts."""
+        return [arm for arm in self.choice.arms if _set(experts) in arm.sets]
 
     def everything(self, progress: Progress) -> Iterator[Outcome]:
         """Cell by cell; yields as they are done."""
@@ -151,7 +161,7 @@ class Trial:
                 for method in self.choice.methods:
                     cell = Cell(self.seed, experts, method, density)
                     yield self._outcome(cell, uniform, None, progress)
-                for arm in self.choice.arms:
+                for arm in self._arms(experts):
                     for calibration in arm.calibrations:
                         yield from self._arm(
                             experts, density, arm, calibration, uniform, progress
@@ -250,17 +260,31 @@ class Trial:
     ) -> Outcome:
         mean = max((self._mean(one) for one in values), key=lambda m: abs(m - cell.density))
         try:
-            state = self._merged(cell, values, arm)
-            scores, free = self._scores(state, cell)
+            scores, free = self._of_recipe(self._document(cell, values, arm), cell)
             found = Outcome(cell, scores, mean)
         except MergewiseError as error:
             found, free = Outcome(cell, mean=mean, failure=f"{type(error).__name__}: {error}"), True
         progress.step(f"{cell.arm} {cell.method}", free=free)
         return found
 
-    def _merged(self, cell: Cell, values: Densities, arm: Arm | None) -> State:
-        from safetensors.torch import load_file
+    def _of_recipe(self, document: dict[str, Any], cell: Cell) -> tuple[Scores, bool]:
+        """Scores of what a recipe makes, and whether they were known."""
+        home = str(self.family.folder.resolve())
+        asked = {
+            "recipe": json.dumps(document, sort_keys=True).replace(home, ""),
+            "weights": self.weights,
+            "tasks": self.marks,
+            "code": code_mark(cell.method),
+        }
+        known = self.journal.get(asked)
+        if known is None:
+            found, free = self._scores(_merged(document), cell)
+            self.journal.put(asked, found)
+            return found, free
+        return known, True
 
+    def _document(self, cell: Cell, values: Densities, arm: Arm | None) -> dict[str, Any]:
+        """The recipe of a cell."""
         document = self._recipe(cell.experts, cell.method)
         document["parameters"] = dict(METHODS[cell.method])
         if cell.set == TOGETHER and cell.method in self.lambdas:
@@ -269,12 +293,7 @@ class Trial:
             model["parameters"] |= _written(cell.method, densities)
         if arm is not None and arm.parameters:
             self._score_elements(document, cell, arm)
-        with tempfile.TemporaryDirectory(prefix="lab-guides-") as folder:
-            try:
-                made = merge(document, Path(folder) / "out", device="cpu", workers=1)
-            except InterruptedMergeError:
-                raise KeyboardInterrupt from None
-            return load_file(made.out / made.files[0])
+        return document
 
     def _score_elements(self, document: dict[str, Any], cell: Cell, arm: Arm) -> None:
         document["parameters"] |= dict(arm.parameters)
@@ -304,7 +323,7 @@ class Trial:
         for task in self.tasks:
             if task.owner not in cell.experts:
                 continue
-            asked = {"weights": weights, "task": self.marks[task.name], "code": code_mark(None),
+            asked = {"weights": weights, "task": self.marks[task.name], "code": scoring_mark(),
                      "metrics": _metrics(task)}  # fmt: skip
             known = self.journal.get(asked)
             if known is None:
@@ -316,6 +335,17 @@ class Trial:
     def _score(self, state: State, task: LabTask) -> dict[str, float]:
         measured = task.evaluator.score(self.family.live(state, "merged"), "test").metrics
         return {name: float(measured[name]) for name in _metrics(task)}
+
+
+def _merged(document: dict[str, Any]) -> State:
+    from safetensors.torch import load_file
+
+    with tempfile.TemporaryDirectory(prefix="lab-guides-") as folder:
+        try:
+            made = merge(document, Path(folder) / "out", device="cpu", workers=1)
+        except InterruptedMergeError:
+            raise KeyboardInterrupt from None
+        return load_file(made.out / made.files[0])
 
 
 def _metrics(task: LabTask) -> list[str]:

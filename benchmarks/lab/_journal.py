@@ -112,6 +112,15 @@ def code_mark(method: str | None) -> str:
     return digest_of(files)
 
 
+@functools.cache
+def scoring_mark() -> str:
+    """Identifies the code that scores given weights: evaluators, and what they read with."""
+    files = [*(PACKAGE / "evidence/evaluators").glob("*.py")]
+    return digest_of(
+        [*files, *(PACKAGE / "evidence" / f"_{n}.py" for n in ("data", "live", "text"))]
+    )
+
+
 def digest_of(files: Iterable[Path]) -> str:
     """Identifies source files and the version of mergewise: 64 hexadecimal digits."""
     digest = hashlib.sha256(mergewise.__version__.encode())
