@@ -7,6 +7,7 @@ from mergewise.engine._device import processors
 from mergewise.engine._journal import WORK, complete_tensors
 from mergewise.engine._memory import merge_state_dicts
 from mergewise.engine._run import MergeResult, merge
+from mergewise.engine._shares import kept_shares
 
 __all__ = [
     "WORK",
@@ -15,6 +16,7 @@ __all__ = [
     "choose_workers",
     "complete_tensors",
     "estimate",
+    "kept_shares",
     "merge",
     "merge_state_dicts",
     "processors",

@@ -86,6 +86,20 @@ def _threshold(target: _Target, n: int) -> Threshold:
     return Threshold(float(bits.view(np.float32)), int(tie.view(np.int32)))
 
 
+def count_kept(task: TensorTask, where: Range, score: int, threshold: Threshold) -> int:
+    """How many elements of a block have a score, the `score`-th, at or above a threshold."""
+    import numpy as np
+
+    if threshold.value == math.inf:
+        return 0
+    bits = int(np.float32(threshold.value).view(np.uint32))
+    key = bits << 32 | (threshold.tie & 0xFFFFFFFF) ^ 0x80000000
+    if threshold.value < 0 or key == 0:
+        return where[1]
+    target = _Target(score, 0, low=_TOP, high=key - 1)
+    return _count(task, where[0], task.scores(where)[score], target)[0]
+
+
 def _nonzero(item: tuple[TensorTask, Range]) -> list[int]:
     task, where = item
     return [int((score != 0).sum()) for score in task.scores(where)]

@@ -76,9 +76,9 @@ class Tasks:
         self._options = options
         self._shared: list[Mapping[str, Shared]] = []
 
-    def look_ahead(self, scheduler: Scheduler) -> None:
-        """What methods want to know of whole models, stage by stage."""
-        for stage in self._plan.stages:
+    def look_ahead(self, scheduler: Scheduler, stages: int | None = None) -> None:
+        """What methods want to know of whole models, stage by stage; of the first `stages`."""
+        for stage in self._plan.stages[:stages]:
             tasks = [
                 self.make(stage.index, t)
                 for t in stage.tensors.values()

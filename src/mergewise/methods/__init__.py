@@ -5,9 +5,12 @@ from __future__ import annotations
 from mergewise.methods._base import Access, Inputs, Method, Need
 from mergewise.methods._params import REQUIRED, Param, Settings
 from mergewise.methods._registry import all_methods, get_method
+from mergewise.methods._score import SCORES, element_score, score_needs
+from mergewise.methods._select import kept_count
 
 __all__ = [
     "REQUIRED",
+    "SCORES",
     "Access",
     "Inputs",
     "Method",
@@ -15,5 +18,8 @@ __all__ = [
     "Param",
     "Settings",
     "all_methods",
+    "element_score",
     "get_method",
+    "kept_count",
+    "score_needs",
 ]

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 from mergewise._lazy import torch
 from mergewise.methods._base import Inputs, Need
 from mergewise.methods._params import Param, Settings
+from mergewise.methods._roots import root
 from mergewise.methods._weights import total
 
 if TYPE_CHECKING:
@@ -73,19 +74,18 @@ def element_score(x: Inputs, s: Settings, i: int, delta: Tensor) -> Tensor:
     metrics = [torch.clamp(metric, min=0.0) for metric in x.evidence[0]]
     if s.score in ("gain", "activation_gain"):
         return _gain(x.deltas, metrics, i)
-    return delta.abs() * torch.sqrt(metrics[i])
+    return delta.abs() * root(metrics[i])
 
 
 def _gain(deltas: list[Tensor], metrics: list[Tensor], i: int) -> Tensor:
     """Positive, and in the order of what the elements of expert i gain, costs included.
 
-    With q the root of its size, in tiny units: q where something is gained, 1/q where it costs, 1
-    where it is less than one unit. The root is made of two, of which neither underflows.
+    With q the root of the gain's size, in tiny units: q where something is gained, 1/q where it
+    costs, 1 where it is less than one unit. The root is made of two, of which neither underflows.
     """
     delta = deltas[i]
     pull = total([d * metric for d, metric in zip(deltas, metrics, strict=True)])
     slope = 2.0 * pull - delta * total(metrics)
     slope = torch.where(delta < 0, -slope, slope)
-    root = torch.sqrt(delta.abs()) * (torch.sqrt(slope.abs()) * _UNITS)
-    root = torch.clamp(root, min=1.0)
-    return torch.where(slope < 0, torch.ones_like(root) / root, root)
+    size = torch.clamp(root(delta.abs()) * (root(slope.abs()) * _UNITS), min=1.0)
+    return torch.where(slope < 0, torch.ones_like(size) / size, size)
