@@ -144,7 +144,7 @@ def planned(
             f"{guide.name}: {loaded.path}: it compares experts with their base; add `base_model`"
         )
     _refuse_set(loaded.output, getattr(settings, "parameter", None), guide.name)
-    return build_plan(loaded)
+    return build_plan(loaded, collected=not guide.calibrates)
 
 
 def _refuse_set(stage: Stage, parameter: str | None, name: str) -> None:
@@ -236,7 +236,7 @@ def _ask(
     files: Mapping[str, Sequence[Evidence]],
     data: Mapping[str, Data],
 ) -> Ask:
-    needs = guide.needs(settings)
+    needs = guide.needs_for(settings, plan)
     base = base_of(plan)
     base_files = [] if base is None else files.get(base) or _named_in(plan, base)
     experts = []

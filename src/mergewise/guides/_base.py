@@ -181,6 +181,8 @@ class Guide(ABC):
             ``code``; with the formulas of the ``paper``; or only its ``idea`` is theirs, and the
             formulas are ours.
         based: whether it needs a base model.
+        calibrates: whether it gives the recipe the evidence that its method reads, so that the
+            recipe may come without.
         params: settings.
     """
 
@@ -191,6 +193,7 @@ class Guide(ABC):
     variant: ClassVar[str] = ""
     verified: ClassVar[Literal["code", "paper", "idea"]] = "paper"
     based: ClassVar[bool] = True
+    calibrates: ClassVar[bool] = False
     params: ClassVar[Mapping[str, Param]] = {}
 
     def problem(self, settings: Settings, recipe: Recipe) -> str | None:
@@ -200,6 +203,10 @@ class Guide(ABC):
     def needs(self, settings: Settings) -> Needs:
         """The statistics it reads with these settings."""
         return Needs()
+
+    def needs_for(self, settings: Settings, plan: MergePlan) -> Needs:
+        """The statistics it reads of the models of a recipe, where that depends on the recipe."""
+        return self.needs(settings)
 
     @abstractmethod
     def run(self, ask: Ask) -> Guided:

@@ -43,6 +43,13 @@ class _Run:
     data: Source
     out: Path
 
+    @property
+    def file(self) -> bool:
+        """Whether the data is a file of a training checkpoint, not examples."""
+        from mergewise.evidence.statistics import get_statistic
+
+        return any(get_statistic(name).need == "file" for name in self.statistics)
+
 
 def collect_for(
     recipe: Recipe | str | Path | Mapping[str, Any],
@@ -88,7 +95,7 @@ def collect_for(
     checked = settings_of(guide, settings or {})
     plan = planned(guide, recipe, checked)
     known = by_label(plan, evidence or {})
-    needs = guide.needs(checked)
+    needs = guide.needs_for(checked, plan)
     data_of = data_by_expert(plan, data, each or {}, known)
     found = {label: listed(files) for label, files in known.items()}
     runs = [
@@ -116,14 +123,17 @@ def _collect(
         told(f"{', '.join(run.statistics)} of {run.label} on {_name(run.data)}")
     model = checkpoint_of(plan, run.label).path
     asked = {name: dict(run.options[name]) for name in run.statistics if name in run.options}
+    data: Any = run.data
+    if run.file and isinstance(data, Data):
+        data = data.path or data.source
     return collect(
-        run.statistics, model, run.data, run.out, options=asked, overwrite=overwrite, **options
+        run.statistics, model, data, run.out, options=asked, overwrite=overwrite, **options
     )
 
 
 def _earlier(plan: MergePlan, run: _Run, options: Mapping[str, Any]) -> Evidence | None:
     """What an earlier run made of the same model and data, if it did."""
-    if not run.out.is_file() or set(options) - _KNOWN:
+    if run.file or not run.out.is_file() or set(options) - _KNOWN:
         return None
     try:
         found = load_evidence(run.out)
@@ -251,7 +261,7 @@ def _check(runs: Sequence[_Run], overwrite: bool) -> None:
                 f"{run.out}: exists already; pass --overwrite, or use it: "
                 f"--evidence {run.label}={run.out}"
             )
-        if isinstance(run.data, Data | str | Path):
+        if isinstance(run.data, Data | str | Path) and not run.file:
             next(iter(run.data if isinstance(run.data, Data) else Data(run.data)), None)
 
 

@@ -106,8 +106,8 @@ def _guided(
 
     chosen = get_guide(name)
     checked = settings_of(chosen, settings)
-    needs = chosen.needs(checked)
     plan = planned(chosen, recipe, checked)
+    needs = chosen.needs_for(checked, plan)
     _warn(plan, told)
     known: Mapping[str, Any] = evidence
     if (needs.experts or needs.base) and (data is not None or each):

@@ -24,11 +24,15 @@ _CONFIG_KEYS = (
 )  # fmt: skip
 
 
-def build_plan(recipe: Recipe | str | Path | Mapping[str, object]) -> MergePlan:
+def build_plan(
+    recipe: Recipe | str | Path | Mapping[str, object], *, collected: bool = True
+) -> MergePlan:
     """Plan a merge from headers and configs alone; no tensor is read and torch is not loaded.
 
     Args:
         recipe: a loaded recipe, or anything `load_recipe` takes.
+        collected: the evidence that methods read is there; False for a plan that cannot be run,
+            made to find out what evidence will be needed.
 
     Raises:
         RecipeError: with every problem found, at its place in the recipe: a recipe that cannot be
@@ -36,12 +40,13 @@ def build_plan(recipe: Recipe | str | Path | Mapping[str, object]) -> MergePlan:
             not built yet.
     """
     loaded = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
-    return _Builder(loaded).build()
+    return _Builder(loaded, collected).build()
 
 
 class _Builder:
-    def __init__(self, recipe: Recipe) -> None:
+    def __init__(self, recipe: Recipe, collected: bool) -> None:
         self.recipe = recipe
+        self.collected = collected
         self.problems: list[Diagnostic] = []
         self.warnings: list[str] = []
         self.views: dict[str, View] = {}
@@ -209,7 +214,7 @@ class _Builder:
         all_tied = tie is not None and all(v.tied for v in views.values())
         omitted: dict[str, str] = {}
         tensors: dict[str, TensorPlan] = {}
-        fates = Fates(stage, get_method(stage.method), module, self.evidence)
+        fates = Fates(stage, get_method(stage.method), module, self.evidence, self.collected)
         if tie and not all_tied and layers is not None:
             slots = _with_head(slots, tie, views)
         for slot in slots:

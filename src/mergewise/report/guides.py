@@ -93,7 +93,8 @@ def needs(guide: Guide) -> str:
         found.append("runs the models on data")
     if needed.tasks:
         found.append("scores models on tasks")
-    return "; ".join(found) or "nothing"
+    nothing = "what the method reads" if guide.calibrates else "nothing"
+    return "; ".join(found) or nothing
 
 
 def _at_defaults(guide: Guide) -> Any:

@@ -71,6 +71,7 @@ class Statistic(ABC):
         reads: which side of a module `forward` looks at; the other side is then empty.
         two_models: it compares two models on the same data; `pair` is called, not `forward`.
         unit: what `read` counts.
+        files: what the file that `read` takes is usually called, for those who name its folder.
     """
 
     name: ClassVar[str]
@@ -83,6 +84,7 @@ class Statistic(ABC):
     reads: ClassVar[Literal["inputs", "outputs", "both"]] = "both"
     two_models: ClassVar[bool] = False
     unit: ClassVar[str] = "tokens"
+    files: ClassVar[tuple[str, ...]] = ()
 
     def wants(self, site: Site, options: Settings) -> bool:
         """Whether this tensor is described; `site` is a weight and the module that uses it."""

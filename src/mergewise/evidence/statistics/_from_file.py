@@ -6,7 +6,9 @@ from pathlib import Path
 
 from mergewise._lazy import torch
 from mergewise.checkpoint import open_checkpoint, sha256_file
+from mergewise.errors import EvidenceError
 from mergewise.evidence._live import fingerprint_of
+from mergewise.evidence.statistics._base import Statistic
 from mergewise.evidence.statistics._evidence import Evidence, load_evidence
 from mergewise.evidence.statistics._file import (
     Entry,
@@ -28,6 +30,7 @@ def collect_from_file(request: Request, model: Path | str, source: Path, out: Pa
     """
     checkpoint = open_checkpoint(model)
     statistic, sums = request.statistic, MemorySums()
+    source = _within(source, statistic) if source.is_dir() and statistic.files else source
     for tensor, name, value, count in statistic.read(checkpoint, source, request.settings):
         sums.add(tensor, name, value)
         sums.count(tensor, count, statistic.unit)
@@ -52,6 +55,16 @@ def collect_from_file(request: Request, model: Path | str, source: Path, out: Pa
     }
     write_evidence(out, record, dict(sorted(entries.items())))
     return load_evidence(out)
+
+
+def _within(folder: Path, statistic: Statistic) -> Path:
+    found = [folder / name for name in statistic.files if (folder / name).is_file()]
+    if found:
+        return found[0]
+    raise EvidenceError(
+        f"{folder}: {statistic.name} is read from a file of a training checkpoint, and there is "
+        f"none of {', '.join(statistic.files)} in this folder; name the file"
+    )
 
 
 def _entry(sums: MemorySums, tensor: str, name: str) -> Entry:

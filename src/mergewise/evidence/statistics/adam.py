@@ -33,6 +33,7 @@ class Adam(Statistic):
     }
     need = "file"
     unit = "optimizers"
+    files = ("optimizer.safetensors", "optimizer.pt", "optimizer.bin")
     data = "none"
     source = (
         "Kingma & Ba 2015, arXiv 1412.6980; as a curvature for merging: OTA Merging 2025, arXiv "
