@@ -34,6 +34,8 @@ from mergewise.errors import CheckpointError
 MAX_CONFIG = 8_000_000
 """Bytes of a config.json; real ones stay under one megabyte."""
 _SINGLE = "model.safetensors"
+_BESIDE = ("adapter_", "surgery.")
+"""Beginnings of names of files that hold something else than the model's weights."""
 
 
 @dataclass(frozen=True)
@@ -148,7 +150,10 @@ def _open_folder(path: Path) -> Checkpoint:
     if single:
         return _assemble(path, path, [path / single], None, config, warnings)
     index = read_index(path / index_name)
-    extra = [n for n in names if n.endswith(".safetensors") and n not in index.shards]
+    extra = [
+        n for n in names
+        if n.endswith(".safetensors") and n not in index.shards and not n.startswith("surgery.")
+    ]  # fmt: skip
     index.refuse_siblings(extra)
     if extra:
         warnings.append(f"{where(path)}: not in {index_name}, ignored: {_some(extra)}")
@@ -158,7 +163,7 @@ def _open_folder(path: Path) -> Checkpoint:
 
 def _choose(path: Path, names: list[str]) -> tuple[str, str, list[str]]:
     """The single file, or "" and the index, by the rules above."""
-    weights = [n for n in names if n.endswith(".safetensors") and not n.startswith("adapter_")]
+    weights = [n for n in names if n.endswith(".safetensors") and not n.startswith(_BESIDE)]
     indexes = [n for n in names if n.endswith(".safetensors.index.json")]
     usual = f"{_SINGLE}.index.json"
     if _SINGLE in weights:

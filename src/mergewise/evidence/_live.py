@@ -60,7 +60,7 @@ class LiveModel:
 
 
 def fingerprint_of(path: Path | str) -> str:
-    """One mark for a checkpoint's weights, config, tokenizer and code: 64 hexadecimal digits.
+    """One mark for a checkpoint's weights, config, tokenizer, code and surgeries: 64 hex digits.
 
     Raises:
         CheckpointError: if it cannot be read.
@@ -75,7 +75,8 @@ def fingerprint_of(path: Path | str) -> str:
         digest.update(f"{file.name}\0{weights_hash(file)}\0".encode())
     code = (file for file in folder.glob("*.py") if file.is_file())
     config = (file for file in (folder / "config.json",) if file.is_file())
-    for file in sorted([*copied_files(folder), *code, *config]):
+    corrections = (file for file in folder.glob("surgery.*.safetensors") if file.is_file())
+    for file in sorted([*copied_files(folder), *code, *config, *corrections]):
         name = file.relative_to(folder).as_posix()
         digest.update(f"{name}\0{sha256_file(file)}\0".encode())
     return digest.hexdigest()

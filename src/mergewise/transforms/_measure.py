@@ -99,12 +99,14 @@ class Watch:
     Attributes:
         change: replaces what leaves a point: (point, moments of this batch, what was seen) to
             the new output; None to leave everything as it is.
+        collect: called with a point and the rows that passed it.
         partial: stop each forward pass when the last point has been passed.
     """
 
     model: LiveModel
     points: Sequence[Point]
     change: Callable[[Point, Moments, Tensor], Tensor] | None = None
+    collect: Callable[[Point, Tensor], None] | None = None
     partial: bool = False
     moments: dict[str, Moments] = field(default_factory=dict)
 
@@ -147,6 +149,8 @@ class Watch:
             own = Moments()
             own.add(rows)
             self.moments.setdefault(point.path, Moments()).add(rows)
+            if self.collect is not None:
+                self.collect(point, rows)
             changed = None if self.change is None else self.change(point, own, value)
             self._left -= 1
             if self.partial and self._left == 0:

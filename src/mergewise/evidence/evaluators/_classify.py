@@ -16,6 +16,7 @@ from mergewise.evidence.evaluators._base import Evaluator, Score
 from mergewise.evidence.evaluators._class_metrics import METRICS, classification
 from mergewise.evidence.evaluators._features import Batch, run
 from mergewise.evidence.evaluators._heads import Head, load_head
+from mergewise.evidence.evaluators._surgery import Surgery, load_surgery, surgery_file
 from mergewise.methods import Param
 
 if TYPE_CHECKING:
@@ -49,6 +50,10 @@ COMMON: dict[str, Param] = {
     ),
     "normalise": Param(bool, None, "compare directions (prototypes); by default as the head says"),
     "scale": Param(float, None, "factor on the head's logits; by default as the head says", gt=0),
+    "surgery": Param(
+        str, None, "name of a correction of features, surgery.NAME.safetensors in a model's "
+        "folder; models without one are scored as they are",
+    ),
     "batch_size": Param(int, 32, "examples at a time; does not change the result", ge=1),
 }  # fmt: skip
 
@@ -93,6 +98,13 @@ class Classifier(Evaluator):
             DataError: if a record lacks a field, or there is none.
         """
         head, names = self._head(), self._names()
+        if (surgery := self.option("surgery")) is not None:
+            surgery_file(surgery)
+            if head is None:
+                raise TaskError(
+                    f"task {self.task.name}: surgery corrects features before a head; give the "
+                    "task its `head`"
+                )
         if head is not None and names and len(names) != head.classes:
             raise TaskError(
                 f"task {self.task.name}: {len(names)} label_names, but {head.name} has "
@@ -134,7 +146,8 @@ class Classifier(Evaluator):
             self._classes(said, split, head.classes, self._names())
         pool = self.option("pool") or self.pool
         batches = self.batches(model, inputs, notes)
-        logits = run(model, batches, head, pool, len(inputs), self.progress)
+        surgery = self._surgery(model, pool, notes)
+        logits = run(model, batches, head, pool, len(inputs), self.progress, surgery)
         names = self._names() or (_config_names(model, logits.shape[1]) if head is None else None)
         labels = self._classes(said, split, logits.shape[1], names)
         metrics, outcomes = classification(logits, labels, names)
@@ -150,6 +163,24 @@ class Classifier(Evaluator):
             kept = replace(found, **{n: v for n, v in told.items() if v is not None})
             self._loaded = kept
         return kept
+
+    def _surgery(self, model: LiveModel, pool: str, notes: list[str]) -> Surgery | None:
+        """The model's own correction for this task."""
+        name = self.option("surgery")
+        if name is None:
+            return None
+        file = None if model.folder is None else model.folder / surgery_file(name)
+        if file is None or not file.is_file():
+            notes.append(f"no surgery {name} in its folder; scored without")
+            return None
+        found = load_surgery(file)
+        if found.pool != pool:
+            raise TaskError(
+                f"task {self.task.name}: {found.name} was trained on features with `pool: "
+                f"{found.pool}`, but the task has `pool: {pool}`"
+            )
+        notes.append(f"features corrected by surgery {name}")
+        return found
 
     def _names(self) -> list[str] | None:
         given = self.option("label_names")

@@ -11,6 +11,7 @@ from mergewise._lazy import torch
 from mergewise.errors import TaskError
 from mergewise.evidence._live import LiveModel
 from mergewise.evidence.evaluators._heads import Head
+from mergewise.evidence.evaluators._surgery import Surgery
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -39,22 +40,65 @@ def run(
     pool: str,
     total: int,
     progress: Callable[[int, int], None],
+    surgery: Surgery | None = None,
 ) -> Tensor:
     """Logits of all examples in the data's order, float32 [total, classes], on the CPU.
+
+    Args:
+        surgery: corrects features before the head sees them.
 
     Raises:
         TaskError: if the model gives no features or logits of the right form, or NaN.
     """
-    if head is not None and pool == "pooler":
+    if head is None:
+        return _all(model, batches, _own_logits, total, progress)
+
+    def logits(model: LiveModel, output: Any, batch: Batch) -> Tensor:
+        found = _features(model, output, pool, batch)
+        return head.logits(found if surgery is None else surgery.correct(found))
+
+    return _all(model, batches, logits, total, progress, pool)
+
+
+def features(
+    model: LiveModel,
+    batches: Iterable[Batch],
+    pool: str,
+    total: int,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Tensor:
+    """Features of all examples in the data's order, float32 [total, width], on the CPU.
+
+    Raises:
+        TaskError: if the model gives none, or NaN.
+    """
+
+    def found(model: LiveModel, output: Any, batch: Batch) -> Tensor:
+        return _features(model, output, pool, batch)
+
+    return _all(model, batches, found, total, progress, pool)
+
+
+def _all(
+    model: LiveModel,
+    batches: Iterable[Batch],
+    made_of: Callable[[LiveModel, Any, Batch], Tensor],
+    total: int,
+    progress: Callable[[int, int], None],
+    pool: str | None = None,
+) -> Tensor:
+    """What is made of the outputs of a whole classifier or, where there is a `pool`, a body."""
+    if pool == "pooler":
         _check_pooler(model)
     found: Tensor | None = None
     done = 0
     with _evaluating(model.module), torch.inference_mode():
         for batch in batches:
-            logits = _logits(model, batch, head, pool).float().cpu()
+            output = _output(model, batch, body=pool is not None)
+            made = made_of(model, output, batch).float().cpu()
             if found is None:
-                found = torch.empty(total, logits.shape[1])
-            found[list(batch.rows)] = logits
+                found = torch.empty(total, made.shape[1])
+            found[list(batch.rows)] = made
             done += len(batch.rows)
             progress(done, total)
     if found is None:
@@ -83,21 +127,18 @@ def is_transformer(module: nn.Module) -> bool:
     return hasattr(module, "config") and hasattr(module, "main_input_name")
 
 
-def _logits(model: LiveModel, batch: Batch, head: Head | None, pool: str) -> Tensor:
+def _output(model: LiveModel, batch: Batch, body: bool) -> Any:
     module = model.module
     inputs = {name: value.to(model.device) for name, value in batch.inputs.items()}
-    if is_transformer(module):
-        # a head of the task's own replaces the one a whole classifier brings
-        body: Any = module if head is None else module.base_model
-        output = body(**inputs)
-    else:
-        output = module(*inputs.values())
-    if head is None:
-        return _own_logits(model, output, len(batch.rows))
-    return head.logits(_features(model, output, pool, batch))
+    if not is_transformer(module):
+        return module(*inputs.values())
+    # a head of the task's own replaces the one a whole classifier brings
+    called: Any = module.base_model if body else module
+    return called(**inputs)
 
 
-def _own_logits(model: LiveModel, output: Any, examples: int) -> Tensor:
+def _own_logits(model: LiveModel, output: Any, batch: Batch) -> Tensor:
+    examples = len(batch.rows)
     logits = getattr(output, "logits", output)
     if not isinstance(logits, torch.Tensor) or logits.dim() != 2 or len(logits) != examples:
         raise TaskError(

@@ -9,6 +9,7 @@ prototype. Merging leaves heads alone, so one body can be scored on every task.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -85,7 +86,7 @@ def load_head(path: Path | str) -> Head:
     header = read_header(path)
     _check_tensors(path, header)
     data = path.read_bytes()
-    tensors = {name: _tensor(info, data) for name, info in header.tensors.items()}
+    tensors = {name: tensor_of(info, data) for name, info in header.tensors.items()}
     for name, tensor in tensors.items():
         if not torch.isfinite(tensor).all():
             raise TaskError(f"{path}: {name} holds NaN or infinity; train or save the head again")
@@ -107,20 +108,27 @@ def save_head(
         TaskError: if the shapes are not those of a head.
         OutputError: if it cannot be written.
     """
-    from mergewise.checkpoint import plan_shards, write_file
+    from mergewise.checkpoint import write_file
 
     tensors = {"weight": weight} | ({} if bias is None else {"bias": bias})
-    kept = {n: t.detach().to("cpu", torch.float32).contiguous() for n, t in tensors.items()}
-    _check_shapes(str(path), {name: tuple(tensor.shape) for name, tensor in kept.items()})
-    specs = [(name, "F32", tuple(tensor.shape)) for name, tensor in kept.items()]
+    _check_shapes(str(path), {name: tuple(tensor.shape) for name, tensor in tensors.items()})
     metadata = {"format": "pt", "normalise": str(normalise).lower(), "scale": repr(float(scale))}
+    write_file(Path(path), packed(tensors, metadata))
+
+
+def packed(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
+    """A small safetensors file of float32 tensors, as bytes."""
+    from mergewise.checkpoint import plan_shards
+
+    kept = {n: t.detach().to("cpu", torch.float32).contiguous() for n, t in tensors.items()}
+    specs = [(name, "F32", tuple(tensor.shape)) for name, tensor in kept.items()]
     [layout] = plan_shards(specs, 1 << 62, metadata)
     data = bytearray(layout.size)
     data[: len(layout.header)] = layout.header
     for name, tensor in kept.items():
         start = layout.offsets[name]
         data[start : start + layout.sizes[name]] = tensor.numpy().tobytes()
-    write_file(Path(path), bytes(data))
+    return bytes(data)
 
 
 def _check_tensors(path: Path, header: Header) -> None:
@@ -147,7 +155,8 @@ def _check_shapes(name: str, shapes: dict[str, tuple[int, ...]]) -> None:
         )
 
 
-def _tensor(info: TensorInfo, data: bytes) -> Tensor:
+def tensor_of(info: TensorInfo, data: bytes) -> Tensor:
+    """A tensor of a whole file's bytes, as float32."""
     from mergewise.checkpoint import TORCH_NAMES
 
     dtype = getattr(torch, TORCH_NAMES[info.dtype])
