@@ -4,10 +4,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.installed
 
-.PHONY: help install demo test bench lab clean
+.PHONY: help install demo test bench lab lab-guides clean
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: $(READY)  ## make .venv and install mergewise with its development tools
 
@@ -25,6 +25,10 @@ bench: $(READY)  ## speed and memory against a plain copy (and mergekit, where i
 
 lab: $(READY)  ## real experts, every method: FAMILY=digits DATA=folder SEEDS=n SIZE=cpu|gpu (docs/lab.md)
 	$(BIN)/python -m benchmarks.lab $(FAMILY) $(if $(DATA),--data '$(DATA)') \
+		$(if $(SEEDS),--seeds $(SEEDS)) $(if $(SIZE),--size $(SIZE)) $(ARGS)
+
+lab-guides: $(READY)  ## guided against uniform density: FAMILY=digits DATA= SEEDS= SIZE= (docs/lab.md)
+	$(BIN)/python -m benchmarks.lab.guides $(FAMILY) $(if $(DATA),--data '$(DATA)') \
 		$(if $(SEEDS),--seeds $(SEEDS)) $(if $(SIZE),--size $(SIZE)) $(ARGS)
 
 clean:  ## remove the demo's output and caches; .venv stays

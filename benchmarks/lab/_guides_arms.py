@@ -55,6 +55,12 @@ class Arm:
     sets: tuple[str, ...] = SETS
     extra: bool = False
 
+    def on(self, set_: str) -> tuple[str, ...]:
+        """What it is calibrated on for one expert, or for all; for all on their own tasks alone."""
+        if set_ not in self.sets:
+            return ()
+        return self.calibrations if set_ == ALONE else (OWN,)
+
     def missing(self) -> str | None:
         """Why it cannot be run in this version; None if it can."""
         try:

@@ -56,7 +56,7 @@ class Report:
     def rows(self, set_: str) -> Iterator[tuple[Arm, str, dict[str, Verdict]]]:
         """Every arm and calibration, with a verdict by metric."""
         for arm in self.arms:
-            for calibration in arm.calibrations:
+            for calibration in arm.on(set_):
                 groups = {
                     m: self.part(set=set_, arm=arm.name, calibration=calibration, metric=m)
                     for m in self.metrics

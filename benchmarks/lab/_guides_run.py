@@ -143,14 +143,10 @@ class Trial:
     def count(self) -> int:
         """How many cells there are."""
         return len(self.choice.densities) * sum(
-            1 + sum(len(arm.calibrations) for arm in self._arms(experts) if arm.fits(method))
+            1 + sum(len(arm.on(_set(experts))) for arm in self.choice.arms if arm.fits(method))
             for experts in self.groups()
             for method in self.choice.methods
         )
-
-    def _arms(self, experts: Sequence[str]) -> list[Arm]:
-        """Those that say something of so many experts."""
-        return [arm for arm in self.choice.arms if _set(experts) in arm.sets]
 
     def everything(self, progress: Progress) -> Iterator[Outcome]:
         """Cell by cell; yields as they are done."""
@@ -161,8 +157,8 @@ class Trial:
                 for method in self.choice.methods:
                     cell = Cell(self.seed, experts, method, density)
                     yield self._outcome(cell, uniform, None, progress)
-                for arm in self._arms(experts):
-                    for calibration in arm.calibrations:
+                for arm in self.choice.arms:
+                    for calibration in arm.on(_set(experts)):
                         yield from self._arm(
                             experts, density, arm, calibration, uniform, progress
                         )  # fmt: skip

@@ -81,9 +81,9 @@ def trial(family: Digits, choice: Choice) -> Trial:
 
 def test_every_cell_has_scores_of_its_experts_tasks(found: Found) -> None:
     assert [o.failure for o in found.outcomes if o.failure] == []
-    groups = len(DOMAINS) + 1
-    # dare_ties draws by chance and ranks nothing, so it has no score
-    assert len(found.outcomes) == groups * 2 * (3 * 3 + 2)
+    # dare_ties draws by chance and ranks nothing, so it has no score; all are on their own tasks
+    assert len(found.outcomes) == 2 * (len(DOMAINS) * (3 * 3 + 2) + (3 * 3 + 2))
+    assert {o.cell.calibration for o in found.outcomes if o.cell.set == TOGETHER} == {"", OWN}
     for one in found.outcomes:
         assert set(one.scores) == set(one.cell.experts)
         assert all(set(scores) == {"accuracy", "nll"} for scores in one.scores.values())
