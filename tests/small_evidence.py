@@ -24,10 +24,18 @@ State = Mapping[str, Tensor]
 
 def evidence_for(method: Method, experts: Sequence[State]) -> list[dict[str, Any]] | None:
     """One mapping a model, as `merge_state_dicts` takes them; None if the method reads none."""
-    needs = every_need(method)
+    needs = [need for need in every_need(method) if need.of == "experts"]
     if not needs:
         return None
     return [{need.statistic: _means(need, model) for need in needs} for model in experts]
+
+
+def base_evidence_for(method: Method, base: State | None) -> dict[str, Any] | None:
+    """The base's, for methods that read statistics of the base."""
+    needs = [need for need in every_need(method) if need.of == "base"]
+    if not needs or base is None:
+        return None
+    return {need.statistic: _means(need, base) for need in needs}
 
 
 def every_need(method: Method) -> list[Need]:
@@ -40,17 +48,22 @@ def every_need(method: Method) -> list[Need]:
 
 def _means(need: Need, model: State) -> dict[str, Tensor]:
     floats = {name: t for name, t in model.items() if t.is_floating_point()}
-    if need.per != "element":
-        floats = {name: t for name, t in floats.items() if t.dim() in (2, 4) and t.numel()}
+    if need.per not in ("element", "spread"):
+        axes = (1, 2, 4) if need.vectors else (2, 4)
+        floats = {name: t for name, t in floats.items() if t.dim() in axes and t.numel()}
     return {name: _mean(need, tensor) for name, tensor in floats.items()}
 
 
 def _mean(need: Need, tensor: Tensor) -> Tensor:
     seed = int(tensor.double().abs().sum().item() * 1e4) % (1 << 31)
     draw = torch.Generator().manual_seed(seed)
-    if need.per == "element":
+    if need.per == "element" or (need.vectors and tensor.dim() == 1):
         return torch.rand(tensor.shape, generator=draw) + 0.1
+    if need.per == "spread":
+        return torch.rand((*tensor.shape[:1], *[1] * (tensor.dim() - 1)), generator=draw) + 0.1
     width = math.prod(tensor.shape[1:])
+    if need.per == "output_matrix":
+        width = tensor.shape[0]
     if need.per == "column":
         return torch.rand(width, generator=draw) + 0.1
     inputs = torch.randn(2 * width, width, generator=draw)
@@ -68,10 +81,12 @@ def write_means(
 ) -> Path:
     """An evidence file whose means are these: the sums are thrice that, over three.
 
-    It says it is of `model`, was counted in `unit`, and collected with `options`.
+    Means of statistics that the method does not need are left out. The file says it is of `model`, was counted in `unit`, and collected with `options`.
     """
     entries, record = {}, Record(model=dict(model or {}))
     for need in method.needs_at_defaults():
+        if need.statistic not in means:
+            continue
         known = means[need.statistic]
         counts = {name: {unit or need.unit: 3} for name in known}
         record.statistics[need.statistic] = StatisticRecord(dict(options or {}), counts)

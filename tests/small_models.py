@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from small_evidence import evidence_for, write_means
+from small_evidence import base_evidence_for, evidence_for, write_means
 
-from mergewise.methods import all_methods, get_method
+from mergewise.methods import Method, all_methods, get_method
 
 State = dict[str, torch.Tensor]
 
@@ -114,12 +114,16 @@ def recipe(root: Path, method: str, experts: int = 2, **parts: Any) -> dict[str,
         {"model": str(root / f"expert_{'abcdef'[i]}"), **({"parameters": each} if each else {})}
         for i in range(experts)
     ]
-    if chosen.needs_at_defaults():
+    whose = {need.of for need in chosen.needs_at_defaults()}
+    if "experts" in whose:
         for model in models:
             folder = Path(model["model"])
             [means] = evidence_for(chosen, [load(folder)])
-            file = write_means(root / f"{folder.name}.{method}.safetensors", chosen, means)
-            model["evidence"] = str(file)
+            model["evidence"] = _evidence_file(folder, chosen, means)
+    if "base" in whose:
+        means = base_evidence_for(chosen, load(root / "base"))
+        file = _evidence_file(root / "base", chosen, means)
+        models.append({"model": str(root / "base"), "evidence": file})
     document: dict[str, Any] = {"merge_method": method, "models": models}
     if method not in NO_BASE:
         document["base_model"] = str(root / "base")
@@ -127,6 +131,11 @@ def recipe(root: Path, method: str, experts: int = 2, **parts: Any) -> dict[str,
     if shared:
         document["parameters"] = shared
     return document | parts
+
+
+def _evidence_file(folder: Path, method: Method, means: dict[str, Any]) -> str:
+    file = folder.parent / f"{folder.name}.{method.name}.safetensors"
+    return str(write_means(file, method, means))
 
 
 NO_BASE = {name for name, method in all_methods().items() if method.base != "required"}

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import yaml
-from small_evidence import evidence_for, write_means
+from small_evidence import base_evidence_for, evidence_for, write_means
 from small_models import load
 
 from mergewise.methods import all_methods, get_method
@@ -147,10 +147,15 @@ def test_stages_are_shown_one_after_the_other(run, here):
 def test_every_methods_example_can_be_planned(run, here, name):
     method = all_methods()[name]
     (here / "example.yml").write_text(method.example)
-    for model in yaml.safe_load(method.example).get("models", []):
-        if "evidence" in model:
-            [means] = evidence_for(method, [load(here / model["model"])])
-            write_means(here / model["evidence"], method, means)
+    models = [m for part in yaml.safe_load_all(method.example) for m in part.get("models", [])]
+    for model in (model for model in models if "evidence" in model):
+        state = load(here / model["model"])
+        means = base_evidence_for(method, state) if model["model"] == "base" else None
+        [means] = [means] if means else evidence_for(method, [state])
+        files = model["evidence"] if isinstance(model["evidence"], list) else [model["evidence"]]
+        for i, file in enumerate(files):
+            part = {name: m for j, (name, m) in enumerate(means.items()) if j % len(files) == i}
+            write_means(here / file, method, part)
     assert run("plan", "example.yml").exit_code == 0
     assert run("plan", "example.yml", "--json").exit_code == 0
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from small_evidence import evidence_for
+from small_evidence import base_evidence_for, evidence_for
 from small_models import NO_BASE, PARAMETERS, assert_same, load, near, save
 
 from mergewise import merge, merge_state_dicts
@@ -26,6 +26,7 @@ def run(method: str, base: Any, experts: list[Any], **options: Any) -> Any:
         parameters.setdefault("weight", 1.0)
     used = None if method in NO_BASE else base
     options.setdefault("evidence", evidence_for(get_method(method), experts))
+    options.setdefault("base_evidence", base_evidence_for(get_method(method), base))
     return merge_state_dicts(experts, method, base=used, parameters=parameters, **options)
 
 

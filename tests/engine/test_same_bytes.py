@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from small_evidence import evidence_for
+from small_evidence import base_evidence_for, evidence_for
 from small_models import NO_BASE, PARAMETERS, assert_same, contents, family, load, near, recipe
 from small_models import random_state as random
 
@@ -34,6 +34,7 @@ def in_memory(method: str, base: Any, experts: list[Any], **options: Any) -> dic
         parameters.setdefault("weight", [0.3, 0.5, 0.4][: len(experts)])
     used = None if method in NO_BASE else base
     options.setdefault("evidence", evidence_for(get_method(method), experts))
+    options.setdefault("base_evidence", base_evidence_for(get_method(method), base))
     return merge_state_dicts(experts, method, base=used, parameters=parameters, **options)
 
 
@@ -104,6 +105,7 @@ def test_in_memory_as_through_files(method: str, folders: Path, tmp_path: Path) 
         experts,
         method,
         evidence=evidence_for(get_method(method), experts),
+        base_evidence=base_evidence_for(get_method(method), load(folders / "base")),
         base=None if method in NO_BASE else load(folders / "base"),
         parameters=given,
         seed=11,
@@ -145,6 +147,13 @@ ROWWISE = [
     ("breadcrumbs_ties", {"granularity": "model"}),
     ("dare_ties", {"rescale_by": "density"}),
     ("della", {"rescale_by": "density", "lambda": 0.7}),
+    ("ties", {"score": "activation"}),
+    ("ties", {"score": "gain", "granularity": "model"}),
+    ("ties", {"score": "fisher", "granularity": "row", "rescale": True}),
+    ("breadcrumbs", {"score": "activation_gain", "granularity": "model"}),
+    ("breadcrumbs_ties", {"score": "fisher"}),
+    ("della", {"score": "gain"}),
+    ("della_linear", {"score": "activation", "rescale_by": "density"}),
     ("model_stock", {"filter_wise": True}),
     ("nuslerp", {"nuslerp_flatten": False}),
     ("nuslerp", {"nuslerp_flatten": False, "nuslerp_row_wise": True}),
@@ -225,3 +234,40 @@ def test_where_a_block_begins_does_not_matter() -> None:
         ]
         assert_same(results[0], results[1])
         assert_same(results[0], results[2])
+
+
+SCORED = [
+    ("ties", "activation", "tensor"),
+    ("ties", "fisher", "model"),
+    ("ties", "gain", "row"),
+    ("ties", "activation_gain", "model"),
+    ("breadcrumbs", "activation", "row"),
+    ("della", "gain", None),
+]
+
+
+@pytest.mark.parametrize(("method", "score", "granularity"), SCORED)
+@pytest.mark.parametrize("compiled", [False, True])
+def test_evidence_in_blocks(
+    method: str, score: str, granularity: str | None, compiled: bool, plain: Any
+) -> None:
+    """Numbers by input channel meet the same elements, wherever a block begins."""
+    plain(compiled)
+    base, experts = models(method)
+    given = {"score": score, "rescale": False} | (
+        {"granularity": granularity} if granularity else {}
+    )
+    results = [
+        in_memory(method, base, experts, block_size=size, parameters=given)
+        for size in (1 << 18, 1000, 4097, 90)
+    ]
+    for other in results[1:]:
+        assert_same(results[0], other)
+    assert_not_by_magnitude(method, base, experts, given, results[0])
+
+
+def assert_not_by_magnitude(
+    method: str, base: Any, experts: Any, given: Any, result: dict[str, Any]
+) -> None:
+    by_size = in_memory(method, base, experts, parameters={**given, "score": "magnitude"})
+    assert not torch.equal(result["a.weight"], by_size["a.weight"])

@@ -78,11 +78,12 @@ def merge_tensor(
     base: Tensor | None = None,
     seed: int = 0,
     evidence: Sequence[Mapping[str, Tensor | None]] | None = None,
+    base_evidence: Mapping[str, Tensor | None] | None = None,
     **parameters: Any,
 ) -> Tensor:
     """Merge one tensor; a per-model parameter is a scalar or a list with one value each.
 
-    `evidence` gives each model's means for this tensor, by statistic.
+    `evidence` gives each model's means for this tensor, by statistic, `base_evidence` the base's.
     """
     chosen = get_method(method)
     settings = complete(chosen, len(experts), parameters)
@@ -92,14 +93,15 @@ def merge_tensor(
     shape = experts[0].shape
     columns = _rows(shape)[1]
     needs = chosen.needs(settings)
-    found = [[model[need.statistic] for model in evidence or ()] for need in needs]
+    theirs = {"experts": evidence or (), "base": (base_evidence or {},)}
+    found = [[model.get(need.statistic) for model in theirs[need.of]] for need in needs]
     described = bool(found) and all(mean is not None for each in found for mean in each)
     view = {
         Access.FLAT: (-1,),
         Access.ROWS: (-1, columns),
         Access.WHOLE: shape,
     }[chosen.access(settings)]
-    if described and any(need.per == "matrix" for need in needs):
+    if described and any("matrix" in need.per for need in needs):
         view = (shape[0], -1)
     x = WholeTensor(
         None if base is None else base.float().reshape(view),
@@ -116,9 +118,11 @@ def merge_tensor(
 
 
 def _given(need: Need, mean: Tensor, shape: torch.Size, view: Sequence[int]) -> Tensor:
-    if need.per == "column":
+    if need.per == "column" and len(shape) > 1:
         mean = mean.expand(shape[0], -1)
-    return mean if need.per == "matrix" else mean.reshape(tuple(view))
+    if need.per == "spread":
+        mean = mean.expand(shape)
+    return mean if "matrix" in need.per else mean.reshape(tuple(view))
 
 
 def _evaluate(method: Any, x: WholeTensor, values: Mapping[str, Any]) -> Tensor:

@@ -11,7 +11,7 @@ import pytest
 import torch
 import yaml
 from _driver import complete, merge_tensor
-from small_evidence import evidence_for
+from small_evidence import base_evidence_for, evidence_for
 
 from mergewise import merge_state_dicts
 from mergewise.engine import _compile, _memory
@@ -57,6 +57,7 @@ def method(request: Any) -> Method:
 def run(method: Method, base: State | None, experts: list[State], **more: Any) -> State:
     given = {**parameters(method, len(experts)), **more.pop("parameters", {})}
     more.setdefault("evidence", evidence_for(method, experts))
+    more.setdefault("base_evidence", base_evidence_for(method, base))
     return merge_state_dicts(experts, method.name, base=base, parameters=given, **more)
 
 
@@ -156,12 +157,14 @@ def test_engine_equals_the_naive_driver(method: Method) -> None:
             continue
         merged = run(method, base, experts, parameters=more)
         evidence = evidence_for(method, experts)
+        its = base_evidence_for(method, base)
         for name in SHAPES:
             naive = merge_tensor(
                 [e[name] for e in experts],
                 method.name,
                 base and base[name],
                 evidence=evidence and [{k: v.get(name) for k, v in e.items()} for e in evidence],
+                base_evidence=its and {k: v.get(name) for k, v in its.items()},
                 **given,
             )
             close = torch.allclose(merged[name], naive, rtol=1e-4, atol=1e-5)
@@ -200,7 +203,7 @@ def test_whole_model_thresholds_keep_the_largest_of_all_tensors(name: str) -> No
 def test_metadata_is_complete(method: Method) -> None:
     for text in (method.summary, method.formula, method.source, method.variant, method.example):
         assert text.strip()
-    recipe = yaml.safe_load(method.example)
+    *_, recipe = yaml.safe_load_all(method.example)
     assert recipe["merge_method"] == method.name
     for name, param in method.params.items():
         assert param.help, name

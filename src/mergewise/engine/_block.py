@@ -63,7 +63,7 @@ class Block:
         ranks: row ranks of the scores, float32, flat.
         masks: what the method made of the ranks, bool, flat.
         turned: the tensor is stored [inputs, outputs]; the method is to see the transpose.
-        evidence: for each need of the method, each expert's statistic, float32, in its own
+        evidence: for each need of the method, each model's statistic, float32, in its own
             shape, or flat where it has the block's elements; empty if the tensor has none.
     """
 
@@ -138,23 +138,30 @@ class TracedInputs(_AtLeast):
 
     Args:
         columns: elements per row, if the compiled loop is to be for that number alone.
-        needs: statistics of every expert, each with one number an element.
+        needs: for each statistic, of how many models it is; each has one number an element.
     """
 
     def __init__(
-        self, experts: int, has_base: bool, ranks: int, masks: int, columns: int | None, needs: int
+        self,
+        experts: int,
+        has_base: bool,
+        ranks: int,
+        masks: int,
+        columns: int | None,
+        needs: Sequence[int],
     ) -> None:
         count = experts + has_base
         first = count + ranks + masks
-        kinds = "f" * (count + ranks) + "b" * masks + "f" * (needs * experts)
+        kinds = "f" * (count + ranks) + "b" * masks + "f" * sum(needs)
         inputs: list[Any] = [Expr("input", (i,), kind) for i, kind in enumerate(kinds)]
         self.base = inputs[0] if has_base else None
         self.experts = inputs[has_base:count]
         self.ranks = inputs[count : count + ranks]
         self.masks = inputs[count + ranks : first]
-        self.evidence = [
-            inputs[first + i * experts : first + (i + 1) * experts] for i in range(needs)
-        ]
+        self.evidence = []
+        for models in needs:
+            self.evidence.append(inputs[first : first + models])
+            first += models
         if columns is not None:
             self.columns = columns
         self._count = experts

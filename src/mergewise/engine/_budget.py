@@ -76,9 +76,12 @@ class _Need:
         self.kept = _OPEN * len(tensor.experts) * self.elements // 8 if ranked else 0
         access = method.access(settings)
         block = BLOCK_ELEMENTS if compiled else PLAIN_BLOCK_ELEMENTS
-        sides = self._sides(method.needs(settings))
+        needs = method.needs(settings)
+        sides = self._sides(needs)
+        self.solving = method.solving
         if sides:
-            block = self.elements if tensor.turned else max(block, *(n * n for n in sides))
+            together = tensor.turned or any(need.per == "output_matrix" for need in needs)
+            block = self.elements if together else max(block, *(n * n for n in sides))
         elif access is Access.WHOLE:
             block = self.elements
         elif access is Access.ROWS or ranked:
@@ -90,16 +93,17 @@ class _Need:
     def _sides(self, needs: Sequence[Need]) -> list[int]:
         """Of each statistic that is a matrix: its number of rows."""
         pairs = zip(needs, self.tensor.statistics, strict=False)
-        matrices = (known for need, each in pairs if need.per == "matrix" for known in each)
+        matrices = (known for need, each in pairs if need.per.endswith("matrix") for known in each)
         return [known.ref.shape[0] for known in matrices]
 
     def _solving(self, block: int, sides: list[int]) -> int:
-        """Bytes for a block of rows and matrices beside it: see `solve_gram`."""
+        """Bytes for a block of rows and matrices beside it: see `Method.solving`."""
         tensor = self.tensor
         types = [tensor.meta.dtype, *(item.meta.dtype for item in tensor.inputs)]
         stored = sum(BITS[dtype] for dtype in types) // 8
-        widened = 4 * (len(tensor.inputs) + 1) + 8 * 3
-        return block * (stored + widened) + sum(4 * n * n for n in sides) + 2 * 8 * max(sides) ** 2
+        widened = 4 * (len(tensor.inputs) + 1) + 8 * self.solving
+        matrices = sum(4 * n * n for n in sides) + 2 * 8 * max(sides) ** 2
+        return block * (stored + widened) + matrices
 
     def _bytes(self, plain: bool, ranked: bool) -> int:
         """Bytes for one element of a block."""

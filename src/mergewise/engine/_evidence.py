@@ -11,8 +11,8 @@ from mergewise.engine._kernels import FINITE_PIECE, finite
 from mergewise.engine._sources import Source, TensorSource
 from mergewise.engine._work import Work
 from mergewise.errors import EvidenceError
-from mergewise.methods import Method, Need, Settings
-from mergewise.plan import check_shape, is_turned, left_out
+from mergewise.methods import Need
+from mergewise.plan import check_shape, is_turned, left_out, suited
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -53,6 +53,39 @@ class MeanSource:
                 "that the model gives finite losses on that data"
             )
         return mean
+
+
+class SpreadSource:
+    """Numbers repeated along some axes of a tensor.
+
+    Args:
+        means: of the tensor's shape, with 1 for those axes.
+        shape: of the tensor.
+    """
+
+    def __init__(self, means: Source, shape: tuple[int, ...]) -> None:
+        self._means = means
+        self.model = means.model
+        self.name = means.name
+        self.shape = shape
+        self.dtype = torch.float32
+        self._known: Tensor | None = None
+
+    def prepare(self) -> Work:
+        yield from self._means.prepare()
+
+    def read(self, start: int, size: int, slot: int) -> Tensor:
+        if self._known is None:
+            # kept: little beside the tensor. Two threads may both read it, and find the same
+            count = math.prod(self._means.shape)
+            self._known = self._means.read(0, count, slot).reshape(self._means.shape)
+        if not self.shape:
+            return self._known.reshape(-1)[start : start + size]
+        width = max(1, math.prod(self.shape[1:]))
+        first, last = start // width, -(-(start + size) // width)
+        rows = self._known if len(self._known) == 1 else self._known[first:last]
+        flat = rows.expand(last - first, *self.shape[1:]).reshape(-1)
+        return flat[start - first * width :][:size]
 
 
 class ColumnSource:
@@ -105,9 +138,13 @@ class ColumnSource:
 
 
 def in_memory(
-    method: Method, settings: Settings, models: Sequence[Statistics], tensor: Tensor, name: str
+    needs: Sequence[Need],
+    models: Sequence[Statistics],
+    base: Statistics | None,
+    tensor: Tensor,
+    name: str,
 ) -> tuple[list[list[Source]], bool]:
-    """Sources of what the method needs of each expert; [] if some expert's statistics lack it.
+    """Sources of what a method needs of each model; [] if some model's statistics lack it.
 
     Beside them whether the tensor is stored [inputs, outputs]; a square one is taken not to be.
 
@@ -116,20 +153,23 @@ def in_memory(
     """
     found: list[list[Source]] = []
     shape, turned = tuple(tensor.shape), False
-    for need in method.needs(settings):
+    for need in (suited(need, shape) for need in needs):
         each: list[Source] = []
-        for i, model in enumerate(models):
+        whose = {f"evidence[{i}]": model for i, model in enumerate(models)}
+        if need.of == "base":
+            whose = {"base_evidence": base or {}}
+        for label, model in whose.items():
             mean = model.get(need.statistic, {}).get(name)
             if mean is None:
                 return [], False
-            source = TensorSource(f"evidence[{i}]", f"{need.statistic} of {name}", mean)
+            source = TensorSource(label, f"{need.statistic} of {name}", mean)
             if left_out(need, shape, source.shape):
                 return [], False
-            check_shape(need, shape, source.shape, source.model, name)
             turned = turned or is_turned(need, shape, source.shape, False)
+            check_shape(need, shape, source.shape, label, name, turned)
             each.append(MeanSource(source, 1))
         found.append(each)
-    for need, each in zip(method.needs(settings), found, strict=True):
+    for need, each in zip(needs, found, strict=True):
         each[:] = spread(need, each, shape, turned)
     return found, turned
 
@@ -137,7 +177,10 @@ def in_memory(
 def spread(
     need: Need, means: Sequence[Source], shape: tuple[int, ...], turned: bool
 ) -> list[Source]:
-    """Means as a task is given them: those by input channel repeated for every element."""
-    if need.per != "column":
-        return list(means)
-    return [ColumnSource(mean, shape, turned) for mean in means]
+    """Means as a task is given them: those by channel repeated for every element."""
+    per = suited(need, shape).per
+    if per == "spread":
+        return [SpreadSource(mean, shape) for mean in means]
+    if per == "column":
+        return [ColumnSource(mean, shape, turned) for mean in means]
+    return list(means)

@@ -177,7 +177,7 @@ class Kernels:
         out = str(self.out_dtype).removeprefix("torch.")
         key = (
             type(self.method), stage, self._scalars.structure, dtypes, block.has_base,
-            len(block.ranks), len(block.masks), len(block.evidence), columns, out,
+            len(block.ranks), len(block.masks), _models_of(block), columns, out,
         )  # fmt: skip
         with _lock:
             if key not in _cache:
@@ -191,11 +191,11 @@ class Kernels:
         experts = len(block.tensors) - block.has_base
         extra = (len(block.ranks), len(block.masks))
         columns = block.columns if block.ranks else None
-        needs = len(block.evidence)
+        needs = _models_of(block)
         x = TracedInputs(experts, block.has_base, *extra, columns, needs)
         s = Settings(self._scalars.traced)
         inputs = [*dtypes, *["float32"] * extra[0], *["bool"] * extra[1]]
-        inputs += ["float32"] * (needs * experts)
+        inputs += ["float32"] * sum(needs)
         size = (len(self._scalars.floats), len(self._scalars.ints))
         try:
             if stage in ("scores", "masks"):
@@ -243,6 +243,11 @@ class _Loaded:
             sums,
         )
         return Result(out, dict(zip(self._sums, sums, strict=False)), bad)
+
+
+def _models_of(block: Block) -> tuple[int, ...]:
+    """For each statistic, of how many models a block has it."""
+    return tuple(len(each) for each in block.evidence)
 
 
 def _inputs_of(block: Block) -> list[Tensor]:

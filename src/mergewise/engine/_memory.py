@@ -19,7 +19,7 @@ from mergewise.engine._task import Options, TensorTask
 from mergewise.engine._threads import one_torch_thread
 from mergewise.engine._work import Parallel, Range, Work
 from mergewise.errors import IncompatibleModelsError, MergewiseError
-from mergewise.methods import Method, Settings, get_method
+from mergewise.methods import Method, Need, Settings, get_method
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,6 +34,7 @@ def merge_state_dicts(
     base: StateDict | None = None,
     parameters: Mapping[str, Any] | None = None,
     evidence: Sequence[Statistics] | None = None,
+    base_evidence: Statistics | None = None,
     seed: int = 0,
     dtype: torch.dtype | None = None,
     device: str = "cpu",
@@ -54,6 +55,7 @@ def merge_state_dicts(
             (``fisher``, ``input_gram``, ``input_moments``: mean squares by input channel), then
             by tensor. A tensor that some model's evidence lacks is merged as the method merges
             tensors without evidence.
+        base_evidence: the base's, for methods that need statistics of the base.
         seed: for methods with random masks.
         dtype: the type of floating-point results; by default each tensor's own (the base's).
         device: where to compute: ``cpu``, ``cuda:N``, or ``auto``.
@@ -82,7 +84,9 @@ def merge_state_dicts(
     _check_models(chosen, models, used_base)
     values = complete_parameters(chosen, parameters or {}, len(models))
     every = [*([used_base] if used_base is not None else []), *models]
-    statistics = _check_evidence(chosen, values, evidence, models)
+    needs = chosen.needs(Settings(values))
+    statistics = _check_evidence(chosen, needs, evidence, models)
+    _check_base_evidence(chosen, needs, base_evidence)
     device = pick_device(device)
     names = _names_of(every)
     donor = {name: every[0][name] for name in names}
@@ -105,7 +109,7 @@ def merge_state_dicts(
             for i, model in enumerate(every)
         ]
         has_base = used_base is not None
-        means, turned = in_memory(chosen, Settings(values), statistics, tensor, name)
+        means, turned = in_memory(needs, statistics, base_evidence, tensor, name)
         tasks.append(
             TensorTask(
                 name=name,
@@ -156,12 +160,12 @@ def _fill(task: TensorTask, shared: Shared | None, target: Tensor) -> Work:
 
 def _check_evidence(
     method: Method,
-    values: Mapping[str, Any],
+    every: Sequence[Need],
     evidence: Sequence[Statistics] | None,
     models: Sequence[StateDict],
 ) -> Sequence[Statistics]:
-    """One for each model, each with all that the method needs."""
-    needs = method.needs(Settings(values))
+    """One for each model, each with all that the method needs of it."""
+    needs = [need for need in every if need.of == "experts"]
     if not needs:
         return ()
     wanted = ", ".join(need.statistic for need in needs)
@@ -181,6 +185,16 @@ def _check_evidence(
                     f"it has {have}"
                 )
     return evidence
+
+
+def _check_base_evidence(method: Method, needs: Sequence[Need], given: Statistics | None) -> None:
+    for need in needs:
+        if need.of == "base" and not (given or {}).get(need.statistic):
+            have = ", ".join(given or {}) or "nothing"
+            raise MergewiseError(
+                f"{method.name} needs {need.statistic} of the base model: pass base_evidence=, "
+                f"means by statistic, then by tensor; got {have}"
+            )
 
 
 def _label(index: int, has_base: bool) -> str:

@@ -48,6 +48,9 @@ class Options:
         return self.block or (PLAIN_BLOCK_ELEMENTS if plain else BLOCK_ELEMENTS)
 
 
+_MATRICES = ("matrix", "output_matrix")
+
+
 def row_length(shape: Sequence[int]) -> int:
     """Elements in a row: the last axis, or all of an output channel of a convolution."""
     if len(shape) >= 4:
@@ -62,7 +65,7 @@ class TensorTask:
     Attributes:
         values: the method's parameters, resolved for this tensor.
         base, experts: the inputs.
-        evidence: for each of the method's needs, each expert's mean statistic; empty if this
+        evidence: for each of the method's needs, each model's mean statistic; empty if this
             tensor is not described.
         turned: the weight is stored [inputs, outputs], as GPT-2's Conv1D stores it.
         matrix: the method is given a matrix beside this tensor, with every block of rows.
@@ -102,9 +105,10 @@ class TensorTask:
         if self._ranked and self.access is Access.FLAT:
             self.access = Access.ROWS
         self._needs = self.method.needs(self.kernels.settings) if self.evidence else ()
-        self.matrix = any(need.per == "matrix" for need in self._needs)
+        self.matrix = any(need.per in _MATRICES for need in self._needs)
         if self.matrix:
-            self.access = Access.WHOLE if self.turned else Access.ROWS
+            together = self.turned or any(need.per == "output_matrix" for need in self._needs)
+            self.access = Access.WHOLE if together else Access.ROWS
             self.columns = max(1, math.prod(self.shape[1:]))
         self._masks = MaskCache()
         self._masked = self._ranked and self.kernels.count("masks", self._tiny) > 0
@@ -138,7 +142,7 @@ class TensorTask:
         for need, sources in zip(self._needs, self.evidence, strict=True):
             each = []
             for source in sources:
-                whole = need.per == "matrix"
+                whole = need.per in _MATRICES
                 start, size = (0, math.prod(source.shape)) if whole else where
                 statistic = source.read(start, size, slot)
                 each.append(statistic.reshape(source.shape) if whole else statistic)
@@ -148,7 +152,7 @@ class TensorTask:
 
     def _seen(self, whole: tuple[int, ...]) -> tuple[int, ...]:
         """The shape in which the method sees a block."""
-        if self.matrix and self.turned:
+        if self.matrix and self.access is Access.WHOLE:
             return (whole[0], math.prod(whole[1:]))
         if self.access is Access.WHOLE:
             return whole
@@ -234,8 +238,8 @@ class TensorTask:
         ranks = [torch.zeros(size)] * len(self.experts) if self._ranked else []
         block = Block(0, size, tensors, self.base is not None, self.columns, shape, ranks)
         block.evidence = [
-            [torch.zeros((1, 1) if need.per == "matrix" else size)] * len(self.experts)
-            for need in self._needs
+            [torch.zeros((1, 1) if need.per in _MATRICES else size)] * len(sources)
+            for need, sources in zip(self._needs, self.evidence, strict=True)
         ]
         return block
 

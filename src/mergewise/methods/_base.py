@@ -48,15 +48,19 @@ class Access(enum.Enum):
 
 @dataclass(frozen=True)
 class Need:
-    """A statistic of every expert that a method reads beside its weights.
+    """A statistic of every expert, or of the base, that a method reads beside the weights.
 
     Attributes:
         statistic, sum: what it is called in evidence files (``mergewise collect --list``).
         unit: the count by which the sum is divided.
         per: `element`, of the tensor's own shape; `column`, one number for each input channel of
             a weight that multiplies rows of inputs, which the method sees repeated for every
-            element; or `matrix`, [inputs, inputs] of such a weight; the method then sees that
-            weight as [outputs, inputs], some outputs at a time.
+            element; `spread`, of the tensor's shape with 1 for axes along which it is repeated;
+            `matrix`, [inputs, inputs] of a weight; the method then sees that weight as [outputs,
+            inputs], some outputs at a time; or `output_matrix`, [outputs, outputs], and then it
+            sees all outputs at once.
+        of: whose it is; a need of the base gives one tensor, whatever the number of experts.
+        vectors: with `column`, whether vectors are described too, element by element.
         asked_by: the setting for which it is read, such as ``score: fisher``; empty if the
             method always reads it.
         otherwise: what becomes of a tensor that the evidence does not describe.
@@ -64,8 +68,10 @@ class Need:
 
     statistic: str
     sum: str
-    unit: Literal["tokens", "examples"]
-    per: Literal["element", "matrix", "column"]
+    unit: Literal["tokens", "examples", "optimizers"]
+    per: Literal["element", "column", "spread", "matrix", "output_matrix"]
+    of: Literal["experts", "base"] = "experts"
+    vectors: bool = False
     asked_by: str = field(default="", compare=False)
     otherwise: str = field(default="", compare=False)
 
@@ -80,8 +86,8 @@ class Inputs:
             (0 = smallest, columns − 1 = largest); else empty.
         masks: what `Method.masks` made of the ranks, if it made something; else empty.
         columns: elements per row (for FLAT blocks, the whole tensor's last axis).
-        evidence: for each of `Method.needs`, each expert's mean statistic; empty for a tensor
-            that some expert's evidence does not describe.
+        evidence: for each of `Method.needs`, each expert's mean statistic (or the base's, alone);
+            empty for a tensor that some model's evidence does not describe.
     """
 
     base: Tensor | None
@@ -140,13 +146,15 @@ class Method(ABC):
     idempotent: ClassVar[bool] = True
     """Whether equal inputs give that input back, at weights that sum to one."""
     random: ClassVar[bool] = False
+    solving: ClassVar[int] = 3
+    """Blocks in float64 that `combine` holds at once, of a method that is given matrices."""
 
     def access(self, p: Settings) -> Access:
         """How much of a tensor is needed at once."""
         return Access.FLAT
 
     def needs(self, p: Settings) -> tuple[Need, ...]:
-        """The statistics it reads of every expert. Called before any data is read."""
+        """The statistics it reads beside the weights. Called before any data is read."""
         return ()
 
     def problem(self, p: Settings, experts: int) -> str | None:

@@ -4,13 +4,14 @@
     hence             (sum_i w_i C_i) W = sum_i w_i C_i W_i
 
 With C the identity this is the weighted mean, with a diagonal (Fisher) an elementwise one, with a
-Gram matrix of inputs RegMean. Where the metrics say nothing, as in directions that no calibration
-input had, the answer is the weighted mean.
+Gram matrix of inputs RegMean, with one of inputs and one of outputs' gradients K-FAC. Where the
+metrics say nothing, as in directions that no calibration input had, the answer is the weighted
+mean, or wherever the search began.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mergewise._lazy import torch
@@ -70,10 +71,8 @@ def solve_gram(
     Raises:
         MergewiseError: if the sum of the metrics is not positive definite.
     """
-    mean = torch.zeros_like(models[0], dtype=torch.float64)
-    for model, share in zip(models, shares, strict=True):
-        mean.add_(model, alpha=share)
-    whole, pull = _equations(models, grams, weights, mean, off_diagonal)
+    mean = mean_of(models, shares)
+    whole, pull = equations(models, grams, weights, mean, off_diagonal)
     diagonal = whole.diagonal()
     level = float(diagonal.mean())
     if not level > 0:
@@ -91,27 +90,75 @@ def solve_gram(
     return moved.add_(mean).to(models[0].dtype)
 
 
-def _equations(
+def mean_of(models: Sequence[Tensor], shares: Sequence[float]) -> Tensor:
+    """The weighted mean in float64."""
+    mean = torch.zeros_like(models[0], dtype=torch.float64)
+    for model, share in zip(models, shares, strict=True):
+        mean.add_(model, alpha=share)
+    return mean
+
+
+def solve_conjugate(
+    operator: Callable[[Tensor], Tensor],
+    pull: Tensor,
+    iterations: int,
+    tolerance: float,
+    dims: int | tuple[int, ...] = -1,
+) -> Tensor:
+    """``operator^-1 pull`` by conjugate gradients (Hestenes & Stiefel 1952), without an inverse.
+
+    Directions that the operator annihilates stay at zero.
+
+    Args:
+        operator: linear, symmetric and positive semidefinite on tensors of `pull`'s shape.
+        pull: the right-hand side, float64.
+        iterations: at most so many steps.
+        tolerance: stop where the residual's norm is below this share of `pull`'s.
+        dims: what makes one system of equations; by default each row is one of its own, which
+            makes the result independent of what other rows there are.
+    """
+    found, residual, direction = torch.zeros_like(pull), pull.clone(), pull.clone()
+    size = (residual * residual).sum(dims, keepdim=True)
+    enough = size * tolerance**2
+    for _ in range(iterations):
+        going = size > enough
+        if not going.any():
+            break
+        moved = operator(direction)
+        curvature = (direction * moved).sum(dims, keepdim=True)
+        step = _ratio(size, curvature, going & (curvature > 0))
+        found += step * direction
+        residual -= step * moved
+        before, size = size, (residual * residual).sum(dims, keepdim=True)
+        direction = residual + _ratio(size, before, going) * direction
+    return found
+
+
+def _ratio(a: Tensor, b: Tensor, where: Tensor) -> Tensor:
+    return torch.where(where, a / torch.where(where, b, torch.ones_like(b)), torch.zeros_like(a))
+
+
+def equations(
     models: Sequence[Tensor],
     grams: Sequence[Tensor],
     weights: Sequence[float],
-    mean: Tensor,
+    around: Tensor,
     off_diagonal: float,
 ) -> tuple[Tensor, Tensor]:
-    """The two sides for ``W - mean``: the metrics' sum [in, in], and the pull [out, in]."""
+    """The two sides for ``W - around``: the metrics' sum [in, in], and the pull [out, in]."""
     whole = torch.zeros_like(grams[0], dtype=torch.float64)
-    pull = torch.zeros_like(mean)
+    pull = torch.zeros_like(around)
     for model, gram, weight in zip(models, grams, weights, strict=True):
-        apart = model.to(torch.float64, copy=True).sub_(mean)
+        apart = model.to(torch.float64, copy=True).sub_(around)
         for first in range(0, len(gram), _ROWS):
             rows = slice(first, first + _ROWS)
-            metric = _metric(gram, rows, off_diagonal).mul_(weight)
+            metric = shrunk(gram, rows, off_diagonal).mul_(weight)
             whole[rows] += metric
             pull.addmm_(apart[:, rows], metric)
     return whole, pull
 
 
-def _metric(gram: Tensor, rows: slice, off_diagonal: float) -> Tensor:
+def shrunk(gram: Tensor, rows: slice, off_diagonal: float) -> Tensor:
     """Rows of a Gram matrix in float64, shrunk off its diagonal."""
     found = gram[rows].to(torch.float64, copy=True)
     own = found.diagonal(rows.start)

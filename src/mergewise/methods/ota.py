@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _NEEDS = {
-    "adam": Need("adam", "second_moment", "examples", "element"),
+    "adam": Need("adam", "second_moment", "optimizers", "element"),
     "fisher": Need("fisher", "squares", "examples", "element"),
 }
 _CURVES = {0.5: "root", 1.0: "plain"}

@@ -12,7 +12,14 @@ from pathlib import Path
 from types import ModuleType
 
 from mergewise.plan._build import build_plan
-from mergewise.plan._evidence import Statistic, check_shape, find_statistics, is_turned, left_out
+from mergewise.plan._evidence import (
+    Statistic,
+    check_shape,
+    find_statistics,
+    is_turned,
+    left_out,
+    suited,
+)
 from mergewise.plan._explain import (
     Alike,
     alike_tensors,
@@ -46,6 +53,7 @@ __all__ = [
     "left_out",
     "only_some_have",
     "role_of",
+    "suited",
     "tensor_dict",
 ]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mergewise._paths import exists, expanded
@@ -25,7 +25,20 @@ class Statistic:
 
 
 Statistics = tuple[tuple[Statistic, ...], ...]
-"""For each need of a method, one for each expert."""
+"""For each need of a method, one for each expert, or one for the base."""
+
+
+@dataclass(frozen=True)
+class Own:
+    """A model's evidence for one tensor.
+
+    Attributes:
+        tensor: what the tensor is called in that model.
+        files: the model's evidence.
+    """
+
+    tensor: str
+    files: Sequence[Evidence] = ()
 
 
 @dataclass(frozen=True)
@@ -35,7 +48,8 @@ class Described:
     Attributes:
         statistics: empty if any need of any expert is not met.
         turned: the tensor is stored [inputs, outputs].
-        lacking: where only some experts have it, the numbers of the others.
+        lacking: where only some experts have it, the numbers of the others; the base counts
+            as -1.
     """
 
     statistics: Statistics = ()
@@ -64,10 +78,14 @@ def lacking(
         have = ", ".join(sorted({name for file in files for name in file.statistics}))
         got = f"its evidence has {have}" if files else "it has no `evidence`"
         reader = f"{method.name} with `{need.asked_by}`" if need.asked_by else method.name
+        place = "add `evidence: FILE` here"
+        if source.implicit:
+            place = f"list it under `models:` too, as {{model: {source.model}, evidence: FILE}}"
+        whose = "the base" if need.of == "base" else "every model"
         return (
-            f"{source.model}: {reader} reads {need.statistic} of every model, and {got}; "
+            f"{source.model}: {reader} reads {need.statistic} of {whose}, and {got}; "
             f"collect it (mergewise collect {need.statistic} {source.model} --data DATA -o FILE) "
-            "and add `evidence: FILE` here"
+            f"and {place}"
         )
     return ""
 
@@ -77,32 +95,45 @@ def find_statistics(
     tensors: Sequence[str],
     shape: tuple[int, ...],
     files: Sequence[Sequence[Evidence]],
+    base: Own | None = None,
 ) -> Described:
-    """What a tensor's experts have of what a method needs.
+    """What is known of a tensor of what a method needs.
 
     Args:
         tensors: the tensor's name in each expert.
         files: each expert's evidence.
+        base: the base's.
 
     Raises:
         EvidenceError: for a statistic of another shape, without a count, or given twice.
     """
     found: list[tuple[Statistic, ...]] = []
+    experts = [Own(name, own) for name, own in zip(tensors, files, strict=True)]
     turned = False
-    for need in needs:
-        each = [_find(need, name, own) for name, own in zip(tensors, files, strict=True)]
-        lacking = tuple(i for i, one in enumerate(each) if one is None)
+    for need in (suited(need, shape) for need in needs):
+        models = experts if need.of == "experts" else [base or Own("")]
+        each = [_find(need, own.tensor, own.files) for own in models]
         known = [one for one in each if one is not None]
-        if lacking:
-            return Described(lacking=lacking if known else ())
+        if len(known) < len(each):
+            absent = tuple(i for i, one in enumerate(each) if one is None)
+            if need.of == "base":
+                return Described(lacking=(-1,) if found else ())
+            return Described(lacking=absent if known else ())
         if any(left_out(need, shape, statistic.ref.shape) for _, statistic in known):
             return Described()
-        for (evidence, statistic), name in zip(known, tensors, strict=True):
-            check_shape(need, shape, statistic.ref.shape, str(statistic.file), name)
-            told = name in evidence.record.turned
+        for (evidence, statistic), own in zip(known, models, strict=True):
+            told = own.tensor in evidence.record.turned
             turned = turned or is_turned(need, shape, statistic.ref.shape, told)
+            where = str(statistic.file)
+            check_shape(need, shape, statistic.ref.shape, where, own.tensor, turned)
         found.append(tuple(statistic for _, statistic in known))
     return Described(tuple(found), turned)
+
+
+def suited(need: Need, shape: tuple[int, ...]) -> Need:
+    """What is needed of a tensor of this shape: of a vector, perhaps, element by element."""
+    vector = need.per == "column" and need.vectors and len(shape) == 1
+    return replace(need, per="element") if vector else need
 
 
 def _find(need: Need, tensor: str, files: Sequence[Evidence]) -> tuple[Evidence, Statistic] | None:
@@ -158,9 +189,14 @@ def is_turned(need: Need, shape: tuple[int, ...], statistic: tuple[int, ...], to
 
 
 def check_shape(
-    need: Need, tensor: tuple[int, ...], statistic: tuple[int, ...], where: str, name: str
+    need: Need,
+    tensor: tuple[int, ...],
+    statistic: tuple[int, ...],
+    where: str,
+    name: str,
+    turned: bool = False,
 ) -> None:
-    """See that a statistic fits its tensor.
+    """See that a statistic fits its tensor, which may be stored [inputs, outputs].
 
     Raises:
         EvidenceError: with both shapes.
@@ -175,6 +211,13 @@ def check_shape(
     if need.per == "column":
         wanted = [math.prod(tensor[1:])]
         fits = len(statistic) == 1 and _columns_fit(tensor, statistic[0])
+    if need.per == "spread":
+        fits = len(statistic) == len(tensor) and all(
+            one in (1, whole) for one, whole in zip(statistic, tensor, strict=True)
+        )
+    if need.per == "output_matrix":
+        side = tensor[-1] if turned else math.prod(tensor[:1])
+        wanted, fits = [side, side], statistic == (side, side)
     if not fits:
         raise EvidenceError(
             f"{where}: {need.statistic} of {name} has shape {list(statistic)}, expected {wanted}; "

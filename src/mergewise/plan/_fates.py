@@ -9,13 +9,13 @@ from mergewise.checkpoint import CODES, TORCH_NAMES
 from mergewise.errors import Diagnostic, MergewiseError, RecipeError
 from mergewise.evidence import Evidence
 from mergewise.methods import Method, Need, Settings
-from mergewise.plan._evidence import find_statistics, lacking
+from mergewise.plan._evidence import Own, find_statistics, lacking
 from mergewise.plan._model import Input, TensorMeta, TensorPlan, View
 from mergewise.plan._odd_evidence import Given, odd_evidence
 from mergewise.plan._slots import Slot
 from mergewise.plan._values import Parameters
 from mergewise.plan._views import describe
-from mergewise.recipe import Module, Stage
+from mergewise.recipe import Module, Source, Stage
 
 FLOATS = frozenset(
     ("F16", "BF16", "F32", "F64", "F8_E5M2", "F8_E4M3", "F8_E4M3FNUZ", "F8_E5M2FNUZ")
@@ -26,9 +26,15 @@ class Fates:
     """Decides tensor by tensor for one stage, collecting every problem."""
 
     def __init__(
-        self, stage: Stage, method: Method, module: Module, evidence: Mapping[str, Evidence]
+        self,
+        stage: Stage,
+        method: Method,
+        module: Module,
+        evidence: Mapping[str, Evidence],
+        reads: bool = True,
     ) -> None:
         self._evidence = evidence
+        self._reads = reads
         self.stage = stage
         self.method = method
         self.parameters = Parameters(stage, method, module)
@@ -217,35 +223,49 @@ class Fates:
         self, slot: Slot, planned: TensorPlan, experts: Sequence[int]
     ) -> TensorPlan | None:
         """The plan with what the method reads beside the weights."""
-        needs = self.method.needs(Settings(planned.values))
+        needs = self.method.needs(Settings(planned.values)) if self._reads else ()
         if not needs:
             return planned
         sources = [slot.slice_.sources[i] for i in experts]
-        files = [[self._evidence[text] for text in source.evidence] for source in sources]
-        lacks = False
-        for source, own in zip(sources, files, strict=True):
-            if problem := lacking(self.method, needs, source, own):
-                at = source.position
-                where = Diagnostic(at.path, at.line, at.column, problem)
-                self._alike.setdefault((at, problem), (where, []))
-                lacks = True
-        if lacks:
+        theirs = [need for need in needs if need.of == "experts"]
+        models = [
+            self._own(item, source, theirs)
+            for item, source in zip(planned.experts, sources, strict=True)
+        ]
+        base = None
+        if planned.base and slot.slice_.base and len(theirs) < len(needs):
+            base = self._own(planned.base, slot.slice_.base, [n for n in needs if n not in theirs])
+            models.append(base)
+        known = [own for own in models if own is not None]
+        if len(known) < len(models):
             return None
         names = [item.meta.name for item in planned.experts]
+        files = [own.files for own in known[: len(names)]]
         self._needs |= dict.fromkeys(needs)
-        for item, own in zip(planned.experts, files, strict=True):
-            self._given.setdefault(item.view.label, Given(item.view, tuple(own)))
         try:
-            found = find_statistics(needs, names, planned.meta.shape, files)
+            found = find_statistics(needs, names, planned.meta.shape, files, base)
         except MergewiseError as error:
             self._problem(slot.name, _without(str(error), names), describe(error))
             return None
         self._described[bool(found.statistics)] += 1
         for i in found.lacking:
-            self._lacking.setdefault(planned.experts[i].view.label, []).append(planned.meta.name)
+            item = planned.experts[i] if i >= 0 else planned.base
+            if item is not None:
+                self._lacking.setdefault(item.view.label, []).append(planned.meta.name)
         otherwise = "" if found.statistics else next((n.otherwise for n in needs), "")
         reason = f"no evidence describes it: {otherwise}" if otherwise else ""
         return replace(planned, statistics=found.statistics, turned=found.turned, reason=reason)
+
+    def _own(self, item: Input, source: Source, needs: Sequence[Need]) -> Own | None:
+        """A model's evidence; None, with the problem noted, if it lacks what is needed of it."""
+        files = [self._evidence[text] for text in source.evidence] if needs else []
+        if problem := lacking(self.method, needs, source, files):
+            at = source.position
+            where = Diagnostic(at.path, at.line, at.column, problem)
+            self._alike.setdefault((at, problem), (where, []))
+            return None
+        self._given.setdefault(item.view.label, Given(item.view, tuple(files)))
+        return Own(item.meta.name, files)
 
 
 def _without(message: str, names: Sequence[str]) -> str:
