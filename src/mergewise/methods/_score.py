@@ -49,8 +49,9 @@ SCORES = (MAGNITUDE, *_STATISTICS)
 SCORE = Param(
     str,
     MAGNITUDE,
-    "what elements are ranked by: |d|, or with evidence |d| sqrt(s), d^2 F, or what they gain all "
-    "tasks together; tensors without evidence are ranked by magnitude",
+    "what elements are ranked by: |d|; |d| sqrt(s), with input_moments; d^2 F, with fisher; or "
+    "what they gain all tasks together, costs included, with fisher or input_moments. Tensors "
+    "that the evidence does not describe are ranked by magnitude",
     choices=SCORES,
     native=True,
 )
