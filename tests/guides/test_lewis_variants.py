@@ -1,0 +1,142 @@
+"""LEWIS by one threshold over the model: curvature and gain."""
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from mergewise import merge
+from mergewise.checkpoint import layer_index
+from mergewise.errors import GuideError
+from mergewise.evidence import collect
+from mergewise.guides import get_guide, guide
+from mergewise.plan import build_plan
+
+TEXTS = {"a": ["a rose is a rose", "by any other name"], "b": ["1 + 1 = 2", "2 + 2 = 4"]}
+
+
+@pytest.fixture(scope="module")
+def fisher(models, tmp_path_factory):
+    """Each expert's diagonal Fisher."""
+    root = tmp_path_factory.mktemp("fisher")
+    return {
+        name: collect("fisher", models.root / name, TEXTS[name], root / f"{name}.evd")
+        for name in "ab"
+    }
+
+
+def densities(guided, place):
+    tensors = build_plan(guided.recipe).output.tensors
+    return {
+        name: tensor.values["density"][place]
+        for name, tensor in tensors.items()
+        if layer_index(name) is not None and len(tensor.meta.shape) == 2
+    }
+
+
+def scores(models, fisher, variant):
+    """By expert and tensor, straight from the definition."""
+    state = {
+        name: {
+            n: t.double() for n, t in load_file(models.root / name / "model.safetensors").items()
+        }
+        for name in ("base", "a", "b")
+    }
+    found = {"a": {}, "b": {}}
+    for name, weight in state["base"].items():
+        if layer_index(name) is None or weight.dim() != 2:
+            continue
+        d = {e: (state[e][name] - weight) for e in "ab"}
+        f = {e: fisher[e].values("fisher", name)["fisher"].double() for e in "ab"}
+        for e in "ab":
+            others = "ab" if variant == "gain" else e
+            pull = sum(f[t] * d[t] for t in others)
+            found[e][name] = (d[e] * (2 * pull - d[e] * sum(f[t] for t in others))).clamp_min(0)
+    return found
+
+
+@pytest.mark.parametrize("variant", ["curvature", "gain"])
+def test_densities_are_what_one_threshold_keeps(variant, models, fisher, recipe):
+    guided = guide(recipe(), "lewis", fisher, variant=variant, mean_density=0.3)
+    for place, expert in enumerate("ab"):
+        score = scores(models, fisher, variant)[expert]
+        everything = torch.cat([value.flatten() for value in score.values()])
+        count = int(0.3 * len(everything))
+        threshold = everything.sort(descending=True).values[count - 1]
+        wanted = {name: float((v >= threshold).double().mean()) for name, v in score.items()}
+        found = densities(guided, place)
+        # float32 may order a few elements otherwise
+        assert found == pytest.approx(wanted, abs=3 / 512)
+        assert max(wanted.values()) - min(wanted.values()) > 0.1
+        sizes = {name: value.numel() for name, value in score.items()}
+        mean = sum(found[n] * s for n, s in sizes.items()) / sum(sizes.values())
+        assert mean == pytest.approx(0.3, abs=1 / len(everything))
+
+
+def test_experts_see_each_other_under_gain_only(fisher, recipe):
+    alone = {
+        variant: densities(
+            guide(recipe(experts="a"), "lewis", {"a": fisher["a"]}, variant=variant), 0
+        )
+        for variant in ("curvature", "gain")
+    }
+    both = {
+        variant: densities(guide(recipe(), "lewis", fisher, variant=variant), 0)
+        for variant in ("curvature", "gain")
+    }
+    assert alone["curvature"] == alone["gain"] == both["curvature"] != both["gain"]
+
+
+def test_the_recipes_density_is_the_mean_unless_said_otherwise(fisher, recipe):
+    plain = guide(recipe(), "lewis", fisher, variant="curvature")
+    assert plain.text.count("mean_density") == 0
+    given = guide(recipe(), "lewis", fisher, variant="curvature", mean_density=0.5)
+    assert densities(plain, 1) == densities(given, 1)
+    document = recipe()
+    document["models"][1]["parameters"]["density"] = 0.2
+    mixed = guide(document, "lewis", fisher, variant="curvature")
+    assert densities(mixed, 0) == densities(plain, 0)
+    lower = guide(recipe(), "lewis", fisher, variant="curvature", mean_density=0.2)
+    assert densities(mixed, 1) == densities(lower, 1)
+    assert "density 0.2 of" in " ".join(mixed.notes)
+
+
+def test_a_guided_recipe_merges_alone(tmp_path, fisher, recipe):
+    guided = guide(recipe(), "lewis", fisher, variant="gain", mean_density=0.4, other_density=0.4)
+    assert "evidence" not in guided.text.replace("# Evidence", "")
+    merge(guided.recipe, tmp_path / "guided")
+    merge(recipe(each={"weight": 1, "density": 0.4}), tmp_path / "plain")
+    files = [(tmp_path / n / "model.safetensors").read_bytes() for n in ("guided", "plain")]
+    assert files[0] != files[1]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"variant": "gain", "density_min": 0.1}, "density_min has no say with importance gain"),
+        ({"importance": "curvature", "parameter": "weight"}, "parameter has no say"),
+        ({"variant": "delta", "importance": "gain"}, "variant delta sets importance delta, not"),
+    ],
+)
+def test_contradictions_are_named(settings, message, fisher, recipe):
+    with pytest.raises(GuideError, match=message):
+        guide(recipe(), "lewis", fisher, **settings)
+
+
+def test_a_density_is_needed(fisher, recipe):
+    with pytest.raises(GuideError, match="importance gain needs mean_density"):
+        guide(recipe(each={"weight": 1}), "lewis", fisher, variant="gain")
+
+
+def test_what_is_read_of_whom():
+    lewis = get_guide("lewis")
+
+    def needs(**settings):
+        from mergewise.guides._ask import settings_of
+
+        return lewis.needs(settings_of(lewis, settings))
+
+    assert needs(variant="gain").experts == ("fisher",) and not needs(variant="gain").base
+    assert needs(variant="reference").base == ("input_moments",)
+    assert needs(variant="reference").options == {"input_moments": {"pruned": 0.5}}
+    assert needs(importance="activation").experts == ("output_moments",)
+    assert needs(variant="delta").base == () and needs().options == {}
