@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from mergewise._paths import expanded
 from mergewise.checkpoint import Checkpoint, open_checkpoint
-from mergewise.errors import EvidenceError
+from mergewise.errors import DataError, EvidenceError
 from mergewise.evidence._live import LiveModel, Role, open_model
 from mergewise.evidence.statistics._base import Pass
 from mergewise.evidence.statistics._budget import forward_bytes, gradient_bytes, make_sums
@@ -196,6 +196,10 @@ def _check(asked: Sequence[Request], other: Any, offload: bool) -> None:
             f"{names}: gradients need the whole model in memory; leave out --offload, or collect "
             "forward statistics only"
         )
+    if sparsity_of(asked) is not None and offload:
+        raise EvidenceError(
+            f"{names}: layers are pruned in memory; leave out --offload, or `pruned`"
+        )
     two = [request.statistic.name for request in asked if request.statistic.two_models]
     if two and other is None:
         raise EvidenceError(f"{two[0]} compares two models; name the second: --with CHECKPOINT")
@@ -234,6 +238,11 @@ def _run(setup: Setup, model: LiveModel, other: LiveModel | None, role: Role) ->
         if slow:
             _gradients(setup, made, slow, feeder)
         made.seconds = time.monotonic() - started
+        if not made.tokens:
+            raise DataError(
+                f"{setup.data.name}: no tokens: its {made.records or 'many'} records are empty, or "
+                "padding alone; nothing was written"
+            )
         record = record_of(setup.asked, made, setup.data, setup.share, setup.seed)
         write_evidence(setup.out, record, entries_of(runs))
     finally:
