@@ -143,7 +143,7 @@ def planned(
         raise GuideError(
             f"{guide.name}: {loaded.path}: it compares experts with their base; add `base_model`"
         )
-    _refuse_set(loaded.output, getattr(settings, "parameter", None), guide.name)
+    _refuse_set(loaded.output, getattr(settings, "parameter", guide.writes), guide.name)
     return build_plan(loaded, collected=not guide.calibrates)
 
 

@@ -183,6 +183,8 @@ class Guide(ABC):
         based: whether it needs a base model.
         calibrates: whether it gives the recipe the evidence that its method reads, so that the
             recipe may come without.
+        writes: the parameter of which it writes values for single tensors, if a setting called
+            ``parameter`` does not say it.
         params: settings.
     """
 
@@ -194,6 +196,7 @@ class Guide(ABC):
     verified: ClassVar[Literal["code", "paper", "idea"]] = "paper"
     based: ClassVar[bool] = True
     calibrates: ClassVar[bool] = False
+    writes: ClassVar[str | None] = None
     params: ClassVar[Mapping[str, Param]] = {}
 
     def problem(self, settings: Settings, recipe: Recipe) -> str | None:

@@ -1,0 +1,243 @@
+"""SLTA: a weight for every expert in every layer or block, fitted to what it does to outputs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from mergewise.checkpoint import layer_index, layer_prefix
+from mergewise.errors import DataError, EvidenceError, GuideError
+from mergewise.evidence import open_model
+from mergewise.evidence._masked import StoredTensors
+from mergewise.guides._base import Ask, Expert, Guide, Guided, Map, Needs
+from mergewise.guides._document import Values, explicit
+from mergewise.methods import Param, Settings, all_methods
+from mergewise.plan import MergePlan
+from mergewise.recipe import Recipe
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from mergewise.evidence import LiveModel
+    from mergewise.evidence.statistics._inputs import Fed
+    from mergewise.guides._linearity import Family
+
+_OPENING = ("device", "trust_remote_code")
+_EVERY = 5.0
+"""Seconds between lines about how far it is."""
+
+
+class Slta(Guide):
+    """Task arithmetic with weights by submodule, which are far more linear than whole models."""
+
+    name = "slta"
+    summary = "weights by layer or block, in closed form from what each expert does to outputs"
+    data = "unlabelled"
+    source = "SLTA, Dai et al. 2025, arXiv 2504.10902"
+    verified = "idea"
+    variant = (
+        "the paper states that submodules are merged each by itself with closed-form weights; the "
+        "least-squares form of them, and inputs from each task's own expert, are ours. Weights by "
+        "attention head do not fit a recipe, whose numbers are by tensor"
+    )
+    writes = "weight"
+    params = {
+        "granularity": Param(
+            str, "block", "one weight for each layer, or for each of its blocks: its children that "
+            "hold matrices, such as attention and MLP", choices=("layer", "block"),
+        ),
+        "inputs": Param(
+            str, "expert", "whose activations the submodules see: each task's expert's, or the "
+            "base's", choices=("expert", "base"),
+        ),
+        "ridge": Param(
+            float, 0.0, "pulls weights to 0; relative to the mean square of the changes", ge=0
+        ),
+        "other_weight": Param(
+            float, None, "of tensors in no submodule (embeddings, head, norms between blocks); by "
+            "default 1 / experts"
+        ),
+    }  # fmt: skip
+
+    def problem(self, settings: Settings, recipe: Recipe) -> str | None:
+        """See `Guide.problem`."""
+        taking = [name for name, method in all_methods().items() if _takes(method)]
+        if recipe.output.method in taking:
+            return None
+        return (
+            f"it writes weights of task vectors, which {recipe.output.method} does not take; "
+            f"methods that do: {', '.join(taking)}"
+        )
+
+    def needs(self, settings: Settings) -> Needs:
+        return Needs(data=True)
+
+    def needs_for(self, settings: Settings, plan: MergePlan) -> Needs:
+        """As `needs`.
+
+        Raises:
+            GuideError: if the recipe divides weights by their sum.
+        """
+        merged = [one for one in plan.output.tensors.values() if one.fate == "merge"]
+        if any(one.values.get("normalize") for one in merged):
+            raise GuideError(
+                f"slta: {plan.recipe.path}: `normalize` would divide the weights by their sum; "
+                "set `normalize: false`"
+            )
+        return self.needs(settings)
+
+    def run(self, ask: Ask) -> Guided:
+        found = _measured(ask)
+        weights = {path: one.weights(ask.settings.ridge) for path, one in found.items()}
+        other = ask.settings.other_weight
+        other = 1 / len(ask.experts) if other is None else other
+        values = [
+            Values(
+                "weight",
+                {n: weights[path][i] for path, one in found.items() for n in one.tensors},
+                other,
+            )
+            for i in range(len(ask.experts))
+        ]
+        text, recipe, notes = explicit(self, ask, values)
+        maps = [_map(expert, i, weights) for i, expert in enumerate(ask.experts)]
+        notes += [_told(found, weights), _rest(ask, found, other)]
+        return Guided(text, recipe, tuple(maps), tuple(notes), ask.warnings)
+
+    @classmethod
+    def describe(cls) -> str:
+        return (
+            "d_i(x) = g(x; base + tau_i) - g(x; base) for every submodule g, x its inputs.\n"
+            "Weights a of the task vectors minimise sum_t E_t |sum_i a_i d_i(x) - d_t(x)|^2, x "
+            "from task t's data: A a = b, A_ij = sum_t E_t <d_i, d_j>, b_i = sum_t E_t <d_i, d_t>; "
+            "with a ridge, ridge mean(diag A) on A's diagonal; else the shortest solution."
+        )
+
+
+@dataclass
+class Found:
+    """A submodule's tensors, and for each task what the experts change in its outputs."""
+
+    tensors: tuple[str, ...]
+    grams: list[Tensor]
+
+    def weights(self, ridge: float) -> list[float]:
+        """One for each expert."""
+        from mergewise.guides._linearity import fitted
+
+        return fitted(self.grams, ridge)
+
+
+def _takes(method: Any) -> bool:
+    """Whether its result is the base and a sum of weighted task vectors."""
+    weight = method.params.get("weight")
+    return weight is not None and weight.per_model and {"lambda", "normalize"} <= set(method.params)
+
+
+def _measured(ask: Ask) -> dict[str, Found]:
+    """Every submodule, in the order of layers.
+
+    Raises:
+        GuideError: for models that are read from disk as they run.
+        DataError: if an expert's data is empty.
+        MergewiseError: as models are opened, and their outputs are measured.
+    """
+    from mergewise.guides._linearity import Family
+
+    if ask.options.get("offload"):
+        raise GuideError("weights are exchanged in memory; leave out `offload`")
+    for expert in ask.experts:
+        if next(iter(ask.data[expert.label]), None) is None:
+            raise DataError(f"{ask.data[expert.label].name}: no records")
+    merged = {name for name, one in ask.stage.tensors.items() if one.fate == "merge"}
+    family = Family(
+        StoredTensors(ask.foundation), [StoredTensors(e.checkpoint) for e in ask.experts], merged
+    )
+    found: dict[str, Found] = {}
+    for expert in ask.experts:
+        for path, (tensors, gram) in _of_task(ask, expert, family).items():
+            found.setdefault(path, Found(tensors, [])).grams.append(gram)
+    _check(ask, found)
+    return found
+
+
+def _of_task(ask: Ask, expert: Expert, family: Family) -> dict[str, tuple[tuple[str, ...], Tensor]]:
+    from mergewise.guides._linearity import output_grams
+
+    model, batches = _opened(ask, expert)
+    return output_grams(model, batches, family, ask.settings.granularity, _Lines(ask, expert))
+
+
+def _check(ask: Ask, found: Mapping[str, Found]) -> None:
+    if not found:
+        raise EvidenceError("no layer holds a tensor that is merged; is everything excluded?")
+    for path, one in found.items():
+        if len(one.grams) != len(ask.experts):
+            raise EvidenceError(
+                f"{path} ran in {len(one.grams)} of {len(ask.experts)} experts; they must have "
+                "the same layers"
+            )
+
+
+def _opened(ask: Ask, expert: Expert) -> tuple[LiveModel, Sequence[Fed]]:
+    """The model whose activations are the inputs, and an expert's data for it."""
+    from mergewise.evidence.statistics._collect import role_of
+    from mergewise.evidence.statistics._inputs import Feeder, Reading
+
+    given = ask.options
+    source = expert.checkpoint if ask.settings.inputs == "expert" else ask.foundation
+    ask.tell(f"outputs with everybody's weights on {ask.data[expert.label].name}")
+    opening = {key: given[key] for key in _OPENING if given.get(key) is not None}
+    role = role_of(source)
+    # rounded to bfloat16, a small change of weights is not seen in outputs
+    model = open_model(source.path, role, dtype=given.get("dtype") or "float32", **opening)
+    reading = Reading(
+        given.get("batch_size") or 8, given.get("max_length"), given.get("template"),
+        dict(given.get("prepare") or {}),
+    )  # fmt: skip
+    feeder = Feeder(ask.data[expert.label], model, reading, role == "text_classifier")
+    return model, list(feeder)
+
+
+def _map(expert: Expert, index: int, weights: Mapping[str, Sequence[float]]) -> Map:
+    values: dict[str, dict[str, float]] = {}
+    for path, own in weights.items():
+        layer = f"{layer_prefix(f'{path}.weight')}{layer_index(f'{path}.weight')}"
+        short = path.removeprefix(layer).removeprefix(".") or "layer"
+        values.setdefault(layer, {})[short] = own[index]
+    return Map(expert.label, "weight", values)
+
+
+def _told(found: Mapping[str, Found], weights: Mapping[str, Sequence[float]]) -> str:
+    from mergewise.guides._linearity import left_over
+
+    each = [left_over(one.grams, weights[path]) for path, one in found.items()]
+    shares = [error / whole for error, whole in each if whole > 0]
+    numbers = [v for own in weights.values() for v in own]
+    mean = sum(shares) / len(shares) if shares else 0.0
+    return (
+        f"weights {min(numbers):.4g} to {max(numbers):.4g} in {len(found)} submodules; of the "
+        f"square of what experts change in outputs {mean:.1%} is missed, mean over submodules"
+    )
+
+
+def _rest(ask: Ask, found: Mapping[str, Found], other: float) -> str:
+    inside = {name for one in found.values() for name in one.tensors}
+    rest = [n for n, t in ask.stage.tensors.items() if t.fate == "merge" and n not in inside]
+    return f"{len(rest)} tensors in no submodule get the weight {other:.4g}"
+
+
+class _Lines:
+    """Says now and then how far it is."""
+
+    def __init__(self, ask: Ask, expert: Expert) -> None:
+        self._ask, self._label = ask, expert.label
+        self._last = time.monotonic()
+
+    def __call__(self, layer: int, layers: int) -> None:
+        now = time.monotonic()
+        if now - self._last >= _EVERY:
+            self._last = now
+            self._ask.tell(f"data of {self._label}: layer {layer} of {layers}")
