@@ -341,7 +341,7 @@ class TestLanguage:
         loss, count = batch_loss(model.module, fed, "causal_lm", torch.device("cpu"))
         apart = [_nll(model.module, row) for row in rows]
         assert count == 4
-        assert float(loss) == pytest.approx(sum(apart), rel=1e-5)
+        assert loss.item() == pytest.approx(sum(apart), rel=1e-5)
 
 
 def _language_model(kind):

@@ -13,6 +13,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mergewise import __version__
 from mergewise.checkpoint import layer_index
 from mergewise.errors import DataError, EvidenceError, GuideError
 from mergewise.evidence import Evidence, fingerprint_of, load_evidence
@@ -149,6 +150,7 @@ def _place(
     data = ask.data[expert.label]
     mark = data.fingerprint()
     content = {
+        "version": __version__,
         "models": [fingerprint_of(m.path) for m in (ask.foundation, expert.checkpoint)],
         "tensors": sorted(tensors),
         "settings": asdict(settings),
