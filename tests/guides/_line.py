@@ -36,8 +36,13 @@ def save(folder, **places):
             module.model.norm.weight[::2] += c
             module.model.layers[0].input_layernorm.weight[::2] += c / 2
         module.save_pretrained(folder / name)
-    gc.freeze()  # every scoring collects garbage, among all that transformers has imported
+    quick()
     return folder
+
+
+def quick():
+    """Every scoring collects garbage; not among all that transformers has imported."""
+    gc.freeze()
 
 
 def soup(folder, names, method="linear", each=None, **parts):

@@ -82,7 +82,7 @@ def test_what_cannot_be_done_is_said_before_any_work(pool):
     with pytest.raises(GuideError, match=r"slerp does not take that; methods that do: .*linear"):
         cooked(pool, ["plus"], "slerp", parts={"base_model": str(pool / "at"),
                "parameters": {"t": 0.5}})  # fmt: skip
-    with pytest.raises(GuideError, match="linear has no base.*remove `base_model`"):
+    with pytest.raises(GuideError, match=r"linear has no base.*remove `base_model`"):
         cooked(pool, ["plus", "at"], parts={"base_model": str(pool / "at")})
     with pytest.raises(GuideError, match="there is none: write `base:`"):
         cooked(pool, ["plus"], pool="restricted")
@@ -95,7 +95,7 @@ def test_a_score_that_fails_stops_with_its_message(pool, tmp_path):
         "def score(m, r, s): raise ValueError('no such day')"
     )
     tasks = _line.tasks(function="bad_of_a_test:score", path=str(tmp_path))
-    with pytest.raises(TaskError, match="task near: .*no such day"):
+    with pytest.raises(TaskError, match=r"task near: .*no such day"):
         cooked(pool, ["plus", "minus"], tasks=tasks)
 
 

@@ -26,8 +26,8 @@ class GreedySoup(Guide):
     data = "labelled"
     source = "Model soups, Wortsman et al. 2022, arXiv 2203.05482"
     variant = (
-        "the official code; scores are means over tasks; over any method with weights; restricted "
-        "pools as DiWA names them (Rame et al. 2022, arXiv 2205.09739), from memory"
+        "the official code; scores are means over tasks, methods any with weights, and restricted "
+        "pools are ours"
     )
     verified = "code"
     based = False

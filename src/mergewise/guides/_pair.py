@@ -1,0 +1,102 @@
+"""Recipes of two models, and the way from the one to the other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from mergewise.checkpoint import Checkpoint
+from mergewise.errors import GuideError
+from mergewise.guides._base import Ask
+from mergewise.guides._weighting import weight_problem
+from mergewise.methods import get_method
+from mergewise.recipe import Recipe
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """old + ratio (new - old).
+
+    Attributes:
+        old, new: what the recipe calls them.
+        place: of the new model among the experts.
+        both: whether the old model is an expert too, and no base.
+    """
+
+    old: str
+    new: str
+    old_files: Checkpoint
+    new_files: Checkpoint
+    place: int
+    both: bool
+
+    def each(self, new: T, old: T) -> list[T]:
+        """What is the new model's and the old one's, in the order of the experts."""
+        if not self.both:
+            return [new]
+        return [old, new] if self.place == 1 else [new, old]
+
+    def paths(self) -> dict[str, Path]:
+        """Both models by label, the old one first."""
+        return {self.old: self.old_files.path, self.new: self.new_files.path}
+
+
+def pair_problem(recipe: Recipe) -> str | None:
+    """Why a recipe is not one of two models with weights, in words; None if it is."""
+    if problem := weight_problem(recipe):
+        return problem
+    stage = recipe.output
+    [slice_] = stage.modules[0].slices
+    method = get_method(stage.method)
+    experts = [s for i in slice_.experts(method.base) if (s := slice_.sources[i])]
+    wanted = 1 if stage.base_model is not None else 2
+    if len(experts) == wanted:
+        return None
+    given = f"a base and {len(experts)}" if stage.base_model is not None else str(len(experts))
+    return (
+        "it goes from one model to another: expected two models without a base, as for `linear`, "
+        f"or a base and one, as for `task_arithmetic`; got {given}"
+    )
+
+
+def pair_of(ask: Ask, old: str | None) -> Pair:
+    """The two models.
+
+    Args:
+        old: which of two models without a base is the old one, as the recipe calls it or by the
+            last part of its path; None for the first.
+
+    Raises:
+        GuideError: if there is no such model, or the method's `normalize` makes up for weights.
+    """
+    experts = ask.experts
+    if ask.base is not None:
+        _refuse_normalized(ask)
+        base = str(ask.plan.recipe.output.base_model)
+        _find([base], old)
+        return Pair(base, experts[0].label, ask.base, experts[0].checkpoint, 0, False)
+    first = _find([expert.label for expert in experts], old)
+    one, other = experts[first], experts[1 - first]
+    return Pair(one.label, other.label, one.checkpoint, other.checkpoint, 1 - first, True)
+
+
+def _find(labels: Sequence[str], name: str | None) -> int:
+    if name is None:
+        return 0
+    found = [i for i, x in enumerate(labels) if name in (x, Path(x).name)]
+    if len(found) != 1:
+        raise GuideError(f"old: one of {', '.join(labels)} expected, got {name!r}")
+    return found[0]
+
+
+def _refuse_normalized(ask: Ask) -> None:
+    merged = (t for t in ask.stage.tensors.values() if t.fate == "merge")
+    if any(tensor.values.get("normalize") for tensor in merged):
+        raise GuideError(
+            f"{ask.stage.stage.method} divides by the sum of weights, so that the weight of a "
+            "single expert changes nothing; write `normalize: false` under `parameters`"
+        )
