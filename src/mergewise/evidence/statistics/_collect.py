@@ -301,8 +301,9 @@ def _pruned(setup: Setup, made: Made, jobs: Sequence[Job], sparsity: float) -> N
             setup.progress(Progress(made.records, setup.total, made.tokens, stage, seconds))
 
     walk = PrunedWalk(made.model, made.sites, jobs, sparsity, setup.keep, told)
-    with _evaluating([made.model]):
-        walk.run(batches)
+    if batches:
+        with _evaluating([made.model]):
+            walk.run(batches)
     made.unplaced, made.odd = sorted(walk.unplaced), sorted(walk.odd)
 
 
