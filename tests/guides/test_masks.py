@@ -8,6 +8,7 @@ import yaml
 from _guided_models import nudge, save
 from small_language import random_llama
 from small_models import assert_same, contents, load
+from transformers import BertConfig, BertForSequenceClassification
 
 from mergewise.engine import merge
 from mergewise.errors import DataError, GuideError
@@ -173,6 +174,44 @@ class TestTraining:
         with pytest.raises(KeyboardInterrupt):
             _write(root, tmp_path / "g.yml")
         assert contents(tmp_path) == {}
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory):
+    """``base`` and ``a``, classifiers of texts with heads of their own."""
+    root = tmp_path_factory.mktemp("bert")
+    torch.manual_seed(0)
+    config = BertConfig(
+        hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2,
+        vocab_size=259, max_position_embeddings=64, num_labels=2, initializer_range=0.2,
+    )  # fmt: skip
+    module = BertForSequenceClassification(config)
+    save(module, root / "base")
+    nudge(module, 1)
+    save(module, root / "a")
+    return root
+
+
+class TestClassifiers:
+    def test_labels_of_the_records_are_learned(self, bert, tmp_path):
+        records = [{"text": t, "label": i % 2} for i, t in enumerate(["abc", "xyz", "aab", "zzy"])]
+        (tmp_path / "a.jsonl").write_text("".join(f"{json.dumps(r)}\n" for r in records))
+        guided = write_recipe(
+            _recipe(bert, "a"), "grafting", tmp_path / "g.yml", data=Data(tmp_path / "a.jsonl"),
+            settings={"lr": 1e8},
+        )  # fmt: skip
+        file = load_evidence(next((tmp_path / "g.evidence").iterdir()))
+        assert file.record.parts[0]["loss"] < 0.8 * file.record.parts[0]["first_loss"]
+        merge(guided.recipe, tmp_path / "out")
+        head = "classifier.weight"
+        assert torch.equal(load(tmp_path / "out")[head], load(bert / "base")[head])
+
+    def test_records_without_a_label(self, bert, tmp_path):
+        (tmp_path / "a.jsonl").write_text('{"text": "abc"}\n')
+        with pytest.raises(DataError, match="no field `label` in its first record"):
+            write_recipe(
+                _recipe(bert, "a"), "grafting", tmp_path / "g.yml", data=Data(tmp_path / "a.jsonl")
+            )
 
 
 class TestRefusals:
