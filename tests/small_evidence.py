@@ -81,7 +81,8 @@ def write_means(
 ) -> Path:
     """An evidence file whose means are these: the sums are thrice that, over three.
 
-    Means of statistics that the method does not need are left out. The file says it is of `model`, was counted in `unit`, and collected with `options`.
+    It says it is of `model`, was counted in `unit`, and collected with `options`. Of what the
+    method needs it holds what `means` has.
     """
     entries, record = {}, Record(model=dict(model or {}))
     for need in method.needs_at_defaults():
