@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from mergewise._paths import expanded
 from mergewise.checkpoint import Checkpoint, fingerprint, make_folder
 from mergewise.errors import EvidenceError, GuideError, OutputError
 from mergewise.evidence import Data, Evidence, collect, load_evidence
@@ -261,8 +262,19 @@ def _check(runs: Sequence[_Run], overwrite: bool) -> None:
                 f"{run.out}: exists already; pass --overwrite, or use it: "
                 f"--evidence {run.label}={run.out}"
             )
-        if isinstance(run.data, Data | str | Path) and not run.file:
+        if run.file:
+            _look_for(run)
+        elif isinstance(run.data, Data | str | Path):
             next(iter(run.data if isinstance(run.data, Data) else Data(run.data)), None)
+
+
+def _look_for(run: _Run) -> None:
+    from mergewise.evidence.statistics import get_statistic
+    from mergewise.evidence.statistics._from_file import training_file
+
+    path = run.data.path if isinstance(run.data, Data) else run.data
+    if isinstance(path, str | Path):
+        training_file(get_statistic(run.statistics[0]), expanded(path))
 
 
 def _name(data: Source) -> str:

@@ -35,7 +35,7 @@ class Slta(Guide):
     name = "slta"
     summary = "weights by layer or block, in closed form from what each expert does to outputs"
     data = "unlabelled"
-    source = "SLTA, Dai et al. 2025, arXiv 2504.10902"
+    source = "SLTA (submodule linearity), 2025, arXiv 2504.10902"
     verified = "idea"
     variant = (
         "the paper states that submodules are merged each by itself with closed-form weights; the "

@@ -30,7 +30,7 @@ def collect_from_file(request: Request, model: Path | str, source: Path, out: Pa
     """
     checkpoint = open_checkpoint(model)
     statistic, sums = request.statistic, MemorySums()
-    source = _within(source, statistic) if source.is_dir() and statistic.files else source
+    source = training_file(statistic, source)
     for tensor, name, value, count in statistic.read(checkpoint, source, request.settings):
         sums.add(tensor, name, value)
         sums.count(tensor, count, statistic.unit)
@@ -57,13 +57,21 @@ def collect_from_file(request: Request, model: Path | str, source: Path, out: Pa
     return load_evidence(out)
 
 
-def _within(folder: Path, statistic: Statistic) -> Path:
-    found = [folder / name for name in statistic.files if (folder / name).is_file()]
+def training_file(statistic: Statistic, path: Path) -> Path:
+    """The file that a statistic is read from: `path`, or a file of that folder.
+
+    Raises:
+        EvidenceError: if there is none.
+    """
+    if path.is_file():
+        return path
+    found = [path / name for name in statistic.files if (path / name).is_file()]
     if found:
         return found[0]
+    held = f"; in a folder, {', '.join(statistic.files)}" if statistic.files else ""
     raise EvidenceError(
-        f"{folder}: {statistic.name} is read from a file of a training checkpoint, and there is "
-        f"none of {', '.join(statistic.files)} in this folder; name the file"
+        f"{path}: {statistic.name} is read from a file of a training checkpoint, and there is "
+        f"none here{held}; name the file"
     )
 
 
