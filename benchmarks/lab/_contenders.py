@@ -12,10 +12,11 @@ does not divide it out; without that `t`. A method with none of them has nothing
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from mergewise.evidence.statistics import get_statistic
 from mergewise.methods import Method, all_methods
 
 SUM = 0.3
@@ -59,6 +60,7 @@ class Contender:
         default: its value at the defaults.
         data: the class of data it needs besides the models.
         examples: how many examples of it.
+        walked: its evidence is measured behind merged layers.
     """
 
     name: str
@@ -69,6 +71,7 @@ class Contender:
     default: float | None = None
     data: str = "none"
     examples: int = 0
+    walked: bool = False
 
     def at(self, value: float | None) -> dict[str, Any]:
         """All parameters with the scale at `value`."""
@@ -92,7 +95,16 @@ def contenders(experts: int, calibrating: int) -> tuple[list[Contender], dict[st
                 label = " ".join([name, *([suffix] if suffix else []), *_said(method, base)])
                 given = {EXAMPLES: calibrating, **parameters}
                 chosen.append(_contender(label, method, given, base, experts))
-    return chosen, left_out
+    return [*chosen, *_walked(chosen)], left_out
+
+
+def _walked(chosen: Sequence[Contender]) -> list[Contender]:
+    """RegMean++: RegMean as it is by default, with Gram matrices from behind merged layers."""
+    return [
+        replace(contender, name="regmean_plus_plus", walked=True)
+        for contender in chosen
+        if contender.name == "regmean"
+    ]
 
 
 def _misfit(method: Method, experts: int, calibrating: int) -> str | None:
@@ -103,6 +115,11 @@ def _misfit(method: Method, experts: int, calibrating: int) -> str | None:
         return "needs two models"
     if experts < least:
         return f"needs {least} models or more"
+    for need in method.needs_at_defaults():
+        if need.of == "base":
+            return f"needs {need.statistic} of the base, which is not collected"
+        if get_statistic(need.statistic).need == "file":
+            return f"needs {need.statistic}, which is not kept of the experts' training"
     needs = [need.statistic for need in method.needs_at_defaults()]
     if needs and not calibrating:
         return f"needs {', '.join(needs)} of every expert, which this family does not collect"

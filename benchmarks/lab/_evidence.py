@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks.lab._journal import PACKAGE, digest_of
+from benchmarks.lab._journal import PACKAGE, code_mark, digest_of
 from benchmarks.lab._train import kept_state
 from mergewise._lazy import torch
 from mergewise.evidence import collect
@@ -85,10 +85,36 @@ def evidence_of(
     needs = get_method(contender.method).needs_at_defaults()
     if not needs:
         return None
+    if contender.walked:
+        return _walked(family, seed, models, contender)
     return [
         {n.statistic: _kept(family, seed, models, name, n, contender.examples) for n in needs}
         for name in models.experts
     ]
+
+
+def _walked(family: Family, seed: int, models: Models, contender: Contender) -> list[Means]:
+    """RegMean++'s, of all experts at once; kept beside the models."""
+    from benchmarks.lab._walked import STATISTIC, merged_grams
+
+    given = [
+        family.calibration(seed, name, state, contender.examples)
+        for name, state in models.experts.items()
+    ]
+    known = [one for one in given if one is not None]
+    asked = [family.fingerprint(seed), evidence_mark(), code_mark(contender.method),
+             dict(contender.parameters), contender.examples]  # fmt: skip
+    mark = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
+    path = family.home(seed) / "evidence" / f"merged_{STATISTIC}.{contender.examples}.safetensors"
+    method, parameters = contender.method, contender.parameters
+    found = kept_state(
+        path, mark, lambda: merged_grams(family, seed, models, known, method, parameters)
+    )
+    parts: dict[str, dict[str, Tensor]] = {name: {} for name in models.experts}
+    for key, gram in found.items():
+        expert, _, tensor = key.partition("/")
+        parts[expert][tensor] = gram
+    return [{STATISTIC: parts[name]} for name in models.experts]
 
 
 def _kept(

@@ -80,21 +80,22 @@ class Arm:
         )
 
 
-def _lewis(name: str, **settings: Any) -> Arm:
-    return Arm(name, settings)
+def _lewis(name: str, *calibrations: str, sets: tuple[str, ...] = SETS, **settings: Any) -> Arm:
+    return Arm(name, settings, calibrations=calibrations or CALIBRATIONS, sets=sets)
 
 
 def _score(kind: str, sets: tuple[str, ...] = SETS) -> Arm:
-    return Arm(f"score {kind}", guide="", parameters={"score": kind}, sets=sets)
+    name, parameters = f"score {kind}", {"score": kind}
+    return Arm(name, guide="", parameters=parameters, calibrations=(OWN, NOISE), sets=sets)
 
 
 ARMS: tuple[Arm, ...] = (
     _lewis("wanda", importance="wanda"),
     _lewis("activation", importance="activation"),
     _lewis("delta", importance="delta"),
-    _lewis("wanda pruned", importance="wanda", propagation="pruned"),
-    _lewis("curvature", variant="curvature"),
-    _lewis("gain", variant="gain"),
+    _lewis("wanda pruned", OWN, importance="wanda", propagation="pruned"),
+    _lewis("curvature", OWN, NOISE, variant="curvature"),
+    _lewis("gain", OWN, sets=(TOGETHER,), variant="gain"),
     _score("activation"),
     _score("fisher"),
     _score("gain", (TOGETHER,)),

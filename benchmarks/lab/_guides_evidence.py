@@ -7,8 +7,9 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from benchmarks.lab._bare import bare
 from benchmarks.lab._evidence import Calibration, Inputs, evidence_mark
 from benchmarks.lab._family import Family, Models, State
 from benchmarks.lab._guides_arms import EXAMPLES, NOISE, OTHER
@@ -18,7 +19,7 @@ from mergewise.errors import MergewiseError
 from mergewise.evidence import Evidence, LiveModel, collect, load_evidence
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
 BASE = "base"
 
@@ -68,7 +69,7 @@ class Shelf:
         if given is None:
             raise MergewiseError(f"{self.family.name} has no calibration data; see docs/lab.md")
         batches = noisy(given.batches, _vocabulary(given), self.seed) if noise else given.batches
-        live = LiveModel(model, _bare(given), tokenizer=given.model.tokenizer)
+        live = LiveModel(model, bare(given), tokenizer=given.model.tokenizer)
         collect(statistic, live, batches, out, seed=self.seed)
 
 
@@ -96,28 +97,3 @@ def _vocabulary(given: Calibration) -> int:
 
     sizes = [m.num_embeddings for m in given.model.module.modules() if isinstance(m, nn.Embedding)]
     return max(sizes, default=1)
-
-
-def _bare(given: Calibration) -> nn.Module:
-    """The module with its body's parameters named as in the merged model."""
-    from torch import nn
-
-    if not given.prefix:
-        return given.model.module
-    whole = given.model.module
-    body = whole.get_submodule(given.prefix.removesuffix("."))
-
-    class Bare(nn.Module):
-        main_input_name = "inputs"
-
-        def __init__(self) -> None:
-            super().__init__()
-            self._modules = body._modules
-            self._parameters = body._parameters
-            self._buffers = body._buffers
-            self.__dict__["whole"] = whole  # not a child, or names would begin with it
-
-        def forward(self, **inputs: Tensor) -> Any:
-            return self.__dict__["whole"](**inputs)
-
-    return Bare().eval()

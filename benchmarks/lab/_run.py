@@ -217,6 +217,8 @@ class Trial:
         }
         if contender.examples:
             asked["evidence"] = evidence_mark()
+        if contender.walked:
+            asked["walked"] = True
         known = self.journal.get(asked)
         if known is not None:
             self.progress.step(contender.name, free=True)

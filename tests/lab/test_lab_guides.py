@@ -13,6 +13,8 @@ from click.testing import CliRunner
 from rich.console import Console
 
 from benchmarks.lab import digits as digits_file
+from benchmarks.lab._contenders import contenders
+from benchmarks.lab._evidence import evidence_of
 from benchmarks.lab._guides_arms import ALONE, ARMS, NOISE, OTHER, OWN, TOGETHER, UNIFORM, Arm
 from benchmarks.lab._guides_compare import (
     Difference,
@@ -192,6 +194,19 @@ def test_noise_has_the_shapes_and_masks_of_what_it_replaces() -> None:
     [made] = noisy([{"images": pixels}], 1, 0)
     assert made["images"].min() >= -1 and made["images"].max() <= 2
     assert not torch.equal(made["images"], pixels)
+
+
+def test_merged_grams_begin_as_plain_ones_and_see_merged_layers(family: Digits) -> None:
+    models = family.train(0, QUIET)
+    [plus] = [c for c in contenders(len(DOMAINS), 32)[0] if c.walked]
+    walked = evidence_of(family, 0, models, plus)
+    plain = evidence_of(family, 0, models, dataclasses.replace(plus, walked=False))
+    assert plus.name == "regmean_plus_plus" and walked is not None and plain is not None
+    for mine, theirs in zip(walked, plain, strict=True):
+        one, other = mine["input_gram"], theirs["input_gram"]
+        torch.testing.assert_close(one["1.weight"], other["1.weight"])  # nothing is merged yet
+        assert one.keys() == other.keys()
+        assert not torch.allclose(one["5.1.weight"], other["5.1.weight"], rtol=1e-3)
 
 
 # statistics
