@@ -119,16 +119,6 @@ def test_evidence_may_stand_in_the_recipe_and_matter_to_one_expert_alone(
     assert wanted != kept_shares(bare, "gain", 0.3, evidence=files)
 
 
-def test_a_model_listed_twice_is_two_experts(root: Path, files: Any) -> None:
-    document = recipe(root, "ties", experts=1)
-    document["models"] *= 2
-    shares = kept_shares(plan(document), "fisher", 0.3, evidence=files)
-    assert (
-        shares
-        == kept_shares(plan(recipe(root, "ties", experts=1)), "fisher", 0.3, evidence=files) * 2
-    )
-
-
 def test_progress_rises_to_its_end(root: Path, files: Any) -> None:
     seen: list[tuple[int, int]] = []
     made = plan(recipe(root, "ties"))

@@ -35,7 +35,6 @@ from mergewise.methods import (
     score_needs,
 )
 from mergewise.plan import Input, MergePlan, TensorPlan, find_statistics
-from mergewise.recipe import Source
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -99,8 +98,7 @@ def kept_shares(
     """
     _check(plan, score, density)
     files = _files(plan, evidence or {})
-    labels = [str(source.model) for source in _experts(plan)]
-    pools = [_described(plan, label, score, only, files) for label in labels]
+    pools = [_described(plan, label, score, only, files) for label in files]
     stamps = {p: s for c in plan.checkpoints.values() for p, s in c.stamps.items()}
     stamps |= {one.path: one.stamp for known in files.values() for one in known}
     compiled = plan.elements >= FUSE_FROM_ELEMENTS and _compile.helpers() is not None
@@ -136,16 +134,12 @@ def _check(plan: MergePlan, score: str, density: float) -> None:
 
 def _files(plan: MergePlan, given: Files) -> dict[str, Sequence[Evidence]]:
     """Every expert's evidence, by what the recipe calls it."""
+    [slice_] = plan.recipe.output.modules[0].slices
+    experts = [s for s in slice_.sources if s.model != plan.recipe.output.base_model]
     return {
         str(s.model): given.get(str(s.model)) or [plan.evidence[text] for text in s.evidence]
-        for s in _experts(plan)
+        for s in experts
     }
-
-
-def _experts(plan: MergePlan) -> list[Source]:
-    stage = plan.recipe.output
-    [slice_] = stage.modules[0].slices
-    return [source for source in slice_.sources if source.model != stage.base_model]
 
 
 def _described(
