@@ -168,7 +168,7 @@ def test_what_lies_behind_is_walked_if_wanted():
     assert "bert.encoder.layer.1.output.dense.bias" in walk.layers[1].tensors
 
 
-def test_a_chain_runs_every_layer_once_more_than_the_model():
+def test_a_chain_runs_every_layer_twice():
     model, data = made("llama"), batches("llama")
     walk = Walk(model, sites_of(model.module), data)
     count = []
@@ -178,8 +178,20 @@ def test_a_chain_runs_every_layer_once_more_than_the_model():
         walk.enter(k)
         for _, run in walk.calls():
             run()
-    # to capture all but the last layer is run; then all; then all but the last for the next one
-    assert len(count) == len(data) * (2 + 3 + 2)
+    # all layers are given what the first is given, so that capturing runs none of them; then each
+    # is run, and all but the last once more for the next one
+    assert len(count) == len(data) * (3 + 2)
+
+
+def test_layers_that_are_given_other_masks_are_reached():
+    """Gemma 2 has sliding windows in every other layer."""
+    model, data = made("gemma2"), batches("gemma2")
+    walk = Walk(model, sites_of(model.module), data)
+    count = []
+    for layer in walk.layers:
+        layer.module.register_forward_hook(lambda *_: count.append(1))
+    walk.enter(0)
+    assert len(count) == len(data)
 
 
 def test_a_layer_may_be_run_again_and_entered_again():

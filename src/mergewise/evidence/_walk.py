@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from mergewise._lazy import torch
 from mergewise.checkpoint import layer_index, layer_prefix
 from mergewise.errors import EvidenceError
+from mergewise.evidence._calls import Call, Key, main_output, scaled
 from mergewise.evidence.statistics._forward import call
 
 if TYPE_CHECKING:
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
     from mergewise.evidence.statistics._sites import Sites
 
 Run = Callable[[], Any]
-Key = int | str | None
-"""An argument's place or name."""
 _HALF = 0.5
 """What layers' outputs are scaled by to see what else depends on them."""
 
@@ -82,7 +81,8 @@ class Walk:
         _check(model, known, first)
         self.layers = tuple(first)
         self.chained, self._keys = self._look(first)
-        self._calls: dict[int, list[_Call]] = {}
+        self._alike = self._models(first)
+        self._calls: dict[int, list[Call]] = {}
         self._inputs: list[Any] = []
         self._at = -1
 
@@ -105,7 +105,7 @@ class Walk:
         ):
             yield fed, self._run(self._at, given, value)
 
-    def _run(self, k: int, given: _Call, value: Any) -> Run:
+    def _run(self, k: int, given: Call, value: Any) -> Run:
         def run() -> Any:
             args, kwargs = given.filled(self._keys[k], value)
             with torch.no_grad():
@@ -116,30 +116,40 @@ class Walk:
     def _pass_on(self, k: int) -> None:
         """The outputs of the layer before, as its weights are now."""
         self._inputs = [
-            _main(self._run(k - 1, given, value)())
+            main_output(self._run(k - 1, given, value)())
             for given, value in zip(self._calls[k - 1], self._inputs, strict=True)
         ]
 
     def _capture(self, k: int) -> None:
-        """Run from the start to layer `k`, and through those that are chained to it."""
-        last = k
-        while last + 1 < len(self.layers) and self.chained[last + 1]:
-            last += 1
-        layers = self.layers[k : last + 1]
-        self._calls = {i: [] for i in range(k, last + 1)}
+        """Run from the start to layer `k`, and on until every layer chained to it is provided for.
+
+        Most are given the very objects that the first was given, and need not be reached.
+        """
+        chain = [k]
+        while chain[-1] + 1 < len(self.layers) and self.chained[chain[-1] + 1]:
+            chain.append(chain[-1] + 1)
+        alike = {i: self._alike[i] if self._alike[i] >= k else i for i in chain}
+        reached = sorted(set(alike.values()))
+        self._calls = {i: [] for i in chain}
         self._inputs = []
         for fed in self.batches:
-            found = _record(self.model, layers, fed, stop=layers[-1])
-            for i, layer in enumerate(layers, start=k):
-                if layer not in found:
-                    raise EvidenceError(
-                        f"{self.model.name}: {layer.path} ran on the first batch, and not on "
-                        "another; its layers cannot be walked"
-                    )
-                given = found[layer].calls[0]
-                if i == k:
-                    self._inputs.append(given.get(self._keys[k]))
-                self._calls[i].append(given.emptied(self._keys[i]))
+            found = self._reach(fed, reached)
+            self._inputs.append(found[k].get(self._keys[k]))
+            emptied = {i: found[i].emptied(self._keys[i]) for i in reached}
+            for i in chain:
+                self._calls[i].append(emptied[alike[i]])
+
+    def _reach(self, fed: Fed, wanted: Sequence[int]) -> dict[int, Call]:
+        """What layers are called with on a batch."""
+        layers = [self.layers[i] for i in wanted]
+        found = _record(self.model, layers, fed, stop=layers[-1])
+        for layer in layers:
+            if layer not in found:
+                raise EvidenceError(
+                    f"{self.model.name}: {layer.path} ran on the first batch, and not on "
+                    "another; its layers cannot be walked"
+                )
+        return {i: found[layer].calls[0] for i, layer in zip(wanted, layers, strict=True)}
 
     def _look(self, first: Mapping[Layer, _Seen]) -> tuple[list[bool], list[Key]]:
         """Which layers take nothing but the output of the one before, and under which name."""
@@ -159,48 +169,28 @@ class Walk:
                 keys[k] = behind if first[self.layers[k]].calls[0].has(behind) else None
         return chained, keys
 
-
-@dataclass(frozen=True)
-class _Call:
-    """What a module was called with."""
-
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-
-    def get(self, key: Key) -> Any:
-        if key is None:
-            return None
-        return self.args[key] if isinstance(key, int) else self.kwargs[key]
-
-    def has(self, key: Key) -> bool:
-        return key in self.kwargs or (isinstance(key, int) and key < len(self.args))
-
-    def filled(self, key: Key, value: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Arguments with `value` as the one called `key`."""
-        if isinstance(key, int):
-            return (*self.args[:key], value, *self.args[key + 1 :]), self.kwargs
-        return self.args, self.kwargs if key is None else {**self.kwargs, key: value}
-
-    def emptied(self, key: Key) -> _Call:
-        return self if key is None else _Call(*self.filled(key, None))
-
-    def key_of(self, value: Any) -> Key:
-        """The argument that is `value`; None if there is none."""
-        known: list[tuple[Key, Any]] = [*enumerate(self.args), *self.kwargs.items()]
-        for key, given in known:
-            if given is value is not None or (_tensor(given) and _equal(given, value)):
-                return key
-        return None
-
-    def same(self, other: _Call) -> bool:
-        return _equal([self.args, self.kwargs], [other.args, other.kwargs])
+    def _models(self, first: Mapping[Layer, _Seen]) -> list[int]:
+        """For every layer, the first of its chain that was given the same objects."""
+        found: list[int] = []
+        start = 0
+        for k, layer in enumerate(self.layers):
+            start = start if self.chained[k] else k
+            own = first[layer].calls[0].emptied(self._keys[k])
+            like = (
+                i
+                for i in dict.fromkeys(found[start:])
+                if self._keys[i] == self._keys[k]
+                and first[self.layers[i]].calls[0].emptied(self._keys[i]).shares(own)
+            )
+            found.append(next(like, k))
+        return found
 
 
 @dataclass
 class _Seen:
     """A module's calls in one run of the model."""
 
-    calls: list[_Call] = field(default_factory=list)
+    calls: list[Call] = field(default_factory=list)
     output: Any = None
 
 
@@ -225,7 +215,7 @@ def _record(
 
     def before(layer: Layer) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
-            found.setdefault(layer, _Seen()).calls.append(_Call(args, dict(kwargs)))
+            found.setdefault(layer, _Seen()).calls.append(Call(args, dict(kwargs)))
             if layer is stop:
                 raise _StopError
 
@@ -233,8 +223,8 @@ def _record(
 
     def after(layer: Layer) -> Callable[..., Any]:
         def hook(module: nn.Module, args: Any, output: Any) -> Any:
-            found[layer].output = _main(output)
-            return None if scale is None else _scaled(output, scale)
+            found[layer].output = main_output(output)
+            return None if scale is None else scaled(output, scale)
 
         return hook
 
@@ -307,32 +297,3 @@ def _check(model: LiveModel, known: Sequence[Layer], found: dict[Layer, _Seen]) 
 
 def _repeated(layer: Layer) -> bool:
     return layer_prefix(f"{layer.path}.weight") is not None
-
-
-def _main(output: Any) -> Any:
-    """What a layer hands to the next one: its output, or the first of several."""
-    return output[0] if isinstance(output, tuple | list) and output else output
-
-
-def _scaled(value: Any, scale: float) -> Any:
-    if _tensor(value):
-        return value * scale if value.is_floating_point() else value
-    if isinstance(value, tuple | list) and not hasattr(value, "_fields"):
-        return type(value)(_scaled(item, scale) for item in value)
-    return value
-
-
-def _equal(one: Any, other: Any) -> bool:
-    """Whether two arguments are the same numbers, or the same object."""
-    if _tensor(one) and _tensor(other):
-        same = one.shape == other.shape and one.dtype == other.dtype
-        return one is other or bool(same and torch.equal(one, other.to(one.device)))
-    if isinstance(one, tuple | list) and isinstance(other, tuple | list):
-        return len(one) == len(other) and all(map(_equal, one, other))
-    if isinstance(one, Mapping) and isinstance(other, Mapping):
-        return one.keys() == other.keys() and all(_equal(one[k], other[k]) for k in one)
-    return one is other or (isinstance(one, int | float | str) and one == other)
-
-
-def _tensor(value: Any) -> bool:
-    return isinstance(value, torch.Tensor)
