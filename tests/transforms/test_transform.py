@@ -152,6 +152,7 @@ def test_nothing_is_overwritten_unasked_and_never_an_input(doubled, source, tmp_
     (out / "notes.txt").write_text("mine")
     (out / "tokenizer.json").write_text("another's")
     (out / "surgery.t.safetensors").write_text("another's")
+    (out / "mergekit_config.yml").write_text("another's")
     with pytest.raises(OutputError, match=r"is not empty.*--overwrite"):
         transform("doubled", source, out)
     with pytest.raises(OutputError, match="is the folder of the input"):
@@ -161,7 +162,8 @@ def test_nothing_is_overwritten_unasked_and_never_an_input(doubled, source, tmp_
     assert contents(source) == before
     assert (out / "notes.txt").read_text() == "mine"
     assert (out / "tokenizer.json").read_text() == "{}"
-    assert not (out / "surgery.t.safetensors").exists() and not (out / ".mergewise").exists()
+    gone = ("surgery.t.safetensors", "mergekit_config.yml", ".mergewise")
+    assert not any((out / name).exists() for name in gone)
 
 
 def test_an_unfinished_merge_is_not_thrown_away_unasked(doubled, source, tmp_path):
@@ -186,6 +188,8 @@ def test_an_unfinished_merge_is_not_thrown_away_unasked(doubled, source, tmp_pat
         ("batch_norm", {"data": "nowhere.jsonl"}, DataError, "nowhere.jsonl"),
         ("batch_norm", {"data": [{"text": "x"}], "models": ["y"]}, TransformError,
          "uses no further models; leave out y"),
+        ("batch_norm", {"data": [{"image": 1}], "weights": [1.0]}, TransformError,
+         "gives models no weights"),
         ("repair", {"data": [{"image": 1}], "models": ["nowhere"]}, CheckpointError, "nowhere"),
     ],
 )  # fmt: skip

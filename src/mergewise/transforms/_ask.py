@@ -74,7 +74,7 @@ def transform(
         settings=checked,
         checkpoint=source,
         models=others,
-        weights=_weights(others, weights),
+        weights=_weights(chosen, others, weights),
         data=_data(chosen, others, data, limit, split),
         reading=reading or Reading(),
         opening=opening or Opening(),
@@ -148,8 +148,14 @@ def _same_tensors(source: Checkpoint, label: str, model: Checkpoint) -> None:
 
 
 def _weights(
-    models: Mapping[str, Checkpoint], given: Sequence[float] | Mapping[str, float] | None
+    transform: Transform,
+    models: Mapping[str, Checkpoint],
+    given: Sequence[float] | Mapping[str, float] | None,
 ) -> dict[str, float]:
+    if not transform.weighted:
+        if given is not None:
+            raise TransformError(f"{transform.name} gives models no weights; leave them out")
+        return {}
     if given is None:
         return {label: 1 / len(models) for label in models}
     if isinstance(given, Mapping):

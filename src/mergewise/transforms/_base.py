@@ -46,7 +46,7 @@ class Ask:
         settings: every parameter of the transform.
         checkpoint: what is transformed.
         models: further models by label, all with the checkpoint's tensors.
-        weights: of those models; they sum to one.
+        weights: of those models, where they have some; they sum to one.
         data: by label; one under the empty label is for all.
     """
 
@@ -114,6 +114,7 @@ class Transform(ABC):
         summary: one line.
         data: what it is fed: ``none``, ``unlabelled`` or ``labelled`` examples.
         models: what further models it needs, in words; empty for none.
+        weighted: the models have weights.
         by_label: every model has data of its own.
         source: paper (authors, year, arXiv id).
         variant: where it departs from its source.
@@ -124,6 +125,7 @@ class Transform(ABC):
     summary: ClassVar[str]
     data: ClassVar[Literal["none", "unlabelled", "labelled"]]
     models: ClassVar[str] = ""
+    weighted: ClassVar[bool] = False
     by_label: ClassVar[bool] = False
     source: ClassVar[str]
     variant: ClassVar[str] = ""

@@ -34,7 +34,7 @@ from mergewise.checkpoint import (
 )
 from mergewise.constants import DEFAULT_SHARD_BYTES
 from mergewise.engine._journal import Workspace
-from mergewise.engine._publish import PROVENANCE_FILE, move_in
+from mergewise.engine._publish import PROVENANCE_FILE, RECIPE_FILE, move_in
 from mergewise.errors import CheckpointError, NonFiniteError, OutputError
 
 if TYPE_CHECKING:
@@ -176,7 +176,8 @@ class Output:
             kept = {path.name for path in small.iterdir()}
             move_in(self.space, small, list(sums))
             for old in sorted(self.out.iterdir()):  # of the weights that were here before
-                if _SIDE_FILES.fullmatch(old.name) and old.name not in kept:
+                stale = old.name == RECIPE_FILE or _SIDE_FILES.fullmatch(old.name)
+                if stale and old.name not in kept:
                     old.unlink()
         except OSError as error:
             raise OutputError(f"{self.out}: cannot be moved there: {error}; run it again") from None
@@ -290,9 +291,8 @@ def _card(transform: Transform, ask: Ask, changes: Changes) -> str:
     licence = stated_licence(ask.checkpoint.folder)
     front = f"---\nlibrary_name: transformers\nlicense: {licence}\n---\n\n" if licence else ""
     name = ask.checkpoint.folder.resolve().name
-    models = "".join(
-        f"- `{label}`: weight {ask.weights[label]:g}\n" for label in ask.models
-    )  # fmt: skip
+    shown = [f"`{x}`: weight {ask.weights[x]:g}" if ask.weights else f"`{x}`" for x in ask.models]
+    models = "".join(f"- {text}\n" for text in shown)
     said = "".join(f"- {' '.join(note.split())}\n" for note in changes.notes)
     return (
         f"{front}# {name}, {transform.name}\n\n`{name}` after the mergewise transform "

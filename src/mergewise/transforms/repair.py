@@ -63,6 +63,7 @@ class Repair(Transform):
     summary = "each channel before a nonlinearity gets the mean and spread of the merged models'"
     data = "unlabelled"
     models = "the models that were merged"
+    weighted = True
     source = (
         "REPAIR, Jordan, Sedghi, Saukh, Entezari & Neyshabur 2022, arXiv 2211.08403; N models and "
         "average: variance as in C2M3, Crisostomi et al. 2024, arXiv 2405.17897"
@@ -164,7 +165,8 @@ def repair(
         for layer in layers:
             target = targets[layer.path]
             assert target.predicted is not None
-            seen = Moments(1, target.mean, target.mean.square() + target.predicted.square())
+            mean, std = (v.to(layer.module.weight.device) for v in (target.mean, target.predicted))
+            seen = Moments(1, mean, mean.square() + std.square())
             _fold(editor, layer, seen, target, settings.eps, done)
     elif settings.passes == "one":
         _at_once(model, layers, batches, editor, targets, settings.eps, done, progress)
