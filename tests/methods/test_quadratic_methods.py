@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -125,7 +126,7 @@ def test_the_error_of_conjugate_gradients_decreases_to_nothing() -> None:
     for steps in range(13):
         apart = solve_conjugate(lambda v: v @ metric, pull, steps, 0.0) - exact
         errors.append(((apart @ metric) * apart).sum(1))
-    assert all((b < a).all() for a, b in zip(errors, errors[1:], strict=False))
+    assert all((b < a).all() for a, b in pairwise(errors))
     assert (errors[-1] < 1e-20 * errors[0]).all()
 
 

@@ -23,6 +23,9 @@ class Fisher(Method):
     element of which no model's Fisher information says anything. The authors' code floors the
     information of its first model (the target) at 1e-6 there, so that the target wins:
     `floor: 1e-6` with `favor_first: true`.
+
+    `information: fisher_nodes` reads that of attention heads and neurons in place of every
+    weight's own (Fisher Mask Nodes, Thennal et al. 2024, arXiv 2403.09891, who do not normalise).
     """
 
     name = "fisher"
@@ -33,6 +36,13 @@ class Fisher(Method):
     variant = "paper; |F_i| over the whole model, as the authors' code does by default"
     params = {
         "weight": Param(float, 1.0, "share of this model", per_model=True, ge=0, native=True),
+        "information": Param(
+            str,
+            "fisher",
+            "of every weight, or of heads and neurons (collect fisher_nodes)",
+            choices=("fisher", "fisher_nodes"),
+            native=True,
+        ),
         "normalize": Param(
             bool, True, "divide each model's information by its norm over the model", native=True
         ),
@@ -49,6 +59,8 @@ models:
 """
 
     def needs(self, p: Settings) -> tuple[Need, ...]:
+        if p.information == "fisher_nodes":
+            return (Need("fisher_nodes", "squares", "examples", "spread"),)
         return (Need("fisher", "squares", "examples", "element"),)
 
     def pooled(self, p: Settings) -> bool:
