@@ -72,6 +72,18 @@ def test_a_base_is_the_old_model(models):
         chosen(models, ("new",), "ties", parts=parts | {"parameters": {"normalize": True}})
 
 
+def test_a_method_with_an_alpha_of_its_own(models):
+    parts = {
+        "base_model": str(models / "old"),
+        "parameters": {"alpha": 0.9, "importance": "none"},
+    }
+    recipe = _line.soup(models, ["new"], "bcwi", each={}, **parts)
+    made = guide(recipe, "backward_compatible", tasks=tasks(models), steps=5)
+    setting = made.recipe.output.parameters["alpha"]
+    assert setting.conditions[0].value == 0.4
+    assert any("alpha 0.4: accuracy 0.6, negative flips 0.2: chosen" in n for n in made.notes)
+
+
 def test_tasks_without_answers_by_example_are_refused(models):
     with pytest.raises(GuideError, match=r"task near does not tell which examples are right"):
         guide(

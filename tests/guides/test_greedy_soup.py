@@ -5,8 +5,8 @@ import pytest
 from safetensors.torch import load_file
 
 from mergewise.engine import merge
-from mergewise.errors import GuideError, TaskError
-from mergewise.guides import guide, write_recipe
+from mergewise.errors import GuideError, InterruptedMergeError, TaskError
+from mergewise.guides import _scoring, guide, write_recipe
 
 
 @pytest.fixture(scope="module")
@@ -108,3 +108,25 @@ def test_nothing_is_left_of_candidates(pool, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["soup.yml"]
     assert len(said) == 2 and "(3 of at most 4)" in said[1]
     assert "# alone: " in made.text and made.text.count("near -") + made.text.count("near 0") >= 3
+
+
+def test_a_merge_that_is_interrupted_is_an_interruption_and_nothing_stays(
+    pool, tmp_path, monkeypatch
+):
+    def stopped(recipe, out, **options):
+        out.mkdir()
+        raise InterruptedMergeError("stopped")
+
+    monkeypatch.setattr(_scoring, "merge", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        cooked(pool, ["plus", "minus"], out=tmp_path / "soup.yml")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_unlike_metrics_are_told(pool):
+    tasks = {"tasks": [_line.TASK, {**_line.TASK, "name": "far", "metric": "distance",
+                                    "best": "min"}]}  # fmt: skip
+    found = cooked(pool, ["plus", "at"], tasks=tasks)
+    assert _line.labels(found) == ["at"]
+    assert any("unlike metrics (distance, score)" in warning for warning in found.warnings)
+    assert any("plus: -0.3125 (near -0.3125, far 0.3125)" in note for note in found.notes)

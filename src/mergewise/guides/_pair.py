@@ -45,6 +45,12 @@ class Pair:
         return {self.old: self.old_files.path, self.new: self.new_files.path}
 
 
+def shares_alpha(recipe: Recipe) -> bool:
+    """Whether the method has the old model's share as a parameter of its own, as `bcwi` has."""
+    method = get_method(recipe.output.method)
+    return method.experts == (1, 1) and {"alpha"} == {"alpha", "weight"} & method.params.keys()
+
+
 def pair_problem(recipe: Recipe) -> str | None:
     """Why a recipe is not one of two models with weights, in words; None if it is."""
     if problem := weight_problem(recipe):
@@ -75,7 +81,8 @@ def pair_of(ask: Ask, old: str | None) -> Pair:
     """
     experts = ask.experts
     if ask.base is not None:
-        _refuse_normalized(ask)
+        if not shares_alpha(ask.plan.recipe):
+            _refuse_normalized(ask)
         base = str(ask.plan.recipe.output.base_model)
         _find([base], old)
         return Pair(base, experts[0].label, ask.base, experts[0].checkpoint, 0, False)

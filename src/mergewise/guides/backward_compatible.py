@@ -9,8 +9,8 @@ from typing import Any
 
 from mergewise.errors import GuideError
 from mergewise.guides._base import Ask, Guide, Guided, Needs
-from mergewise.guides._document import Values, explicit
-from mergewise.guides._pair import Pair, pair_of, pair_problem
+from mergewise.guides._document import Edit, Values, explicit
+from mergewise.guides._pair import Pair, pair_of, pair_problem, shares_alpha
 from mergewise.guides._scoring import Scored, Scorer
 from mergewise.guides._weighting import commented, weights
 from mergewise.methods import Param, Settings
@@ -42,8 +42,8 @@ class BackwardCompatible(Guide):
     data = "labelled"
     source = "BCWI, Schumann et al. 2024, arXiv 2301.10546"
     variant = (
-        "the rule by which alpha is chosen is unverified; the Fisher form is a recipe with a "
-        "method that reads Fisher information"
+        "the rule by which alpha is chosen is unverified; the Fisher form is a recipe with the "
+        "method `bcwi`"
     )
     verified = "idea"
     based = False
@@ -56,7 +56,7 @@ class BackwardCompatible(Guide):
     }  # fmt: skip
 
     def problem(self, settings: Settings, recipe: Recipe) -> str | None:
-        return pair_problem(recipe)
+        return None if shares_alpha(recipe) else pair_problem(recipe)
 
     def needs(self, settings: Settings) -> Needs:
         return Needs(tasks=True)
@@ -68,7 +68,7 @@ class BackwardCompatible(Guide):
         old, new = _correct(ends[pair.old]), _correct(ends[pair.new])
         least = _accuracy(new) - ask.settings.epsilon
         steps = ask.settings.steps
-        points = [_point(scorer, pair, old, i / steps) for i in range(steps + 1)]
+        points = [_point(ask, scorer, pair, old, i / steps) for i in range(steps + 1)]
         allowed = [p for p in points if p.accuracy >= least - 1e-12]
         if not allowed:
             raise GuideError(
@@ -76,7 +76,7 @@ class BackwardCompatible(Guide):
                 f"{'; '.join(map(str, points))}. Allow a greater epsilon"
             )
         best = min(allowed, key=lambda p: (p.flips, -p.accuracy, p.alpha))
-        text, recipe, notes = explicit(self, ask, _values(pair, best.alpha))
+        text, recipe, notes = explicit(self, ask, *_written(ask, pair, best.alpha))
         told = [
             f"old {pair.old}: accuracy {_accuracy(old):.6g}",
             f"new {pair.new}: accuracy {_accuracy(new):.6g}, negative flips {_flips(old, new):.6g}",
@@ -89,20 +89,30 @@ class BackwardCompatible(Guide):
     def describe(cls) -> str:
         return (
             "theta(alpha) = alpha old + (1 - alpha) new, alpha = 0, 1/steps, ..., 1; with a base "
-            "and one expert, the base is the old model and the weight is 1 - alpha.\n"
+            "and one expert, the base is the old model and the weight is 1 - alpha; `bcwi` has "
+            "its own alpha.\n"
             "Of those with accuracy >= accuracy(new) - epsilon, the one with the least share of "
             "examples that the old model got right and the merge wrong; then the more accurate, "
             "then the smaller alpha. Both are means over tasks."
         )
 
 
-def _point(scorer: Scorer, pair: Pair, old: Answers, alpha: float) -> _Point:
-    found = _correct(scorer.candidate(f"alpha {alpha:.6g}", _values(pair, alpha)))
+def _point(ask: Ask, scorer: Scorer, pair: Pair, old: Answers, alpha: float) -> _Point:
+    label = f"alpha {alpha:.6g}"
+    found = _correct(scorer.candidate(label, *_written(ask, pair, alpha)))
     return _Point(alpha, _accuracy(found), _flips(old, found))
 
 
-def _values(pair: Pair, alpha: float) -> list[Values]:
-    return weights(pair.each(1 - alpha, alpha))
+def _written(ask: Ask, pair: Pair, alpha: float) -> tuple[list[Values], Edit | None]:
+    """Alpha as weights, or as the method's own parameter."""
+    if not shares_alpha(ask.plan.recipe):
+        return weights(pair.each(1 - alpha, alpha)), None
+
+    def edit(document: dict[str, Any]) -> list[dict[str, Any]]:
+        parameters = {**(document.get("parameters") or {}), "alpha": round(alpha, 9)}
+        return [{**document, "parameters": parameters}]
+
+    return [], edit
 
 
 def _correct(scored: Scored) -> Answers:
