@@ -7,8 +7,8 @@ from safetensors.torch import load_file
 from mergewise import merge
 from mergewise.checkpoint import layer_index
 from mergewise.errors import GuideError
-from mergewise.evidence import collect
-from mergewise.guides import get_guide, guide
+from mergewise.evidence import Data, collect
+from mergewise.guides import get_guide, guide, write_recipe
 from mergewise.plan import build_plan
 
 TEXTS = {"a": ["a rose is a rose", "by any other name"], "b": ["1 + 1 = 2", "2 + 2 = 4"]}
@@ -139,4 +139,17 @@ def test_what_is_read_of_whom():
     assert needs(variant="reference").base == ("input_moments",)
     assert needs(variant="reference").options == {"input_moments": {"pruned": 0.5}}
     assert needs(importance="activation").experts == ("output_moments",)
-    assert needs(variant="delta").base == () and needs().options == {}
+    assert needs(variant="delta").base == ()
+    assert needs().options == {"input_moments": {"pruned": None}}
+
+
+def test_a_file_of_pruned_models_in_the_way_is_replaced(tmp_path, recipe):
+    (tmp_path / "texts.txt").write_text("a rose is a rose")
+    given = {"data": Data(tmp_path / "texts.txt"), "reuse": True}
+    found = [
+        write_recipe(recipe(), "lewis", tmp_path / "out.yml", settings=settings, **given)
+        for settings in ({}, {"preset": "reference"}, {})
+    ]
+    assert "propagation pruned" in found[1].text
+    each = [densities(one, 0) for one in found]
+    assert each[0] == each[2] != each[1]

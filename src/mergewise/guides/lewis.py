@@ -92,8 +92,8 @@ class Lewis(Guide):
         if chosen.importance in SCORES:
             return Needs(("fisher",))
         wanted = (STATISTIC[chosen.importance],)
-        share = pruned_by(chosen.propagation, chosen.sparsity)
-        options = {} if share is None else {wanted[0]: {"pruned": share}}
+        # said for whole models, too, so that a file of pruned ones is not taken for it
+        options = {wanted[0]: {"pruned": pruned_by(chosen.propagation, chosen.sparsity)}}
         return Needs(wanted, () if chosen.importance == "delta" else wanted, options=options)
 
     def run(self, ask: Ask) -> Guided:
