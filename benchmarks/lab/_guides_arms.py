@@ -39,7 +39,8 @@ class Arm:
         name: what tables call it.
         settings: of the guide besides the mean density.
         guide: "" for scores of elements at uniform density.
-        change: done to the guide's densities: ``reversed`` about their mean, or ``shuffled``.
+        change: done to the guide's densities: ``reversed`` about their mean, or ``shuffled``; or
+            ``measured`` for densities in the order of measured sensitivities.
         parameters: of the method, for scores of elements.
         calibrations: what it is collected on.
         sets: whether it is asked of one expert, of all, or of both.
@@ -102,6 +103,7 @@ ARMS: tuple[Arm, ...] = (
     _score("activation_gain", (TOGETHER,)),
     Arm("wanda reversed", {"importance": "wanda"}, change="reversed", calibrations=(OWN,)),
     Arm("wanda shuffled", {"importance": "wanda"}, change="shuffled", calibrations=(OWN,)),
+    Arm("measured", guide="", change="measured", calibrations=(OWN,)),
     Arm("wanda by component", {"importance": "wanda", "scope": "component"},
         calibrations=(OWN,), extra=True),
     Arm("wanda by rank", {"importance": "wanda", "scope": "rank"}, calibrations=(OWN,),

@@ -19,6 +19,10 @@ from benchmarks.lab._guides_compare import (
     differences,
     verdict,
 )
+from benchmarks.lab._guides_layers import agreements, means
+from benchmarks.lab._guides_layers import picture as layers_picture
+from benchmarks.lab._guides_layers import sentences as layers_sentences
+from benchmarks.lab._guides_layers import table as layers_table
 from benchmarks.lab._guides_run import Found
 from mergewise.checkpoint import write_file
 from mergewise.report.chart import heat_map
@@ -87,6 +91,8 @@ def write_report(report: Report, folder: Path, pages: Path | None) -> list[Path]
         f"{name}.svg": picture(report),
         f"{name}.md": page(report),
     }
+    if layers := layers_picture(report.title, report.found.maps):
+        files[f"{name}-layers.svg"] = layers
     written = []
     for place in [folder, *([pages] if pages else [])]:
         place.mkdir(parents=True, exist_ok=True)
@@ -133,6 +139,8 @@ def document(report: Report) -> dict[str, Any]:
             for arm, other, found in contrasts(report)
         ],
         "levels": levels(report),
+        "agreements": agreements(report.found.maps),
+        "layers": means(report.found.maps),
     }
 
 
@@ -194,7 +202,7 @@ def sentences(report: Report) -> list[str]:
         lines += [*_best(report, TOGETHER)]
     if ALONE in report.sets:
         lines += [*_best(report, ALONE), *_calibration(report)]
-    return lines
+    return [*lines, *layers_sentences(report.found.maps)]
 
 
 def _claim(report: Report) -> Iterator[str]:
@@ -288,6 +296,9 @@ def page(report: Report) -> str:
     for set_ in report.sets:
         parts += [f"## {TITLES[set_]}", "", *_table(report, set_), ""]
     parts += [f"![gains by method and density](guides-{report.family}.svg)", ""]
+    if layers := layers_table(report.found.maps, SAID):
+        picture_ = f"![densities by tensor](guides-{report.family}-layers.svg)"
+        parts += ["## Do densities go where they matter?", "", *layers, "", picture_, ""]
     parts += ["## What there is to gain", "", *_levels_table(report), ""]
     return "\n".join(parts)
 

@@ -5,38 +5,35 @@ from __future__ import annotations
 import json
 import math
 import random
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.lab._contenders import contenders
 from benchmarks.lab._family import Family, LabTask, Models, State
-from benchmarks.lab._guides_arms import ALONE, METHODS, TOGETHER, UNIFORM, Arm
+from benchmarks.lab._guides_arms import ALONE, METHODS, OWN, TOGETHER, UNIFORM, Arm
 from benchmarks.lab._guides_evidence import BASE, Shelf
+from benchmarks.lab._guides_measured import MEASURED, LayerMap, by_rank, sensitivities
+from benchmarks.lab._guides_recipe import Densities, densities_of, merged, written
 from benchmarks.lab._journal import Journal, code_mark, scoring_mark, task_mark, weights_mark
 from benchmarks.lab._progress import Progress
-from mergewise.engine import merge
 from mergewise.errors import InterruptedMergeError, MergewiseError
 from mergewise.guides import get_guide, guide
 from mergewise.guides._ask import settings_of
 from mergewise.guides._densities import hold_mean
 from mergewise.methods import Settings, get_method
-from mergewise.plan import build_plan
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 Scores = dict[str, dict[str, float]]
-Densities = list[dict[str, float]]
-"""For each expert, the density of every guided tensor."""
 METRICS = {"image_classification": ("accuracy", "nll"), "text_classification": ("accuracy", "nll")}
 """What is taken of an evaluator's metrics; of others, what the lab compares by."""
+LOSSES = ("nll", "loss")
+EVEN = Arm("", {"importance": "delta"})
+"""An arm that names the guided tensors."""
 CLOSE = 1e-5
 """Largest difference of two means of densities that counts as none."""
-_SPACE = 0.9
-"""Share of the room below and above a density that DELLA's epsilon may take."""
 
 
 @dataclass(frozen=True)
@@ -97,10 +94,12 @@ class Found:
 
     Attributes:
         references: by seed, then ``base`` and ``expert``.
+        maps: densities and sensitivities by tensor, of experts alone.
     """
 
     outcomes: list[Outcome] = field(default_factory=list)
     references: dict[int, dict[str, Scores]] = field(default_factory=dict)
+    maps: list[LayerMap] = field(default_factory=list)
 
 
 def run_guides(family: Family, seeds: Sequence[int], choice: Choice, console: Console) -> Found:
@@ -117,6 +116,7 @@ def run_guides(family: Family, seeds: Sequence[int], choice: Choice, console: Co
         with Progress(console, f"{family.name} seed {seed}: cells", trial.count()) as progress:
             found.references[seed] = trial.references()
             found.outcomes += list(trial.everything(progress))
+            found.maps += trial.maps
     return found
 
 
@@ -132,6 +132,10 @@ class Trial:
         self.tasks = [task for task in family.tasks(seed) if task.expert]
         self.marks = {task.name: task_mark(task.evaluator)[0] for task in self.tasks}
         self.weights = weights_mark([models.base, *models.experts.values()])
+        self.sizes = {name: tensor.numel() for name, tensor in models.base.items()}
+        self.middle = sorted(choice.densities)[len(choice.densities) // 2]
+        self.maps: list[LayerMap] = []
+        self._sensitive: dict[str, dict[str, float]] = {}
         self.lambdas = _lambdas(len(models.experts))
 
     def groups(self) -> list[tuple[str, ...]]:
@@ -152,7 +156,7 @@ class Trial:
         """Cell by cell; yields as they are done."""
         for experts in self.groups():
             for density in self.choice.densities:
-                even = self._guided(experts, density, self._even(), "own")
+                even = self._guided(experts, density, EVEN, OWN)
                 uniform = [dict.fromkeys(one, density) for one in even]
                 for method in self.choice.methods:
                     cell = Cell(self.seed, experts, method, density)
@@ -171,20 +175,17 @@ class Trial:
             own |= self._scores(state, Cell(self.seed, (name,), "", 1.0))[0]
         return {"base": self._scores(self.models.base, everyone)[0], "expert": own}
 
-    def _even(self) -> Arm:
-        """Any arm that names the guided tensors."""
-        return Arm("", {"importance": "delta"})
-
     def _arm(
         self, experts: tuple[str, ...], density: float, arm: Arm, calibration: str,
         uniform: Densities, progress: Progress,
     ) -> Iterator[Outcome]:  # fmt: skip
         """One arm with every method: the densities do not depend on the method."""
         failure, values = "", uniform
-        if arm.guide:
+        if not arm.parameters:
             try:
-                values = self._guided(experts, density, arm, calibration)
+                values = self._values(experts, density, arm, calibration, uniform)
                 self._check(values, uniform, density)
+                self._keep(experts, density, arm.name, calibration, values)
             except InterruptedMergeError:
                 raise KeyboardInterrupt from None
             except MergewiseError as error:
@@ -201,6 +202,39 @@ class Trial:
 
     # densities
 
+    def _values(
+        self, experts: tuple[str, ...], density: float, arm: Arm, calibration: str,
+        uniform: Densities,
+    ) -> Densities:  # fmt: skip
+        if arm.guide:
+            return self._guided(experts, density, arm, calibration)
+        return [
+            by_rank(self._sensitivities(name, one), self.sizes, density)
+            for name, one in zip(experts, uniform, strict=True)
+        ]
+
+    def _sensitivities(self, expert: str, named: Mapping[str, float]) -> dict[str, float]:
+        """Of an expert's guided tensors; measured once."""
+
+        def loss(densities: Mapping[str, float]) -> float:
+            cell = Cell(self.seed, (expert,), "ties", 1.0)
+            document = self._document(cell, [dict(densities)], None)
+            scores, _ = self._of_recipe(document, cell, "validation")
+            return next(s[m] for s in scores.values() for m in LOSSES if m in s)
+
+        if expert not in self._sensitive:
+            self._sensitive[expert] = sensitivities(list(named), self.sizes, loss)
+        return self._sensitive[expert]
+
+    def _keep(
+        self, experts: tuple[str, ...], density: float, arm: str, calibration: str,
+        values: Densities,
+    ) -> None:  # fmt: skip
+        """For pictures of layers: of one expert alone, at the middle density."""
+        if len(experts) == 1 and density == self.middle:
+            found = self._sensitive[experts[0]] if arm == MEASURED else values[0]
+            self.maps.append(LayerMap(self.seed, experts[0], arm, calibration, found))
+
     def _guided(
         self, experts: tuple[str, ...], density: float, arm: Arm, calibration: str
     ) -> Densities:
@@ -215,7 +249,7 @@ class Trial:
                 one for name in experts for one in self.shelf.base(name, calibration, needs.base)
             ]
         made = guide(self._recipe(experts, "ties"), arm.guide, evidence, **settings)
-        found = _densities(made.recipe)
+        found = densities_of(made.recipe)
         return [self._changed(one, arm.change, density) for one in found]
 
     def _changed(self, found: dict[str, float], change: str, density: float) -> dict[str, float]:
@@ -227,8 +261,8 @@ class Trial:
             values = list(found.values())
             random.Random(self.seed).shuffle(values)
             moved = dict(zip(found, values, strict=True))
-        sizes = {name: float(self.models.base[name].numel()) for name in found}
-        one, all_sizes = dict(enumerate(moved.values())), dict(enumerate(sizes.values()))
+        sizes = [float(self.sizes[name]) for name in found]
+        one, all_sizes = dict(enumerate(moved.values())), dict(enumerate(sizes))
         held = hold_mean({"": one}, {"": all_sizes}, density)[""]
         return dict(zip(found, held.values(), strict=True))
 
@@ -246,8 +280,8 @@ class Trial:
                 )
 
     def _mean(self, densities: Mapping[str, float]) -> float:
-        sizes = {name: self.models.base[name].numel() for name in densities}
-        return sum(sizes[n] * value for n, value in densities.items()) / sum(sizes.values())
+        whole = sum(self.sizes[name] for name in densities)
+        return sum(self.sizes[n] * value for n, value in densities.items()) / whole
 
     # merging and scoring
 
@@ -263,7 +297,9 @@ class Trial:
         progress.step(f"{cell.arm} {cell.method}", free=free)
         return found
 
-    def _of_recipe(self, document: dict[str, Any], cell: Cell) -> tuple[Scores, bool]:
+    def _of_recipe(
+        self, document: dict[str, Any], cell: Cell, split: str = "test"
+    ) -> tuple[Scores, bool]:
         """Scores of what a recipe makes, and whether they were known."""
         home = str(self.family.folder.resolve())
         asked = {
@@ -271,10 +307,11 @@ class Trial:
             "weights": self.weights,
             "tasks": self.marks,
             "code": code_mark(cell.method),
+            **_said(split),
         }
         known = self.journal.get(asked)
         if known is None:
-            found, free = self._scores(_merged(document), cell)
+            found, free = self._scores(merged(document), cell, split)
             self.journal.put(asked, found)
             return found, free
         return known, True
@@ -286,7 +323,7 @@ class Trial:
         if cell.set == TOGETHER and cell.method in self.lambdas:
             document["parameters"]["lambda"] = self.lambdas[cell.method]
         for model, densities in zip(document["models"], values, strict=True):
-            model["parameters"] |= _written(cell.method, densities)
+            model["parameters"] |= written(cell.method, densities)
         if arm is not None and arm.parameters:
             self._score_elements(document, cell, arm)
         return document
@@ -312,7 +349,7 @@ class Trial:
     def _path(self, name: str) -> str:
         return str(self.family.checkpoint(self.seed, name).resolve())
 
-    def _scores(self, state: State, cell: Cell) -> tuple[Scores, bool]:
+    def _scores(self, state: State, cell: Cell, split: str = "test") -> tuple[Scores, bool]:
         """The scores of the tasks of the experts in a cell, and whether all were known."""
         weights, free = weights_mark([state]), True
         found: Scores = {}
@@ -320,28 +357,21 @@ class Trial:
             if task.owner not in cell.experts:
                 continue
             asked = {"weights": weights, "task": self.marks[task.name], "code": scoring_mark(),
-                     "metrics": _metrics(task)}  # fmt: skip
+                     "metrics": _metrics(task), **_said(split)}  # fmt: skip
             known = self.journal.get(asked)
             if known is None:
-                known, free = self._score(state, task), False
+                known, free = self._score(state, task, split), False
                 self.journal.put(asked, known)
             found[task.name] = known
         return found, free
 
-    def _score(self, state: State, task: LabTask) -> dict[str, float]:
-        measured = task.evaluator.score(self.family.live(state, "merged"), "test").metrics
+    def _score(self, state: State, task: LabTask, split: str) -> dict[str, float]:
+        measured = task.evaluator.score(self.family.live(state, "merged"), split).metrics
         return {name: float(measured[name]) for name in _metrics(task)}
 
 
-def _merged(document: dict[str, Any]) -> State:
-    from safetensors.torch import load_file
-
-    with tempfile.TemporaryDirectory(prefix="lab-guides-") as folder:
-        try:
-            made = merge(document, Path(folder) / "out", device="cpu", workers=1)
-        except InterruptedMergeError:
-            raise KeyboardInterrupt from None
-        return load_file(made.out / made.files[0])
+def _said(split: str) -> dict[str, str]:
+    return {} if split == "test" else {"split": split}
 
 
 def _metrics(task: LabTask) -> list[str]:
@@ -352,41 +382,3 @@ def _lambdas(experts: int) -> dict[str, float]:
     """The factor on many task vectors, by method, as in the lab's other tables."""
     chosen, _ = contenders(experts, 0)
     return {c.method: float(c.default or 1.0) for c in chosen if c.scale == "lambda"}
-
-
-def _densities(recipe: Any) -> Densities:
-    """What an explicit recipe says of each expert's tensors, leaving out those of no guide."""
-    tensors = build_plan(recipe).output.tensors
-    return [
-        {name: float(t.values["density"][i]) for name, t in tensors.items() if name in named}
-        for i, named in enumerate(_named(recipe))
-    ]
-
-
-def _named(recipe: Any) -> list[set[str]]:
-    """The tensors for which a recipe names a density, by expert."""
-    import yaml
-
-    [document] = list(yaml.safe_load_all(recipe.text))
-    return [
-        {rule["filter"] for rule in model["parameters"]["density"] if "filter" in rule}
-        for model in document["models"]
-    ]
-
-
-def _written(method: str, densities: Mapping[str, float]) -> dict[str, Any]:
-    """Density as a recipe says it, everything that is not guided at 1.
-
-    DELLA's epsilon has to leave every probability between 0 and 1: it is narrower where a density
-    is near either, in both arms alike.
-    """
-    names = sorted(densities, key=lambda name: -len(name))  # the first filter that fits counts
-    found: dict[str, Any] = {
-        "density": [*({"filter": n, "value": densities[n]} for n in names), {"value": 1.0}]
-    }
-    if method == "della":
-        usual = get_method(method).params["epsilon"].default
-        room = {n: _SPACE * min(d, 1 - d) for n, d in densities.items()}
-        rules = [{"filter": n, "value": min(usual, room[n])} for n in names]
-        found["epsilon"] = [*rules, {"value": usual}]
-    return found

@@ -24,7 +24,10 @@ from benchmarks.lab._guides_compare import (
     verdict,
 )
 from benchmarks.lab._guides_evidence import Shelf, noisy
+from benchmarks.lab._guides_layers import agreements
+from benchmarks.lab._guides_measured import TRIMMED, agreement, by_rank, sensitivities
 from benchmarks.lab._guides_page import page as page_of
+from benchmarks.lab._guides_recipe import written
 from benchmarks.lab._guides_report import Report, document, page, picture, write_report
 from benchmarks.lab._guides_run import (
     CLOSE,
@@ -33,7 +36,6 @@ from benchmarks.lab._guides_run import (
     Found,
     Outcome,
     Trial,
-    _written,
     run_guides,
 )
 from benchmarks.lab._journal import Journal
@@ -46,6 +48,7 @@ pytest.importorskip("sklearn")
 QUIET = Console(quiet=True)
 WANDA = Arm("wanda", {"importance": "wanda"}, calibrations=(OWN,))
 REVERSED = dataclasses.replace(WANDA, name="reversed", change="reversed")
+TOLD = Arm("measured", guide="", change="measured", calibrations=(OWN,))
 SCORED = Arm("score", guide="", parameters={"score": "activation"}, calibrations=(NOISE,))
 
 
@@ -65,7 +68,7 @@ def family(tmp_path_factory: pytest.TempPathFactory) -> Digits:
 @pytest.fixture(scope="module")
 def choice() -> Choice:
     methods = ("ties", "dare_ties", "della")
-    return Choice((WANDA, REVERSED, SCORED), (0.3, 0.7), methods, (ALONE, TOGETHER))
+    return Choice((WANDA, REVERSED, SCORED, TOLD), (0.3,), methods, (ALONE, TOGETHER))
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +87,7 @@ def trial(family: Digits, choice: Choice) -> Trial:
 def test_every_cell_has_scores_of_its_experts_tasks(found: Found) -> None:
     assert [o.failure for o in found.outcomes if o.failure] == []
     # dare_ties draws by chance and ranks nothing, so it has no score; all are on their own tasks
-    assert len(found.outcomes) == 2 * (len(DOMAINS) * (3 * 3 + 2) + (3 * 3 + 2))
+    assert len(found.outcomes) == (len(DOMAINS) + 1) * (4 * 3 + 2)
     assert {o.cell.calibration for o in found.outcomes if o.cell.set == TOGETHER} == {"", OWN}
     for one in found.outcomes:
         assert set(one.scores) == set(one.cell.experts)
@@ -101,7 +104,7 @@ def test_as_many_elements_are_kept_guided_as_uniform(
 ) -> None:
     kept: dict[str, int] = {}
 
-    def count(state: dict[str, torch.Tensor], cell: Cell) -> object:
+    def count(state: dict[str, torch.Tensor], cell: Cell, split: str) -> object:
         base = trial.models.base
         kept[cell.arm] = sum(
             int((state[n] != base[n]).sum()) for n in densities[cell.arm][0]
@@ -140,29 +143,63 @@ def test_other_means_or_tensors_are_refused(trial: Trial) -> None:
         trial._check([{"1.weight": 0.5}], uniform, 0.5)
 
 
+def test_sensitivities_are_what_trimming_costs_by_element() -> None:
+    costs = {"a": 3.0, "b": 1.0, "c": 0.0}
+
+    def loss(densities: dict[str, float]) -> float:
+        return 1.0 + sum(costs[n] for n, d in densities.items() if d == TRIMMED)
+
+    sizes = {"a": 30, "b": 2, "c": 5}
+    found = sensitivities(list(costs), sizes, loss)
+    assert found == {"a": pytest.approx(0.1), "b": pytest.approx(0.5), "c": 0.0}
+    densities = by_rank(found, sizes, 0.5)
+    assert densities["b"] > densities["a"] > densities["c"]
+    mean = sum(sizes[n] * d for n, d in densities.items()) / sum(sizes.values())
+    assert mean == pytest.approx(0.5)
+
+
+def test_agreement_is_spearmans() -> None:
+    one = {"a": 0.1, "b": 0.5, "c": 0.9, "d": 0.5}
+    assert agreement(one, one) == pytest.approx(1)
+    assert agreement(one, {n: -v for n, v in one.items()}) == pytest.approx(-1)
+    assert math.isnan(agreement(one, dict.fromkeys(one, 0.5)))
+    scipy = pytest.importorskip("scipy.stats")
+    other = {"a": 3.0, "b": 1.0, "c": 2.0, "d": 0.0}
+    expected = scipy.spearmanr(list(one.values()), list(other.values())).statistic
+    assert agreement(one, other) == pytest.approx(expected)
+
+
+def test_measured_densities_agree_with_what_was_measured(found: Found) -> None:
+    assert {m.arm for m in found.maps} == {"wanda", "reversed", "measured"}
+    [row] = [r for r in agreements(found.maps) if r["arm"] == "wanda"]
+    assert -1 <= row["correlation"] <= 1 and row["experts"] == len(DOMAINS)
+    [turned] = [r for r in agreements(found.maps) if r["arm"] == "reversed"]
+    assert turned["correlation"] == pytest.approx(-row["correlation"], abs=0.1)
+
+
 def test_a_second_run_merges_and_scores_nothing(
     family: Digits, choice: Choice, found: Found, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*args: object, **more: object) -> None:
         raise AssertionError("done again")
 
-    monkeypatch.setattr("benchmarks.lab._guides_run.merge", refuse)
+    monkeypatch.setattr("benchmarks.lab._guides_recipe.merge", refuse)
     monkeypatch.setattr(Digits, "live", refuse)
     again = run_guides(family, [0], choice, QUIET)
     assert again == found
 
 
 def test_dellas_probabilities_lie_between_0_and_1() -> None:
-    written = _written("della", {"a": 0.02, "b": 0.5, "c": 1.0, "d": 0.97})
-    density = {rule.get("filter"): rule["value"] for rule in written["density"]}
-    for rule in written["epsilon"]:
+    rules = written("della", {"a": 0.02, "b": 0.5, "c": 1.0, "d": 0.97})
+    density = {rule.get("filter"): rule["value"] for rule in rules["density"]}
+    for rule in rules["epsilon"]:
         d = density[rule.get("filter")]
         assert d == 1.0 or 0 < d - rule["value"] < d + rule["value"] < 1
-    assert "epsilon" not in _written("ties", {"a": 0.5})
+    assert "epsilon" not in written("ties", {"a": 0.5})
 
 
 def test_the_longest_filter_comes_first() -> None:
-    rules = _written("ties", {"2.1.weight": 0.1, "12.1.weight": 0.9})["density"]
+    rules = written("ties", {"2.1.weight": 0.1, "12.1.weight": 0.9})["density"]
     assert [rule.get("filter") for rule in rules] == ["12.1.weight", "2.1.weight", None]
 
 
@@ -266,7 +303,7 @@ def test_contrasts_are_of_the_cells_that_both_have() -> None:
 
 
 def _report(found: Found) -> Report:
-    return Report("digits", "Digits", (WANDA, REVERSED, SCORED), found, {"gain": "not there"})
+    return Report("digits", "Digits", (WANDA, REVERSED, SCORED, TOLD), found, {"gain": "not there"})
 
 
 def test_reports_have_every_row_and_say_what_was_found(
@@ -274,15 +311,17 @@ def test_reports_have_every_row_and_say_what_was_found(
 ) -> None:  # fmt: skip
     report = _report(found)
     made = document(report)
-    assert {row["arm"] for row in made["rows"]} == {"wanda", "reversed", "score"}
+    assert {row["arm"] for row in made["rows"]} == {"wanda", "reversed", "score", "measured"}
     assert made["largest_difference_of_mean_densities"] <= CLOSE
-    assert len(made["parts"]) == 2 * 2 * (3 + 3 + 2)
+    assert len(made["parts"]) == 2 * (3 + 3 + 2 + 3)
     files = write_report(report, tmp_path, None)
-    assert {f.name for f in files} == {f"guides-digits.{end}" for end in ("json", "svg", "md")}
+    assert {f.name for f in files} == {
+        f"guides-digits{end}" for end in (".json", ".svg", ".md", "-layers.svg")
+    }
     text = page(report)
-    assert text.count("| wanda |") + text.count("| **wanda** |") == 2
+    assert text.count("| wanda |") + text.count("| **wanda** |") == 3  # two sets, and agreement
     assert "left out, gain: not there" in text
-    assert picture(report).count("<title>") >= 3 * 2 * 2 * 3
+    assert picture(report).count("<title>") >= 4 * 2 * 3
     both = page_of([json.loads((tmp_path / "guides-digits.json").read_text())])
     assert "of 1 cases" in both and "| reversed |" in both
 
