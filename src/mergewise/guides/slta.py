@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mergewise.checkpoint import layer_index, layer_prefix
-from mergewise.errors import DataError, EvidenceError, GuideError
-from mergewise.evidence import open_model
+from mergewise.errors import EvidenceError, GuideError
 from mergewise.evidence._masked import StoredTensors
 from mergewise.guides._base import Ask, Expert, Guide, Guided, Map, Needs
 from mergewise.guides._document import Values, explicit
+from mergewise.guides._lines import Lines
+from mergewise.guides._losses import feeder, look_at, opened
 from mergewise.methods import Param, Settings, all_methods
 from mergewise.plan import MergePlan
 from mergewise.recipe import Recipe
@@ -23,10 +23,6 @@ if TYPE_CHECKING:
     from mergewise.evidence import LiveModel
     from mergewise.evidence.statistics._inputs import Fed
     from mergewise.guides._linearity import Family
-
-_OPENING = ("device", "trust_remote_code")
-_EVERY = 5.0
-"""Seconds between lines about how far it is."""
 
 
 class Slta(Guide):
@@ -149,8 +145,7 @@ def _measured(ask: Ask) -> dict[str, Found]:
     if ask.options.get("offload"):
         raise GuideError("weights are exchanged in memory; leave out `offload`")
     for expert in ask.experts:
-        if next(iter(ask.data[expert.label]), None) is None:
-            raise DataError(f"{ask.data[expert.label].name}: no records")
+        look_at(ask, ask.data[expert.label])
     merged = {name for name, one in ask.stage.tensors.items() if one.fate == "merge"}
     family = Family(
         StoredTensors(ask.foundation), [StoredTensors(e.checkpoint) for e in ask.experts], merged
@@ -167,7 +162,12 @@ def _of_task(ask: Ask, expert: Expert, family: Family) -> dict[str, tuple[tuple[
     from mergewise.guides._linearity import output_grams
 
     model, batches = _opened(ask, expert)
-    return output_grams(model, batches, family, ask.settings.granularity, _Lines(ask, expert))
+    lines = Lines(ask)
+
+    def told(layer: int, layers: int) -> None:
+        lines(f"data of {expert.label}: layer {layer} of {layers}")
+
+    return output_grams(model, batches, family, ask.settings.granularity, told)
 
 
 def _check(ask: Ask, found: Mapping[str, Found]) -> None:
@@ -183,22 +183,12 @@ def _check(ask: Ask, found: Mapping[str, Found]) -> None:
 
 def _opened(ask: Ask, expert: Expert) -> tuple[LiveModel, Sequence[Fed]]:
     """The model whose activations are the inputs, and an expert's data for it."""
-    from mergewise.evidence.statistics._collect import role_of
-    from mergewise.evidence.statistics._inputs import Feeder, Reading
-
-    given = ask.options
     source = expert.checkpoint if ask.settings.inputs == "expert" else ask.foundation
     ask.tell(f"outputs with everybody's weights on {ask.data[expert.label].name}")
-    opening = {key: given[key] for key in _OPENING if given.get(key) is not None}
-    role = role_of(source)
     # rounded to bfloat16, a small change of weights is not seen in outputs
-    model = open_model(source.path, role, dtype=given.get("dtype") or "float32", **opening)
-    reading = Reading(
-        given.get("batch_size") or 8, given.get("max_length"), given.get("template"),
-        dict(given.get("prepare") or {}),
-    )  # fmt: skip
-    feeder = Feeder(ask.data[expert.label], model, reading, role == "text_classifier")
-    return model, list(feeder)
+    given = {**ask.options, "dtype": ask.options.get("dtype") or "float32"}
+    model = opened(source, given)
+    return model, list(feeder(model, ask.data[expert.label], given))
 
 
 def _map(expert: Expert, index: int, weights: Mapping[str, Sequence[float]]) -> Map:
@@ -227,17 +217,3 @@ def _rest(ask: Ask, found: Mapping[str, Found], other: float) -> str:
     inside = {name for one in found.values() for name in one.tensors}
     rest = [n for n, t in ask.stage.tensors.items() if t.fate == "merge" and n not in inside]
     return f"{len(rest)} tensors in no submodule get the weight {other:.4g}"
-
-
-class _Lines:
-    """Says now and then how far it is."""
-
-    def __init__(self, ask: Ask, expert: Expert) -> None:
-        self._ask, self._label = ask, expert.label
-        self._last = time.monotonic()
-
-    def __call__(self, layer: int, layers: int) -> None:
-        now = time.monotonic()
-        if now - self._last >= _EVERY:
-            self._last = now
-            self._ask.tell(f"data of {self._label}: layer {layer} of {layers}")
