@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from mergewise.checkpoint import Checkpoint
 from mergewise.errors import Diagnostic, EvidenceError, GuideError, NotBuiltYetError, RecipeError
 from mergewise.evidence import Data, Evidence, Tasks, fingerprint_of, load_evidence, load_tasks
-from mergewise.guides._base import Ask, Expert, Guide, Guided, Progress
+from mergewise.evidence.statistics import all_statistics
+from mergewise.guides._base import Ask, Expert, Guide, Guided, Needs, Progress
 from mergewise.guides._kin import unlike_base
 from mergewise.methods import REQUIRED, Settings, get_method
 from mergewise.plan import MergePlan, build_plan
@@ -239,10 +240,12 @@ def _ask(
     needs = guide.needs_for(settings, plan)
     base = base_of(plan)
     base_files = [] if base is None else files.get(base) or _named_in(plan, base)
+    base_files = _fitting_first(base_files, needs)
     experts = []
     for index, source in experts_of(plan):
         label = str(source.model)
         own = files.get(label) or [plan.evidence[text] for text in source.evidence]
+        own = _fitting_first(own, needs)
         found = {name: _find(own, name, label, guide) for name in needs.experts}
         theirs = {
             name: _like(base_files, name, str(base), guide, found, data.get(label))
@@ -281,6 +284,22 @@ def _strangers(base: Checkpoint | None, experts: Sequence[Expert]) -> tuple[str,
 def _named_in(plan: MergePlan, label: str) -> list[Evidence]:
     sources = _sources(plan.recipe.output)
     return [plan.evidence[t] for s in sources if str(s.model) == label for t in s.evidence]
+
+
+def _fitting_first(files: Sequence[Evidence], needs: Needs) -> list[Evidence]:
+    """Files in their order, those before the others that were collected with the options asked."""
+    known = all_statistics()
+
+    def fits(one: Evidence) -> bool:
+        for name in {*needs.experts, *needs.base} & {*one.statistics} & {*known}:
+            wanted = {k: p.default for k, p in known[name].params.items()}
+            wanted |= needs.options.get(name, {})
+            record = one.record.statistics[name].options
+            if any(record.get(key, value) != value for key, value in wanted.items()):
+                return False
+        return True
+
+    return sorted(files, key=lambda one: not fits(one))
 
 
 def _find(files: Sequence[Evidence], statistic: str, label: str, guide: Guide) -> Evidence:

@@ -8,7 +8,9 @@ from mergewise.guides._base import Expert, Map
 from mergewise.guides._cells import Cell
 
 
-def map_of(expert: Expert, what: str, values: Mapping[str, float], cells: Sequence[Cell]) -> Map:
+def tensor_map(
+    expert: Expert, what: str, values: Mapping[str, float], cells: Sequence[Cell]
+) -> Map:
     """The mean over each cell's tensors; cells without values are left out."""
     found: dict[str, dict[str, float]] = {}
     for cell in cells:

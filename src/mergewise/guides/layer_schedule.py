@@ -6,7 +6,7 @@ from mergewise.guides._base import Ask, Guide, Guided
 from mergewise.guides._cells import find_cells
 from mergewise.guides._document import Values, explicit
 from mergewise.guides._layers import by_depth, curve_through
-from mergewise.guides._maps import map_of
+from mergewise.guides._maps import tensor_map
 from mergewise.guides._takes import cannot_write
 from mergewise.methods import REQUIRED, Param, Settings
 from mergewise.recipe import Recipe
@@ -50,7 +50,7 @@ class LayerSchedule(Guide):
         values = [Values(ask.settings.parameter, found, other)] * len(ask.experts)
         text, recipe, notes = explicit(self, ask, values)
         cells = find_cells(ask.stage)
-        maps = tuple(map_of(e, ask.settings.parameter, found, cells) for e in ask.experts)
+        maps = tuple(tensor_map(e, ask.settings.parameter, found, cells) for e in ask.experts)
         return Guided(text, recipe, maps, tuple(notes), ask.warnings)
 
     @classmethod

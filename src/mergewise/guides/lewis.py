@@ -10,9 +10,10 @@ from mergewise.guides._cells import Cell, find_cells, map_of
 from mergewise.guides._changes import STATISTIC, Changes, pruned_by
 from mergewise.guides._densities import hold_mean, shares, spread
 from mergewise.guides._document import Values, explicit
+from mergewise.guides._takes import cannot_write
 from mergewise.guides._thresholds import Threshold
 from mergewise.guides._variants import SCORES, VARIANTS, contradiction, resolved
-from mergewise.methods import Method, Param, Settings, all_methods
+from mergewise.methods import Param, Settings
 from mergewise.recipe import Recipe
 
 Numbers = dict[str, dict[int, float]]
@@ -25,6 +26,7 @@ class Lewis(Guide):
     summary = "densities by layer and component, from how much activations or weights changed"
     data = "unlabelled"
     source = "LEWIS, Chopra et al. 2025, arXiv 2503.03874"
+    verified = "code"
     variant = (
         "the reference implementation's formulas, with padding left out and means over tokens, "
         "and by default activations of whole models, not of pruned ones (preset: reference); "
@@ -79,13 +81,7 @@ class Lewis(Guide):
         if problem := contradiction(settings, self.params, recipe):
             return problem
         chosen = resolved(settings, self.params)
-        taking = [name for name, method in all_methods().items() if _takes(method, chosen)]
-        if recipe.output.method in taking:
-            return None
-        return (
-            f"it writes {chosen.parameter} for every expert, which {recipe.output.method} does "
-            f"not take; methods that do: {', '.join(taking)}"
-        )
+        return cannot_write(chosen.parameter, recipe)
 
     def needs(self, settings: Settings) -> Needs:
         chosen = resolved(settings, self.params)
@@ -123,11 +119,6 @@ class Lewis(Guide):
             "over all guided tensors, of d^2 F or of max(0, d (2 sum_t F_t d_t - d sum_t F_t)); "
             "d: expert - base, F: diagonal Fisher of the expert, t: all experts."
         )
-
-
-def _takes(method: Method, settings: Settings) -> bool:
-    param = method.params.get(settings.parameter)
-    return param is not None and param.per_model
 
 
 class _Spread:

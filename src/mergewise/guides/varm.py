@@ -5,7 +5,7 @@ from __future__ import annotations
 from mergewise.guides._base import Ask, Guide, Guided
 from mergewise.guides._cells import find_cells
 from mergewise.guides._document import Values, explicit
-from mergewise.guides._maps import map_of
+from mergewise.guides._maps import tensor_map
 from mergewise.guides._norms import by_label, shares, squared_norms
 from mergewise.guides._takes import cannot_write
 from mergewise.methods import Settings
@@ -40,7 +40,7 @@ class VaRM(Guide):
         values = [Values("weight", found[label], even) for label in labels]
         text, recipe, notes = explicit(self, ask, values)
         cells = find_cells(ask.stage)
-        maps = [map_of(expert, "weight", found[expert.label], cells) for expert in ask.experts]
+        maps = [tensor_map(expert, "weight", found[expert.label], cells) for expert in ask.experts]
         return Guided(text, recipe, tuple(maps), tuple(notes), ask.warnings)
 
     @classmethod
