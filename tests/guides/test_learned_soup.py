@@ -1,5 +1,7 @@
 """Learned soups: the gradient is the right one, and weights go where the loss falls."""
 
+from types import SimpleNamespace
+
 import _line
 import pytest
 import torch
@@ -11,8 +13,9 @@ from mergewise.checkpoint import open_checkpoint
 from mergewise.engine import merge
 from mergewise.errors import EvidenceError, GuideError
 from mergewise.evidence import Data, open_model
-from mergewise.guides import _learning, guide
+from mergewise.guides import _learning, guide, learned_soup
 from mergewise.guides._learning import Average
+from mergewise.guides.learned_soup import _Batches
 
 TEXTS = [{"text": "abababababab"}, {"text": "babababababababa"}, {"text": "cacacacaca"}]
 
@@ -112,8 +115,6 @@ def test_equal_models_keep_equal_weights_and_that_is_told(models):
 
 
 def test_what_does_not_fit_a_recipe_is_learned_by_layer(models, monkeypatch):
-    from mergewise.guides import learned_soup
-
     monkeypatch.setattr(learned_soup, "_MOST", 30)
     made = soup(models, ["bad", "good"], epochs=1)
     assert "weights by layer" in made.notes and len(weights_of(made, 0)) == 6
@@ -129,3 +130,24 @@ def test_what_cannot_be_done(models):
         guide(_line.soup(models, ["good", "bad"]), "learned_soup")
     with pytest.raises(EvidenceError, match="nothing to predict"):
         soup(models, ["good", "bad"], data=[{"text": ""}])
+
+
+def test_batches_are_shuffled_by_epoch_and_seed(monkeypatch):
+    fed = [[SimpleNamespace(inputs={"x": torch.zeros(4)}, n=10 * s + i) for i in range(9)]
+           for s in range(2)]  # fmt: skip
+
+    def order(batches, epoch):
+        return [one.n for one in batches(epoch)]
+
+    batches = _Batches(fed, 0)
+    first = order(batches, 0)
+    assert first[:4] == [0, 10, 1, 11] and first == order(batches, 0)
+    assert first != order(batches, 1) != order(batches, 2) and order(batches, 1) == order(
+        batches, 1
+    )
+    assert sorted(order(batches, 1)) == sorted(first)
+    other = _Batches(fed, 1)
+    assert order(other, 0) == first and order(other, 1) != order(batches, 1)
+    monkeypatch.setattr(learned_soup, "_HELD", 100)
+    large = _Batches(fed, 0)
+    assert order(large, 0) == order(large, 1) == first

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
 Groups = Mapping[str, str]
 """By tensor: the tensors that share their weights with it have the same group."""
-Batches = Callable[[], Iterable[Any]]
+Batches = Callable[[int], Iterable[Any]]
+"""By epoch, from 1; 0 for a pass without learning."""
 
 _KEPT = 2 << 30
 """Bytes of models in float32 that are kept in memory instead of being read for every step."""
@@ -132,7 +133,7 @@ def learn(
     """Learn the weights.
 
     Args:
-        batches: gives the examples, once an epoch.
+        batches: gives all examples, in an order of each epoch's own.
         beta: whether a factor of the outputs is learned too.
 
     Raises:
@@ -168,7 +169,7 @@ class _Learning:
         before, losses = self._loss(), []
         for epoch in range(1, self.epochs + 1):
             self.tell(f"learning weights, epoch {epoch} of {self.epochs}")
-            losses.append(self._epoch())
+            losses.append(self._epoch(epoch))
         self.tell("loss with the weights learned")
         after = self._loss()
         rows = dict(zip(self.average.order, self._weights().tolist(), strict=True))
@@ -182,12 +183,12 @@ class _Learning:
         """The mean loss of the outputs as they are."""
         self.average.put(self._weights())
         with torch.no_grad():
-            found = [self._batch(fed) for fed in self.batches()]
+            found = [self._batch(fed) for fed in self.batches(0)]
         return self._mean([(float(loss), count) for loss, count in found])
 
-    def _epoch(self) -> float:
+    def _epoch(self, epoch: int) -> float:
         found = []
-        for fed in self.batches():
+        for fed in self.batches(epoch):
             self.average.put(self._weights())
             with self._scaled():
                 loss, count = self._batch(fed)

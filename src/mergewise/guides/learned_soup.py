@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from mergewise._lazy import torch
 from mergewise.checkpoint import layer_index, layer_prefix
 from mergewise.errors import GuideError
 from mergewise.evidence import Data
@@ -19,6 +20,8 @@ from mergewise.recipe import Recipe
 
 _MOST = 9_000
 """Numbers that a recipe holds."""
+_HELD = 1 << 30
+"""Bytes of examples that are kept in memory, so that they can be shuffled."""
 
 
 class LearnedSoup(Guide):
@@ -29,8 +32,8 @@ class LearnedSoup(Guide):
     data = "labelled"
     source = "Model soups, Wortsman et al. 2022, arXiv 2203.05482"
     variant = (
-        "the official code's optimiser, with examples in the data's order, evaluation mode and "
-        "float32; memory of two models instead of all"
+        "the official code's optimiser, in evaluation mode and float32; whole batches are "
+        "shuffled; memory of two models instead of all"
     )
     verified = "paper"
     based = False
@@ -44,6 +47,7 @@ class LearnedSoup(Guide):
         "temperature": Param(
             bool, True, "a factor of the model's outputs is learned along, and dropped"
         ),
+        "seed": Param(int, 0, "of the order of batches", ge=0),
     }  # fmt: skip
 
     def problem(self, settings: Settings, recipe: Recipe) -> str | None:
@@ -128,13 +132,45 @@ def _learned(ask: Ask, kind: str) -> Learned:
     feeders = [feeder(model, data, ask.options) for data in sources]
     settings = ask.settings
     return learn(
-        model, average, lambda: _in_turn(feeders), lr=settings.lr, epochs=settings.epochs,
+        model, average, _Batches(feeders, settings.seed), lr=settings.lr, epochs=settings.epochs,
         beta=settings.temperature, tell=ask.tell,
     )  # fmt: skip
 
 
+class _Batches:
+    """Batches of all data sets, shuffled for each epoch if they fit in memory.
+
+    In the data's order the last batches would have the last word, those of one task perhaps.
+    """
+
+    def __init__(self, feeders: Sequence[Any], seed: int) -> None:
+        self._feeders, self._seed = feeders, seed
+        self._held: list[Any] | None = []
+        self._bytes = 0
+
+    def __call__(self, epoch: int) -> Iterator[Any]:
+        if epoch == 0 or not self._held:
+            yield from self._first()
+            return
+        draw = torch.Generator().manual_seed(self._seed * 1_000_003 + epoch)
+        for i in torch.randperm(len(self._held), generator=draw).tolist():
+            yield self._held[i]
+
+    def _first(self) -> Iterator[Any]:
+        """In order, a batch of each data set at a time."""
+        if self._held:
+            yield from self._held
+            return
+        for fed in _in_turn(self._feeders):
+            self._bytes += sum(value.nbytes for value in fed.inputs.values())
+            if self._bytes > _HELD:
+                self._held = None
+            if self._held is not None:
+                self._held.append(fed)
+            yield fed
+
+
 def _in_turn(feeders: Sequence[Any]) -> Iterator[Any]:
-    """A batch of each, again and again, so that none has the last word."""
     running = [iter(one) for one in feeders]
     while running:
         for one in list(running):
