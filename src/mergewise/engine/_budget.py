@@ -78,9 +78,11 @@ class _Need:
         block = BLOCK_ELEMENTS if compiled else PLAIN_BLOCK_ELEMENTS
         needs = method.needs(settings)
         sides = self._sides(needs)
+        # of both sides at once, all matrices are held in float64
+        self._wide = any(need.per == "output_matrix" for need in needs)
         self.solving = method.solving
         if sides:
-            together = tensor.turned or any(need.per == "output_matrix" for need in needs)
+            together = tensor.turned or self._wide
             block = self.elements if together else max(block, *(n * n for n in sides))
         elif access is Access.WHOLE:
             block = self.elements
@@ -102,7 +104,8 @@ class _Need:
         types = [tensor.meta.dtype, *(item.meta.dtype for item in tensor.inputs)]
         stored = sum(BITS[dtype] for dtype in types) // 8
         widened = 4 * (len(tensor.inputs) + 1) + 8 * self.solving
-        matrices = sum(4 * n * n for n in sides) + 2 * 8 * max(sides) ** 2
+        held = 8 * sum(n * n for n in sides) if self._wide else 2 * 8 * max(sides) ** 2
+        matrices = sum(4 * n * n for n in sides) + held
         return block * (stored + widened) + matrices
 
     def _bytes(self, plain: bool, ranked: bool) -> int:

@@ -127,10 +127,10 @@ def solve_conjugate(
         moved = operator(direction)
         curvature = (direction * moved).sum(dims, keepdim=True)
         step = _ratio(size, curvature, going & (curvature > 0))
-        found += step * direction
-        residual -= step * moved
+        found.addcmul_(step, direction)
+        residual.addcmul_(step, moved, value=-1)
         before, size = size, (residual * residual).sum(dims, keepdim=True)
-        direction = residual + _ratio(size, before, going) * direction
+        direction.mul_(_ratio(size, before, going)).add_(residual)
     return found
 
 
