@@ -27,7 +27,7 @@ class Apl(Guide):
     """Densities and weights for every matrix of every layer, from gradients at the experts.
 
     An expert at a minimum of the mean loss has gradients near zero there, and importances are
-    then noise; examples that it was not trained on are the better data.
+    then noise; for densities, examples that it was not trained on are the better data.
     """
 
     name = "apl"

@@ -113,8 +113,7 @@ class Dppa(Guide):
             "Density: density - range + 2 range (D_ci - D_min) / (D_max - D_min), shifted so that "
             "the mean over elements is `density`.\n"
             "With amplify f, of the kept elements the `partition` share of the largest |d| count "
-            "f times: the expert stands in the recipe once more, with weight (f - 1) w and "
-            "density `partition` times as high."
+            "f times: a second stage adds them with weight (f - 1) w."
         )
 
 

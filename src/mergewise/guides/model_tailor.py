@@ -106,6 +106,11 @@ def _share(ask: Ask, place: int, name: str) -> float | None:
     gram = evidence.values(STATISTIC, name)["gram"]
     change = StoredTensors(expert.checkpoint)[name] - StoredTensors(ask.foundation)[name]
     matrix = change.T if name in evidence.record.turned else change.flatten(1)
+    if len(gram) != matrix.shape[1]:
+        raise EvidenceError(
+            f"{evidence.path}: {name} has {matrix.shape[1]} input channels, and its Gram matrix "
+            f"{len(gram)} rows; was it collected on this model?"
+        )
     kept = tailored(
         matrix, gram, values["density"][place], values["salience"], values["ridge"],
         values["compensate"],
