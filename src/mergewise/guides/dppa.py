@@ -169,12 +169,18 @@ def _largest(ask: Ask, values: Sequence[Values], factor: float) -> list[dict[str
         gamma = {n: v["gamma"][place] for n, v in given.items()}
         found.append(
             {
-                "weight": conditions(weight, 0.0, names),
+                "weight": _shortest(weight, names),
                 "density": conditions(density, 0.0, names),
-                "gamma": conditions(gamma, 0.0, names),
+                "gamma": _shortest(gamma, names),
             }
         )
     return found
+
+
+def _shortest(values: Mapping[str, float], names: Sequence[str]) -> Any:
+    """One number, if it is the same for all; elsewhere nothing is kept anyway."""
+    different = set(values.values())
+    return different.pop() if len(different) == 1 else conditions(values, 0.0, names)
 
 
 def _free_name(document: dict[str, Any]) -> str:
