@@ -26,7 +26,12 @@ def guided(tmp_path, recipe, models):
         (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))
 
     def make(**guide):
-        call = {"name": "lewis", "data": {"a": "a.jsonl", "b": "b.jsonl"}, **guide}
+        call = {
+            "name": "lewis",
+            "importance": "wanda",
+            "data": {"a": "a.jsonl", "b": "b.jsonl"},
+            **guide,
+        }
         path = tmp_path / "recipe.yml"
         path.write_text(yaml.safe_dump(recipe(guide=call)))
         return path
@@ -40,7 +45,8 @@ def test_merging_gives_the_bytes_of_the_explicit_recipe(guided, tmp_path):
     mergewise.merge(path, tmp_path / "one", told=said.append)
     assert len(said) == 4  # two experts, and the base on the data of each
     made = write_recipe(
-        path, "lewis", tmp_path / "explicit.yml", settings={"density_min": 0.2},
+        path, "lewis", tmp_path / "explicit.yml",
+        settings={"density_min": 0.2, "importance": "wanda"},
         each={name: tmp_path / f"{name}.jsonl" for name in DATA},
     )  # fmt: skip
     assert made.recipe.output.guide is None

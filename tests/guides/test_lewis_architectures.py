@@ -46,7 +46,7 @@ def guided(root, make):
         "models": [{"model": str(root / "expert"), "parameters": {"weight": 1}}],
     }
     weights = {n: load_file(root / n / "model.safetensors") for n in evidence}
-    return guide(document, "lewis", evidence), evidence, weights
+    return guide(document, "lewis", evidence, importance="wanda"), evidence, weights
 
 
 def total(evidence, weights, tensors, turned=False):

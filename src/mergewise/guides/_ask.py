@@ -119,6 +119,8 @@ def settings_of(guide: Guide, given: Mapping[str, Any]) -> Settings:
         if name in given and (problem := param.problem(value)):
             raise GuideError(f"{guide.name}: {name}: {problem}")
         values[name] = param.convert(value)
+    if problem := guide.contradiction({n: values[n] for n in given if values[n] is not None}):
+        raise GuideError(f"{guide.name}: {problem}")
     return Settings(values)
 
 

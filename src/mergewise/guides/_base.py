@@ -203,6 +203,10 @@ class Guide(ABC):
         """Why it cannot be done, in words; None if it can. Asked before any work."""
         return None
 
+    def contradiction(self, given: Mapping[str, Any]) -> str | None:
+        """Why settings that were given do not go together, in words; None if they do."""
+        return None
+
     def needs(self, settings: Settings) -> Needs:
         """The statistics it reads with these settings."""
         return Needs()
