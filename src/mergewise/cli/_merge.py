@@ -64,7 +64,9 @@ def command(
     from mergewise.plan import build_plan
 
     loaded = read_recipe(out, recipe, lenient, overrides)
-    plan = build_plan(loaded if loaded.output.guide is None else _guided(out, loaded, folder))
+    if loaded.output.guide is not None:
+        loaded = _guided(out, loaded, folder, options["overwrite"])
+    plan = build_plan(loaded)
     _announce(out, plan, folder, options)
     start = time.monotonic()
     result = _run(out, plan, folder, options)
@@ -82,13 +84,16 @@ def command(
         out.line(str(result.out))
 
 
-def _guided(out: Output, recipe: Recipe, folder: Path) -> Recipe:
+def _guided(out: Output, recipe: Recipe, folder: Path, overwrite: bool) -> Recipe:
     """The explicit recipe of one with a guide."""
     from mergewise.guides import follow
 
     out.when_interrupted = lambda: "interrupted; what was collected is taken up by the next run"
     with terminable(), in_turn(out) as (collected, report):
-        found = follow(recipe, folder, told=out.note, collected=collected, progress=report)
+        found = follow(
+            recipe, folder, overwrite=overwrite, told=out.note, collected=collected,
+            progress=report,
+        )  # fmt: skip
     for warning in found.warnings:
         out.warn(warning)
     for note in found.notes:
