@@ -18,6 +18,7 @@ from mergewise.methods import Param, Settings
 from mergewise.recipe import Recipe
 
 Numbers = dict[str, dict[int, float]]
+_SOME = 3
 
 
 class Lewis(Guide):
@@ -107,14 +108,15 @@ class Lewis(Guide):
         cells = find_cells(ask.stage)
         threshold = ask.settings.importance in SCORES
         found = Threshold(ask, cells) if threshold else _Spread(ask, cells)
-        values, maps, means = [], [], []
+        values, maps, means, odd = [], [], [], list(ask.warnings)
         for expert in ask.experts:
             tensors = found.values(expert)
             values.append(Values(ask.settings.parameter, tensors, ask.settings.other_density))
             means.append(_mean(ask, expert, tensors))
+            odd += _left_out(ask, expert, cells, tensors)
             maps += found.maps(expert, cells)
         text, recipe, notes = explicit(self, ask, values)
-        return Guided(text, recipe, tuple(maps), (*notes, *means), ask.warnings)
+        return Guided(text, recipe, tuple(maps), (*notes, *means), tuple(odd))
 
     @classmethod
     def describe(cls) -> str:
@@ -181,3 +183,20 @@ def _mean(ask: Ask, expert: Expert, values: Mapping[str, float]) -> str:
         f"{expert.label}: {ask.settings.parameter} {min(values.values()):.4g} to "
         f"{max(values.values()):.4g}, mean {mean:.6f} over the elements of {len(values)} tensors"
     )
+
+
+def _left_out(
+    ask: Ask, expert: Expert, cells: Sequence[Cell], values: Mapping[str, float]
+) -> list[str]:
+    """A warning of matrices in layers that the evidence does not describe."""
+    sizes = {name: ask.stage.tensors[name].meta.elements for c in cells for name in c.tensors}
+    names = [name for name in sizes if name not in values]
+    if not names:
+        return []
+    share = sum(sizes[name] for name in names) / sum(sizes.values())
+    some = ", ".join(names[:_SOME]) + (", …" if len(names) > _SOME else "")
+    return [
+        f"{expert.label}: {len(names)} matrices in layers, with {share:.2%} of their elements, "
+        f"have no evidence and get {ask.settings.parameter} {ask.settings.other_density:g} "
+        f"(other_density): {some}"
+    ]
