@@ -166,6 +166,14 @@ def test_models_beside_the_recipe_must_be_found_from_the_output(run, ready, monk
     assert build_plan("../g.yml").output.tensors
 
 
+def test_a_number_may_be_the_text_that_a_setting_wants(run, ready):
+    settings = ("--set", "points=0.5", "--set", "parameter=density", "--set", "other=1")
+    done = run("guide", "layer_schedule", "recipe.yml", "-o", "g.yml", *settings)
+    assert done.exit_code == 0, done.stderr
+    text = (ready / "g.yml").read_text()
+    assert "down_proj.weight, value: 0.5}" in text and "points 0.5, " in text
+
+
 def test_guides_are_listed_and_explained(run):
     done = run("guides")
     assert "lewis" in done.stdout and "unlabelled" in done.stdout
@@ -173,7 +181,7 @@ def test_guides_are_listed_and_explained(run):
     assert "2503.03874" in page and "mean_density" in page and "fisher of experts" in page
     every = json.loads(run("guides", "--json").stdout)
     [one] = [guide for guide in every if guide["name"] == "lewis"]
-    assert one["needs"] == {"experts": ["fisher"], "base": []}
+    assert one["needs"] == {"experts": ["fisher"], "base": [], "data": False, "tasks": False}
     assert json.loads(run("guides", "lewis", "--json").stdout) == one
     done = run("guides", "luis")
     assert done.exit_code == 1 and "lewis" in done.stderr

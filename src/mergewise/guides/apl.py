@@ -10,7 +10,7 @@ from mergewise.guides._cells import Cell, find_cells, map_of
 from mergewise.guides._densities import hold_mean, spread
 from mergewise.guides._document import Values, explicit
 from mergewise.guides._effects import STATISTIC, effects
-from mergewise.guides._norms import by_label, shares
+from mergewise.guides._norms import shares, single_labels
 from mergewise.guides._takes import cannot_write
 from mergewise.methods import Param, Settings
 from mergewise.recipe import Recipe
@@ -71,7 +71,7 @@ class Apl(Guide):
         return Needs((STATISTIC,), options={STATISTIC: {"keep": "gradient"}})
 
     def run(self, ask: Ask) -> Guided:
-        labels, cells = by_label(ask), find_cells(ask.stage)
+        labels, cells = single_labels(ask), find_cells(ask.stage)
         found = [_importance(expert, ask, cells) for expert in ask.experts]
         weights = _weights(found, labels, ask.settings.total)
         values, maps = [], []

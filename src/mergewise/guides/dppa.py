@@ -12,7 +12,7 @@ from mergewise.guides._cells import Cell, find_cells, map_of
 from mergewise.guides._densities import hold_mean, spread
 from mergewise.guides._document import Values, explicit
 from mergewise.guides._outliers import outlier_shares
-from mergewise.guides._takes import cannot_write
+from mergewise.guides._takes import cannot_write, sets
 from mergewise.methods import Param, Settings
 from mergewise.plan import MergePlan
 from mergewise.recipe import Recipe
@@ -82,9 +82,8 @@ class Dppa(Guide):
         Raises:
             GuideError: if the recipe's method would undo an amplification.
         """
-        merged = [one for one in plan.output.tensors.values() if one.fate == "merge"]
         for name in ("normalize", "rescale"):
-            if settings.amplify > 1 and any(one.values.get(name) for one in merged):
+            if settings.amplify > 1 and sets(plan, name):
                 raise GuideError(
                     f"dppa: {plan.recipe.path}: `{name}` would undo `amplify`; set `{name}: false`"
                 )

@@ -56,7 +56,7 @@ class Hma(Guide):
         return Needs(tasks=True)
 
     def run(self, ask: Ask) -> Guided:
-        pair, grid = pair_of(ask, ask.settings.old), _grid(ask.settings)
+        pair, grid = pair_of(self.name, ask, ask.settings.old), _grid(ask.settings)
         groups = _groups(ask.stage, ask.settings.groups)
         scorer = Scorer(self, ask, len(grid) + 2)
         told = [f"alone: {one}" for one in scorer.models(pair.paths()).values()]
