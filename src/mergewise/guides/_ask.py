@@ -315,8 +315,8 @@ def _lacks(files: Sequence[Evidence], statistic: str, label: str, guide: Guide) 
     have = ", ".join(sorted({name for file in files for name in file.statistics}))
     got = f"its evidence has {have}" if files else "there is no evidence of it"
     raise EvidenceError(
-        f"{guide.name} reads {statistic} of {label}, and {got}; give data (--data) to collect it, "
-        f"or a file (--evidence {label}=FILE)"
+        f"{guide.name} reads {statistic} of {label}, and {got}; give data to collect it "
+        f"(--data; `data` under `guide`), or a file (--evidence {label}=FILE; `evidence`)"
     )
 
 

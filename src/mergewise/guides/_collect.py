@@ -297,7 +297,10 @@ def _look_at(run: _Run, model: Checkpoint, options: Mapping[str, Any]) -> None:
         return  # it can be read only once
     found = as_data(data, options.get("limit"), (0, 1), _split(options))
     reading = Reading(template=options.get("template"))
-    survey(found, role_of(model), reading, _has_tokenizer(model.path, model))
+    try:
+        survey(found, role_of(model), reading, _has_tokenizer(model.path, model))
+    except EvidenceError as error:
+        raise EvidenceError(f"{run.label}: {error}") from None
 
 
 def _look_for(run: _Run) -> None:
