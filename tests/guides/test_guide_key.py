@@ -89,6 +89,8 @@ def test_an_engine_does_not_run_what_has_yet_to_be_guided(guided, tmp_path):
         ({"data": {"a": "a.jsonl"}}, "no data for"),
         ({"data": {"c": "a.jsonl"}}, "no model of it is called 'c'"),
         ({"data": 3}, "a file, or a file for each expert"),
+        ({"trust_remote_code": True}, "not a recipe's to say"),
+        ({"name": "greedy_soup", "tasks": {"tasks": []}}, "the path of a tasks file"),
     ],
 )
 def test_what_it_cannot_do_is_said_at_its_line(guided, tmp_path, guide, words):
@@ -98,6 +100,19 @@ def test_what_it_cannot_do_is_said_at_its_line(guided, tmp_path, guide, words):
     line = path.read_text().splitlines()[found.value.diagnostics[0].line - 1]
     assert "guide" in line or "data" in line
     assert not list(tmp_path.glob("out*"))
+
+
+def test_a_recipe_does_not_run_code_unasked(tmp_path, models):
+    (tmp_path / "score.py").write_text("raise SystemExit('ran')")
+    task = {"name": "mine", "kind": "python", "function": "score.py:score"}
+    (tmp_path / "tasks.yml").write_text(yaml.safe_dump({"tasks": [task]}))
+    recipe = {
+        "merge_method": "linear",
+        "models": [{"model": str(models.root / n), "parameters": {"weight": 1}} for n in "ab"],
+        "guide": {"name": "greedy_soup", "tasks": str(tmp_path / "tasks.yml")},
+    }
+    with pytest.raises(RecipeError, match="runs Python code"):
+        mergewise.merge(recipe, tmp_path / "out")
 
 
 def test_a_guide_needs_its_name(recipe):

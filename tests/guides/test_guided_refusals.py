@@ -61,7 +61,7 @@ def test_an_expert_without_a_tokenizer_is_named_before_the_first_is_run(recipe, 
     asked = recipe()
     asked["models"][1]["model"] = str(tmp_path / "silent")
     said = []
-    with pytest.raises(EvidenceError, match="silent: .* no tokenizer"):
+    with pytest.raises(EvidenceError, match=r"silent: .* no tokenizer"):
         collect_for(asked, "lewis", TEXTS, tmp_path / "kept", told=said.append)
     assert said == []
 

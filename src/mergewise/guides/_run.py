@@ -37,7 +37,6 @@ _READING: Mapping[str, Param] = {
     "dtype": Param(str, None, "of the models", choices=DTYPES),
     "device": Param(str, None, "that runs them"),
     "offload": Param(bool, None, "leave weights on disk"),
-    "trust_remote_code": Param(bool, None, "run a checkpoint's code"),
     "split": Param(str, None, "of the data"),
     "task_split": Param(str, None, "of the tasks' data"),
     "separator": Param(str, None, "of records in a text file"),
@@ -161,6 +160,7 @@ def merge(
     recipe: Recipe | MergePlan | str | Path | Mapping[str, Any],
     out: str | Path,
     *,
+    trust_remote_code: bool = False,
     told: Callable[[str], None] | None = None,
     collected: Callable[[Any], None] | None = None,
     **options: Any,
@@ -171,6 +171,8 @@ def merge(
     models and data takes from there, and the explicit recipe, ``recipe.yml``.
 
     Args:
+        trust_remote_code: let a guide run Python code of checkpoints and of tasks; a recipe cannot
+            ask for that.
         told: called with a line before each long step of a guide.
         collected: called as statistics are collected.
         options: of `mergewise.engine.merge`.
@@ -186,8 +188,9 @@ def merge(
     if recipe.output.guide is None:
         return run_merge(recipe, out, **options)
     guided = follow(
-        recipe, Path(out), overwrite=bool(options.get("overwrite")), told=told,
-        collected=collected, progress=options.get("progress"),
+        recipe, Path(out), overwrite=bool(options.get("overwrite")),
+        trust_remote_code=trust_remote_code, told=told, collected=collected,
+        progress=options.get("progress"),
     )  # fmt: skip
     return run_merge(guided.recipe, out, **options)
 
@@ -197,6 +200,7 @@ def follow(
     out: Path,
     *,
     overwrite: bool = False,
+    trust_remote_code: bool = False,
     told: Callable[[str], None] | None = None,
     collected: Callable[[Any], None] | None = None,
     progress: Progress | None = None,
@@ -205,6 +209,7 @@ def follow(
 
     Args:
         overwrite: whether the merge may replace what `out` holds.
+        trust_remote_code: run Python code of checkpoints and of tasks.
 
     Raises:
         RecipeError: at the guide's line, for what it cannot do.
@@ -219,13 +224,13 @@ def follow(
     try:
         _check_reading(call)
         data, each = _sources(call, home)
-        tasks = call.get("tasks")
+        trust = {"trust_remote_code": True} if trust_remote_code else {}
         made = _guided(
             recipe, call["name"], None, folder,
             data=data, each=each, evidence=_evidence(call, home),
-            tasks=load_tasks(_found(tasks, home)) if isinstance(tasks, str) else tasks,
+            tasks=_tasks(call, home, trust_remote_code),
             split=str(call.get("task_split") or "validation"), settings=settings,
-            options=_options(call),
+            options=_options(call) | trust,
             overwrite=False, reuse=True, told=told, collected=collected, progress=progress,
         )  # fmt: skip
     except GuideError as problem:
@@ -246,7 +251,29 @@ def _placed(made: Guided, home: Path) -> Guided:
     return replace(made, text=f"# Relative paths: from {', else '.join(places)}\n{made.text}")
 
 
+def _tasks(call: Mapping[str, Any], home: Path, trusted: bool) -> Tasks | None:
+    """A recipe may come from anywhere: what it names does not run as code unasked."""
+    given = call.get("tasks")
+    if given is None:
+        return None
+    if not isinstance(given, str):
+        raise GuideError(f"tasks: the path of a tasks file expected, got {type(given).__name__}")
+    tasks = load_tasks(_found(given, home))
+    code = [entry.name for entry in tasks if entry.kind == "python"]
+    if code and not trusted:
+        raise GuideError(
+            f"tasks: {code[0]} of {given} runs Python code, which a recipe cannot ask for; if you "
+            "trust it, pass --trust-remote-code (trust_remote_code=True)"
+        )
+    return tasks
+
+
 def _check_reading(call: Mapping[str, Any]) -> None:
+    if "trust_remote_code" in call:
+        raise GuideError(
+            "trust_remote_code is not a recipe's to say; pass --trust-remote-code "
+            "(trust_remote_code=True)"
+        )
     for name, param in _READING.items():
         if name in call and (problem := param.problem(call[name])):
             raise GuideError(f"{name}: {problem}")
