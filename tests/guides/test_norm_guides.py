@@ -161,6 +161,24 @@ def test_weights_of_task_vectors_need_a_method_with_a_base(deep, name, settings)
         guide(deep, name, **settings)
 
 
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [("metagpt", {}), ("varm", {}), ("lines", {"beta": 1.0}), ("apl", {}), ("mwa", {})],
+)
+def test_weights_of_single_tensors_are_not_overwritten(deep, name, settings):
+    deep["merge_method"] = "ties"
+    deep["models"][0]["parameters"]["weight"] = [{"filter": "head", "value": 0.2}, {"value": 0.4}]
+    with pytest.raises(RecipeError, match=f"differs between tensors already, and {name} would"):
+        guide(deep, name, **settings)
+
+
+def test_settings_that_are_not_there_or_of_another_type(deep):
+    with pytest.raises(GuideError, match="no setting 'beta'; its settings: none"):
+        guide(deep, "metagpt", beta=1.0)
+    with pytest.raises(GuideError, match=r"str expected, got \[0.2, 1\] \(numbers from the first"):
+        guide(deep, "layer_schedule", points=[0.2, 1])
+
+
 def test_no_settings_are_no_comment(deep):
     assert "Settings" not in guide(deep, "metagpt").text
     assert "# Settings: beta 1.0" in guide(deep, "lines", beta=1.0).text

@@ -109,7 +109,8 @@ def settings_of(guide: Guide, given: Mapping[str, Any]) -> Settings:
     """
     for name in given:
         if name not in guide.params:
-            hint = suggest(name, guide.params) or f"; its settings: {', '.join(guide.params)}"
+            known = ", ".join(guide.params) or "none"
+            hint = suggest(name, guide.params) or f"; its settings: {known}"
             raise GuideError(f"{guide.name} has no setting {name!r}{hint}")
     values = {}
     for name, param in guide.params.items():
@@ -117,7 +118,7 @@ def settings_of(guide: Guide, given: Mapping[str, Any]) -> Settings:
         if value is REQUIRED:
             raise GuideError(f"{guide.name}: the setting {name} is required: {param.help}")
         if name in given and (problem := param.problem(value)):
-            raise GuideError(f"{guide.name}: {name}: {problem}")
+            raise GuideError(f"{guide.name}: {name}: {problem} ({param.help})")
         values[name] = param.convert(value)
     if problem := guide.contradiction({n: values[n] for n in given if values[n] is not None}):
         raise GuideError(f"{guide.name}: {problem}")
@@ -146,14 +147,13 @@ def planned(
         raise GuideError(
             f"{guide.name}: {loaded.path}: it compares experts with their base; add `base_model`"
         )
-    _refuse_set(loaded.output, getattr(settings, "parameter", guide.writes), guide.name)
+    for parameter in guide.written(settings):
+        _refuse_set(loaded.output, parameter, guide.name)
     return build_plan(loaded, collected=not guide.calibrates)
 
 
-def _refuse_set(stage: Stage, parameter: str | None, name: str) -> None:
+def _refuse_set(stage: Stage, parameter: str, name: str) -> None:
     """Numbers for single tensors or layers are somebody's decision, not to be overwritten."""
-    if parameter is None:
-        return
     found: list[Setting] = [
         level[parameter]
         for level in (stage.parameters, *(s.parameters for s in _sources(stage)))

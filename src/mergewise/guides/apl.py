@@ -61,10 +61,13 @@ class Apl(Guide):
         "total": Param(float, 1.0, "sum of the experts' weights of one tensor"),
     }  # fmt: skip
 
+    def written(self, settings: Settings) -> tuple[str, ...]:
+        return _WRITTEN[settings.parameter]
+
     def problem(self, settings: Settings, recipe: Recipe) -> str | None:
         if settings.density_min > settings.density_max:
             return f"density_min {settings.density_min:g} is above density_max"
-        problems = [cannot_write(name, recipe) for name in _WRITTEN[settings.parameter]]
+        problems = [cannot_write(name, recipe) for name in self.written(settings)]
         return next((problem for problem in problems if problem), None)
 
     def needs(self, settings: Settings) -> Needs:
@@ -80,7 +83,7 @@ class Apl(Guide):
                 "density": _densities(found[place], ask.settings),
                 "weight": {cell: one[labels[place]] for cell, one in weights.items()},
             }
-            written = _WRITTEN[ask.settings.parameter]
+            written = self.written(ask.settings)
             values.append([_values(name, own[name], ask) for name in written])
             maps += _maps(expert, found[place], {name: own[name] for name in written})
         text, recipe, notes = explicit(self, ask, values)

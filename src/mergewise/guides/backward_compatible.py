@@ -46,6 +46,7 @@ class BackwardCompatible(Guide):
         "method `bcwi`"
     )
     verified = "idea"
+    writes = "weight"
     based = False
     params = {
         "epsilon": Param(

@@ -32,6 +32,7 @@ class Hma(Guide):
         "group, head and last norm at the mean ratio); the search over a grid is ours"
     )
     verified = "idea"
+    writes = "weight"
     based = False
     params = {
         "budget": Param(float, 0.5, "mean of the groups' ratios; 1 is the new model", gt=0, lt=1),

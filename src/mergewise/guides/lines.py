@@ -24,6 +24,7 @@ class LiNeS(Guide):
         "by the ratio of L1 norms, which is left to you"
     )
     verified = "code"
+    writes = "weight"
     params = {
         "alpha": Param(
             float, None, "weight in the first layer, and outside the layers (1 / experts)", ge=0

@@ -33,6 +33,7 @@ class LmCocktail(Guide):
         "for losses is ours"
     )
     verified = "code"
+    writes = "weight"
     based = False
     params = {
         "by": Param(

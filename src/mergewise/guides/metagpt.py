@@ -26,6 +26,7 @@ class MetaGPT(Guide):
     source = "MetaGPT, Zhou et al. 2024, arXiv 2406.11385"
     variant = "all tensors that are merged count, embeddings too, of which the paper says nothing"
     verified = "paper"
+    writes = "weight"
 
     def problem(self, settings: Settings, recipe: Recipe) -> str | None:
         return cannot_weigh(recipe)

@@ -23,6 +23,7 @@ class VaRM(Guide):
     source = "FuseChat (VaRM), Wan et al. 2024, arXiv 2402.16107"
     variant = "merged as base plus weighted task vectors; the pivot is the base model"
     verified = "paper"
+    writes = "weight"
 
     def problem(self, settings: Settings, recipe: Recipe) -> str | None:
         return cannot_weigh(recipe)
