@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from rich.text import Text
-
 from mergewise.errors import GuideError
 from mergewise.report._heat import Scale, heat_panel, name_panel
 from mergewise.report._svg import SIZE, Panel, below, beside, document, label, shorten
-from mergewise.report.options import option_dict
-from mergewise.report.tables import facts, indented, table, text
-from mergewise.report.text import show_value
+from mergewise.report.options import explained, option_dict
+from mergewise.report.tables import table
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -46,15 +43,8 @@ def guide_page(guide: Guide) -> list[RenderableType]:
     ]  # fmt: skip
     if guide.variant:
         rows.append(("variant", guide.variant))
-    page: list[RenderableType] = [text(f"{guide.name}: {guide.summary}", "bold")]
-    formula = Text("\n").join(text(line) for line in guide.describe().splitlines())
-    page += [indented(formula), indented(facts(rows))]
-    headers = ["setting", "type", "default", "allowed", "meaning"]
-    settings = [
-        [n, p.kind.__name__, "required" if p.required else show_value(p.default), p.range, p.help]
-        for n, p in guide.params.items()
-    ]
-    return [*page, text("Settings", "bold"), indented(table(headers, settings))]
+    title = f"{guide.name}: {guide.summary}"
+    return explained(title, guide.describe(), rows, guide.params)
 
 
 def guide_dict(guide: Guide) -> dict[str, Any]:
