@@ -177,7 +177,10 @@ def test_convolutions_in_groups_are_averaged(tmp_path: Path) -> None:
         file = tmp_path / f"{i}.safetensors"
         write_means(file, get_method("regmean"), {"input_gram": grams})
         models.append({"model": str(tmp_path / str(i)), "evidence": str(file)})
-    merge({"merge_method": "regmean", "models": models}, tmp_path / "out")
+    document = {"merge_method": "regmean", "models": models}
+    told = plan(document).output.tensors["deep.weight"].reason
+    assert told == "no evidence for each of its groups: the weighted mean"
+    merge(document, tmp_path / "out")
     assert torch.equal(load(tmp_path / "out")["deep.weight"], torch.full((4, 1, 3, 3), 0.5))
 
 

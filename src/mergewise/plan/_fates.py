@@ -259,8 +259,9 @@ class Fates:
             if item is not None:
                 self._lacking.setdefault(item.view.label, []).append(planned.meta.name)
         otherwise = "" if found.statistics else next((n.otherwise for n in needs), "")
-        whose = "only some models' evidence" if found.lacking else "no evidence"
-        reason = f"{whose} describes it: {otherwise}" if otherwise else ""
+        why = "only some models' evidence" if found.lacking else "no evidence"
+        why = "no evidence for each of its groups" if found.grouped else f"{why} describes it"
+        reason = f"{why}: {otherwise}" if otherwise else ""
         return replace(planned, statistics=found.statistics, turned=found.turned, reason=reason)
 
     def _own(self, item: Input, source: Source, needs: Sequence[Need]) -> Own | None:

@@ -127,8 +127,13 @@ def _look(
     record: Record, row: int, data: Data, role: Role | None, reading: Reading, tokenizer: bool
 ) -> str | None:
     """The record's text; None for an image, or a chat."""
-    if role == "image_classifier" or "image" in record:
+    if "image" in record:
         return None
+    if role == "image_classifier":
+        raise DataError(
+            f"{data.name}: row {row + 1} has no field `image`, but {', '.join(map(str, record))}; "
+            "the model classifies images"
+        )
     if not tokenizer:
         raise EvidenceError(
             f"{data.name} has texts, but the model has no tokenizer: no tokenizer.json in its "
