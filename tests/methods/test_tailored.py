@@ -52,6 +52,14 @@ def test_sensitivity_alone_keeps_what_costs_most():
     assert both.tolist() == [[pytest.approx(1.9), 0.0, pytest.approx(0.8)]]
 
 
+def test_what_a_change_costs_grows_with_its_square():
+    """By hand, inputs apart: costs 4 * 1, 1 * 3^2 and 6.25 * 1; |d| / [G^-1]_jj orders else."""
+    gram, delta = torch.diag(torch.tensor([4.0, 1.0, 6.25])), torch.tensor([[1.0, 3.0, 1.0]])
+    for count, kept in ((1, [0.0, 3.0, 0.0]), (2, [0.0, 3.0, 1.0])):
+        found = tailored(delta, gram, count / 3 + 0.01, 0.0, TINY, compensate=False)
+        assert found.tolist() == [kept]
+
+
 def test_everything_and_nothing():
     assert torch.equal(tailored(DELTA, GRAM, 1.0, 0.5, 0.01, compensate=True), DELTA)
     assert not tailored(DELTA, GRAM, 0.0, 0.5, 0.01, compensate=True).any()

@@ -230,3 +230,20 @@ def test_a_start_at_the_base_needs_one(folders: Path) -> None:
     assert "mats: init: task_arithmetic begins at the base, and there is none" in problems(document)
     document["parameters"] = {"metric": "gram"}
     assert plan(document).output.tensors
+
+
+@pytest.mark.parametrize(
+    ("method", "given", "words"),
+    [
+        ("ota", {}, "read it from the file in which training left it (mergewise collect adam"),
+        ("localize_and_stitch", {"localize": "mask"}, "collect mask"),
+        ("regmean", {}, "collect it (mergewise collect input_gram"),
+    ],
+)
+def test_how_evidence_is_had(folders: Path, method: str, given: Any, words: str) -> None:
+    document = recipe(folders, method)
+    document["parameters"] = given
+    for model in document["models"]:
+        model.pop("evidence", None)
+    text = problems(document)
+    assert words in text and ("--data THAT_FILE" in text) == (method != "regmean")

@@ -86,10 +86,23 @@ def lacking(
         whose = "the base" if need.of == "base" else "every model"
         return (
             f"{source.model}: {reader} reads {need.statistic} of {whose}, and {got}; "
-            f"collect it (mergewise collect {need.statistic} {source.model} --data DATA -o FILE) "
-            f"and {place}"
+            f"{_how(need.statistic, str(source.model))} and {place}"
         )
     return ""
+
+
+def _how(statistic: str, model: str) -> str:
+    """How a model's statistic is had."""
+    from mergewise.evidence.statistics import all_statistics
+
+    known = all_statistics().get(statistic)
+    command = f"mergewise collect {statistic} {model}"
+    if known is not None and known.need == "file":
+        return (
+            f"read it from the file in which training left it ({command} --data THAT_FILE -o "
+            "FILE), or let a guide do so (mergewise guides),"
+        )
+    return f"collect it ({command} --data DATA -o FILE)"
 
 
 def find_statistics(
