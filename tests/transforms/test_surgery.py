@@ -55,6 +55,15 @@ def test_a_constant_bias_is_learnt_and_holds_for_new_examples():
     assert left < 0.35 * done.before
 
 
+def test_what_is_minimised_is_the_absolute_distance():
+    # of equal inputs seven want 1 more and three nothing: 1 is the median, 0.7 the mean
+    x, wanted = torch.ones(10, WIDTH), torch.ones(10, WIDTH)
+    wanted[:7] += 1
+    done = train(x, wanted, settings(steps=400, rate=1e-2, batch=10))
+    torch.testing.assert_close(done.surgery.correct(x), x + 1, rtol=0, atol=0.1)
+    assert done.after == pytest.approx(0.3, abs=0.05)
+
+
 def test_more_steps_come_closer_and_a_seed_decides_everything():
     wanted = features() @ torch.randn(WIDTH, WIDTH, generator=torch.Generator().manual_seed(5))
     losses = [train(features(), wanted, settings(steps=n)).after for n in (1, 100, 800)]
