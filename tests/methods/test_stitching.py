@@ -77,6 +77,12 @@ def test_disjoint_parts_are_added() -> None:
     assert got.tolist() == [9.0, 1.0, -9.0, 1.0]
 
 
+def test_what_an_expert_left_alone_is_not_its_own() -> None:
+    experts = rows([9.0, 0.0, 0.0, 0.0], [1.0, 2.0, 3.0, 4.0])
+    got = stitched(ZERO, experts, density=0.75, granularity="tensor")
+    assert got.tolist() == [9.0, 2.0, 3.0, 4.0]
+
+
 def ota(values: list[Any], moments: list[Any], base: Any = (0.0,), **parameters: Any) -> Tensor:
     return merge_state_dicts(
         [{"w": torch.tensor(value)} for value in values],

@@ -18,15 +18,18 @@ if TYPE_CHECKING:
 class LocalizeAndStitch(Method):
     """Adds the masked part of every task vector; the owners of an element share it equally.
 
-    A mask is the `density` share of the largest changes, or (`localize: mask`) a trained one from
-    an evidence file: statistic `mask`, one 0 or 1 an element. Tensors that some expert's file
-    does not describe keep the base's values then. With one expert this is skill grafting
+    A mask is the `density` share of the largest changes (never elements without one), or
+    (`localize: mask`) a trained one from an evidence file: statistic `mask`, one 0 or 1 an
+    element. Tensors that some expert's file does not describe keep the base's values then. With
+    one expert this is skill grafting
     (Panigrahi et al. 2023, arXiv 2302.06600).
     """
 
     name = "localize_and_stitch"
     summary = "keeps a small part of each expert and averages the parts where they overlap"
-    formula = "b + sum_i m_i d_i / max(1, sum_i m_i), m_i = trained, or [|d_i| in the top density]"
+    formula = (
+        "b + sum_i m_i d_i / max(1, sum_i m_i), m_i = trained, or [|d_i| > 0 in the top density]"
+    )
     source = "Localize-and-Stitch (He et al. 2024, arXiv 2408.13656)"
     variant = "paper: the mean over owners; exactly the share asked for, ties by position"
     params = {
@@ -82,4 +85,8 @@ parameters: {density: 0.1}
     def _masks(self, x: Inputs, s: Settings) -> list[Tensor]:
         if s.localize == "mask":
             return [mask > 0.5 for mask in x.evidence[0]]
-        return [x.at_least(delta.abs(), s.thresholds[i][0], i) for i, delta in enumerate(x.deltas)]
+        # where a density reaches down to zeros, what an expert left alone is not its own
+        return [
+            x.at_least(delta.abs(), s.thresholds[i][0], i) & (delta.abs() > 0)
+            for i, delta in enumerate(x.deltas)
+        ]
