@@ -1,6 +1,11 @@
 """Checkpoints on disk: open, read by range, lay out, write; nothing here imports torch."""
 
+from mergewise.checkpoint._adapt import adapt, open_reference, split_reference
+from mergewise.checkpoint._adapter import PREFIX, Adapter, is_adapter, open_adapter
+from mergewise.checkpoint._adapter_config import AdapterConfig
 from mergewise.checkpoint._card import CardInput, model_card
+from mergewise.checkpoint._change import Change, ChangedRef, LowRank, Scaled, Shifted
+from mergewise.checkpoint._change_values import ChangeValues
 from mergewise.checkpoint._depth import layer_count, with_layers
 from mergewise.checkpoint._dtypes import BITS, CODES, TORCH_NAMES, byte_count
 from mergewise.checkpoint._files import FileStamp, read_small
@@ -46,19 +51,29 @@ __all__ = [
     "BITS",
     "CODES",
     "MAX_COPIED",
+    "PREFIX",
     "TORCH_NAMES",
+    "Adapter",
+    "AdapterConfig",
     "CardInput",
+    "Change",
+    "ChangeValues",
+    "ChangedRef",
     "Checkpoint",
     "Copied",
     "FileReader",
     "FileStamp",
     "Header",
     "LayerGroup",
+    "LowRank",
+    "Scaled",
     "ShardLayout",
+    "Shifted",
     "Summary",
     "TensorInfo",
     "TensorRef",
     "TensorSummary",
+    "adapt",
     "byte_count",
     "cannot_write",
     "copied_files",
@@ -70,6 +85,7 @@ __all__ = [
     "head_and_embedding",
     "index_json",
     "inspect_checkpoint",
+    "is_adapter",
     "is_embedding_like",
     "is_post_layer",
     "is_pre_layer",
@@ -80,13 +96,16 @@ __all__ = [
     "make_folder",
     "merged_licence",
     "model_card",
+    "open_adapter",
     "open_checkpoint",
+    "open_reference",
     "plan_shards",
     "provenance",
     "read_header",
     "read_small",
     "renumber",
     "sha256_file",
+    "split_reference",
     "stated_licence",
     "tied_head",
     "versions",
