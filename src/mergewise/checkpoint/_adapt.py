@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -82,6 +81,7 @@ def adapt(base: Checkpoint, adapter: Adapter) -> Checkpoint:
         config=config,
         warnings=tuple(warnings),
         stamps={**base.stamps, **adapter.stamps},
+        adapter=adapter.folder,
     )
 
 
@@ -120,8 +120,3 @@ def _untied_config(base: Checkpoint) -> dict[str, object] | None:
     name = base.config.get("_name_or_path")
     edited = edited_config(base.config, tie_word_embeddings=False)
     return edited if name is None else {**edited, "_name_or_path": name}
-
-
-def changed(tensors: Mapping[str, TensorRef]) -> list[str]:
-    """Names of the tensors that an adapter changes or replaces (whose `file` is the adapter's)."""
-    return [name for name, ref in tensors.items() if isinstance(ref, ChangedRef)]

@@ -130,7 +130,7 @@ def planned(
     Raises:
         RecipeError: if it cannot be run, or sets what the guide is to find.
         GuideError: if the guide cannot work on it.
-        NotBuiltYetError: for slices, modules and several documents.
+        NotBuiltYetError: for slices, modules, several documents and adapters.
     """
     loaded = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     if len(loaded.stages) > 1 or loaded.output.form != "models":
@@ -145,7 +145,19 @@ def planned(
             f"{guide.name}: {loaded.path}: it compares experts with their base; add `base_model`"
         )
     _refuse_set(loaded.output, getattr(settings, "parameter", guide.writes), guide.name)
-    return build_plan(loaded, collected=not guide.calibrates)
+    plan = build_plan(loaded, collected=not guide.calibrates)
+    _refuse_adapters(plan)
+    return plan
+
+
+def _refuse_adapters(plan: MergePlan) -> None:
+    adapted = [label for label, found in plan.checkpoints.items() if found.adapter]
+    if adapted:
+        raise NotBuiltYetError(
+            f"{plan.recipe.path}: guides do not read a base with an adapter yet ({adapted[0]}); "
+            "merge the adapter into its base first: a recipe with it as the only model, "
+            "merge_method linear and weight 1"
+        )
 
 
 def _refuse_set(stage: Stage, parameter: str | None, name: str) -> None:
