@@ -36,6 +36,7 @@ from mergewise.checkpoint._output import (
 from mergewise.checkpoint._provenance import fingerprint, provenance, sha256_file, versions
 from mergewise.checkpoint._read import FileReader
 from mergewise.checkpoint._safetensors import Header, TensorInfo, read_header
+from mergewise.checkpoint._turned import stored_turned
 from mergewise.checkpoint._write import (
     ShardLayout,
     cannot_write,
@@ -107,6 +108,7 @@ __all__ = [
     "sha256_file",
     "split_reference",
     "stated_licence",
+    "stored_turned",
     "tied_head",
     "versions",
     "with_layers",

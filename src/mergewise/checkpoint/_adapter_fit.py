@@ -9,7 +9,7 @@ from mergewise.checkpoint._adapter import Adapter
 from mergewise.checkpoint._change import Change, LowRank, Scaled, Shifted
 from mergewise.checkpoint._files import shown, where
 from mergewise.checkpoint._folder import TensorRef
-from mergewise.checkpoint._layers import layer_index
+from mergewise.checkpoint._turned import stored_turned
 from mergewise.errors import CheckpointError, NotBuiltYetError
 
 _FLOATS = ("F64", "F32", "F16", "BF16")
@@ -146,19 +146,8 @@ class Fit:
 
     def _stored_turned(self, weight: TensorRef) -> bool:
         """For a square weight: as the other weights of its layer, told by their biases."""
-        layer = layer_index(weight.name)
-        start = weight.name.split(f".{layer}.")[0] + f".{layer}." if layer is not None else None
-        if start is None:
-            return self._config.turned
-        votes = {
-            bias.shape[0] == other.shape[1]
-            for name, other in self._base.items()
-            if name.startswith(start) and name.endswith(".weight") and len(other.shape) == 2
-            if other.shape[0] != other.shape[1]
-            for bias in [self._base.get(name.removesuffix("weight") + "bias")]
-            if bias is not None and len(bias.shape) == 1 and bias.shape[0] in other.shape
-        }
-        return votes.pop() if len(votes) == 1 else self._config.turned
+        told = stored_turned(weight.name, self._base)
+        return self._config.turned if told is None else told
 
     def _odd(self, module: str, expected: str, got: TensorRef, hint: str = "") -> CheckpointError:
         more = f" {hint}" if hint else ""

@@ -87,19 +87,33 @@ class ChangeValues:
             total = torch.stack([sums for _, sums in parts]).sum(dim=0)
         self._factor = self._magnitude / total.sqrt().to(self.dtype)
 
-    def apply(self, base: Tensor, start: int) -> Tensor:
-        """Elements `start` to `start + len(base)` of the result, flat; `base` is not changed."""
-        value = self._sum(base, start)
+    def apply(self, base: Tensor, start: int, out: Tensor | None = None) -> Tensor:
+        """Elements `start` to `start + len(base)` of the result, flat; `base` is not changed.
+
+        Args:
+            out: of the same length and of `dtype`; may be used for the result.
+        """
+        value = self._sum(base, start, out)
         if self._factor is not None:
             value.mul_(self._spread(self._factor, start, base.numel()))
         return value
 
-    def _sum(self, base: Tensor, start: int) -> Tensor:
-        """The block with what is added, as a new tensor."""
+    def _sum(self, base: Tensor, start: int, out: Tensor | None = None) -> Tensor:
+        """The block with what is added, in `out` or as a new tensor."""
         if self._left is not None:
+            if out is not None and not (start % self.columns or base.numel() % self.columns):
+                return self._added(base, start, out)
             return self._product(start, base.numel()).add_(base)
         wide = base.to(self.dtype, copy=True)
         return wide if self._shift is None else wide.add_(self._shift[start : start + len(base)])
+
+    def _added(self, base: Tensor, start: int, out: Tensor) -> Tensor:
+        """Whole rows with their product added, without another block in memory."""
+        assert self._left is not None and self._right is not None
+        first, count = start // self.columns, base.numel() // self.columns
+        out.copy_(base)
+        out.view(count, self.columns).addmm_(self._left[first : first + count], self._right)
+        return out
 
     def _product(self, start: int, size: int) -> Tensor:
         """The same elements of left @ right."""

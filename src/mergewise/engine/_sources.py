@@ -107,6 +107,7 @@ class ChangedSource:
         self._base = FileSource(model, ref.stored, reader, level)
         self._ref = ref
         self._reader = reader
+        self._level = level
         self._values: ChangeValues | None = None
         self.model = model
         self.name = ref.name
@@ -129,7 +130,23 @@ class ChangedSource:
     def read(self, start: int, size: int, slot: int) -> Tensor:
         if self._values is None:
             raise RuntimeError(f"{self.name} of {self.model} is read before it is prepared")
-        return self._values.apply(self._base.read(start, size, slot), start)
+        base = self._shared(start, size)
+        raw = _buffer((-1 - self._level, slot), size * self.dtype.itemsize)
+        return self._values.apply(base, start, torch.frombuffer(raw, dtype=self.dtype))
+
+    def _shared(self, start: int, size: int) -> Tensor:
+        """A block of the base, which several adapters of it want one after another."""
+        ref = self._ref
+        key = (self._reader, ref.file, ref.start, ref.dtype, start, size)
+        last: dict[int, tuple[object, Tensor]] = _buffers.__dict__.setdefault("bases", {})
+        known = last.get(self._level)
+        if known is None or known[0] != key:
+            raw = _buffer((-1 - self._level, -1), size * self.dtype.itemsize)
+            block = torch.frombuffer(raw, dtype=self.dtype)
+            last.pop(self._level, None)
+            block.copy_(self._base.read(start, size, 0))
+            last[self._level] = known = (key, block)
+        return known[1]
 
     def _squares(self, values: ChangeValues, where: Range) -> tuple[int, Tensor]:
         return values.squares(self._base.read(*where, 0), where[0])
