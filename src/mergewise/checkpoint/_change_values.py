@@ -100,30 +100,35 @@ class ChangeValues:
 
     def _sum(self, base: Tensor, start: int, out: Tensor | None = None) -> Tensor:
         """The block with what is added, in `out` or as a new tensor."""
+        value = torch.empty(base.shape, dtype=self.dtype) if out is None else out
+        value.copy_(base)
         if self._left is not None:
-            if out is not None and not (start % self.columns or base.numel() % self.columns):
-                return self._added(base, start, out)
-            return self._product(start, base.numel()).add_(base)
-        wide = base.to(self.dtype, copy=True)
-        return wide if self._shift is None else wide.add_(self._shift[start : start + len(base)])
+            self._add_product(value, start)
+        elif self._shift is not None:
+            value.add_(self._shift[start : start + len(base)])
+        return value
 
-    def _added(self, base: Tensor, start: int, out: Tensor) -> Tensor:
-        """Whole rows with their product added, without another block in memory."""
+    def _add_product(self, value: Tensor, start: int) -> None:
+        """Add the same elements of left @ right: of a piece of a row, whole rows, and a piece."""
         assert self._left is not None and self._right is not None
-        first, count = start // self.columns, base.numel() // self.columns
-        out.copy_(base)
-        out.view(count, self.columns).addmm_(self._left[first : first + count], self._right)
-        return out
+        end = start + len(value)
+        rows = (-(-start // self.columns), end // self.columns)
+        if rows[0] > rows[1]:  # within one row
+            return self._add_piece(value, start)
+        head, tail = rows[0] * self.columns - start, end - rows[1] * self.columns
+        if head:
+            self._add_piece(value[:head], start)
+        if rows[0] < rows[1]:
+            whole = value[head : len(value) - tail].view(-1, self.columns)
+            whole.addmm_(self._left[slice(*rows)], self._right)
+        if tail:
+            self._add_piece(value[-tail:], end - tail)
 
-    def _product(self, start: int, size: int) -> Tensor:
-        """The same elements of left @ right."""
+    def _add_piece(self, value: Tensor, start: int) -> None:
+        """The same within one row."""
         assert self._left is not None and self._right is not None
-        first, offset = divmod(start, self.columns)
-        last = -(-(start + size) // self.columns)
-        if last - first == 1:
-            return (self._left[first:last] @ self._right[:, offset : offset + size]).view(-1)
-        whole = (self._left[first:last] @ self._right).view(-1)
-        return whole[offset : offset + size]
+        row, offset = divmod(start, self.columns)
+        value.addmv_(self._right[:, offset : offset + len(value)].T, self._left[row])
 
     def _spread(self, factor: Tensor, start: int, size: int) -> Tensor:
         """The factor of each element."""

@@ -25,6 +25,7 @@ from mergewise.forms.lora_extract import LayerError
 if TYPE_CHECKING:
     from torch import Tensor
 
+_NOTHING = 1e-6
 Space = Literal["delta", "factor"]
 Progress = Callable[[int, int], None]
 """Called with (modules done, modules in all)."""
@@ -209,7 +210,7 @@ class _Merging:
         b = torch.cat([w * f.b.flatten(1) for w, f in pairs], dim=1)
         a = torch.cat([f.a.flatten(1) for _, f in pairs])
         if self.method is None:
-            new = (b, a) if self.rank == Rank() else recompressed(b, a, self.rank)
+            new = self._sum(b, a, [(w, f.b.flatten(1), f.a.flatten(1)) for w, f in pairs])
             new_b, new_a = (part.to(kind).to(b.dtype) for part in new)
             lost = product_norm(torch.cat([b, new_b], dim=1), torch.cat([a, -new_a]))
             self._note(module, len(new_a), product_norm(b, a), lost)
@@ -224,6 +225,15 @@ class _Merging:
         return Factors(
             new_b.reshape(*new_b.shape, *ones), new_a.reshape(len(new_a), *kernel), like.embeds
         )
+
+    def _sum(
+        self, b: Tensor, a: Tensor, parts: Sequence[tuple[float, Tensor, Tensor]]
+    ) -> tuple[Tensor, Tensor]:
+        """The factors of a weighted sum; none if its parts cancel one another out."""
+        size = sum(abs(w) * product_norm(left, right) for w, left, right in parts)
+        if product_norm(b, a) <= _NOTHING * size:
+            return b[:, :0], a[:0]
+        return (b, a) if self.rank == Rank() else recompressed(b, a, self.rank)
 
     def _merged_delta(self, module: str, each: Sequence[Factors | None], like: Factors) -> Tensor:
         shape = (like.b.shape[0], like.a.flatten(1).shape[1])
