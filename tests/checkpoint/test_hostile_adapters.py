@@ -221,6 +221,13 @@ def test_a_prefix_that_fits_everything(tmp_path: Path) -> None:
     shorter = lora(tmp_path / "shorter", state, ["h.1.a"])
     found = open_reference(f"{headed}+{shorter}").tensors["transformer.h.1.a.weight"]
     assert type(found).__name__ == "ChangedRef"
+    tower = {f"model.{n}": t.clone() for n, t in state.items()}
+    tower["visual.h.0.b.weight"] = torch.zeros(4, 4)
+    folder = save(tmp_path / "tower", tower)
+    inner = {f"model.language_model.{n}": t for n, t in state.items()}
+    third = lora(tmp_path / "third", inner, ["model.language_model.h.0.a"])
+    found = open_reference(f"{folder}+{third}").tensors["model.h.0.a.weight"]
+    assert type(found).__name__ == "ChangedRef"
     twice = save(tmp_path / "twice", named | {f"model.{n}": t.clone() for n, t in state.items()})
     with pytest.raises(MergewiseError, match="fits 2 tensors of the base"):
         open_reference(f"{twice}+{shorter}")

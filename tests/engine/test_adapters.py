@@ -35,7 +35,8 @@ from mergewise.checkpoint import (
     open_checkpoint,
     open_reference,
 )
-from mergewise.errors import CheckpointError, MergewiseError, NonFiniteError
+from mergewise.engine._budget import estimate
+from mergewise.errors import CheckpointError, MergewiseError, NonFiniteError, NotBuiltYetError
 from mergewise.plan import build_plan
 
 Q = "model.layers.0.self_attn.q_proj"
@@ -259,6 +260,43 @@ def test_what_changes_with_the_adapter(base: Path, tmp_path: Path) -> None:
         "model.safetensors", "adapter_model.safetensors", "adapter_config.json",
     ]  # fmt: skip
     assert "base+adapter" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_paths_beside_the_recipe(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adapter = lora(tmp_path / "adapter", load(base), [Q])
+    wanted = alone(base, adapter, tmp_path / "one")
+    text = "merge_method: linear\nmodels:\n  - {model: base+adapter, parameters: {weight: 1}}\n"
+    (tmp_path / "recipe.yml").write_text(text)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    mergewise.merge(tmp_path / "recipe.yml", tmp_path / "two", device="cpu")
+    assert_same(load(tmp_path / "two"), wanted)
+
+
+def test_the_memory_of_adapters_is_counted(base: Path, tmp_path: Path) -> None:
+    adapter = lora(tmp_path / "adapter", load(base), [Q, DOWN], rank=4)
+    peaks = []
+    for model in (str(base), f"{base}+{adapter}"):
+        document = recipe(tmp_path, "linear", 0)
+        document["models"] = [{"model": model, "parameters": {"weight": 1}}]
+        plan = build_plan(document)
+        peaks.append((estimate(plan).peak(1), plan.bytes_read))
+    (plain, read), (more, read_more) = peaks
+    assert more > plain
+    assert read_more == read + sum(4 * t.numel() for t in load(adapter).values())
+
+
+def test_guides_say_that_they_do_not_read_adapters(base: Path, tmp_path: Path) -> None:
+    adapter = lora(tmp_path / "adapter", load(base), [Q])
+    document = {
+        "merge_method": "task_arithmetic",
+        "base_model": str(base),
+        "models": [{"model": f"{base}+{adapter}"}, {"model": f"{base}+{adapter}"}],
+    }
+    with pytest.raises(NotBuiltYetError, match="guides do not read a base with an adapter"):
+        mergewise.write_recipe(document, "metagpt", tmp_path / "found.yml")
 
 
 def test_a_run_may_stop_and_go_on(base: Path, tmp_path: Path) -> None:

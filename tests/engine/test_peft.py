@@ -74,6 +74,10 @@ CASES = {
         lambda: llama(tie_word_embeddings=True),
         lora("q_proj", modules_to_save=["embed_tokens"]),
     ),
+    "tied, both replaced": (
+        lambda: llama(tie_word_embeddings=True),
+        lora("q_proj", modules_to_save=["embed_tokens", "lm_head"]),
+    ),
     "embedding dora": (llama, lora("embed_tokens", use_dora=True)),
     "biases": (lambda: llama(attention_bias=True), lora("q_proj", bias="all")),
     "lora_only": (lambda: llama(attention_bias=True), lora("q_proj", bias="lora_only")),
