@@ -293,7 +293,8 @@ def test_guides_say_that_they_do_not_read_adapters(base: Path, tmp_path: Path) -
     document = {
         "merge_method": "task_arithmetic",
         "base_model": str(base),
-        "models": [{"model": f"{base}+{adapter}"}, {"model": f"{base}+{adapter}"}],
+        "models": [{"model": f"{base}+{adapter}"}],
+        "parameters": {"weight": 1},
     }
     with pytest.raises(NotBuiltYetError, match="guides do not read a base with an adapter"):
         mergewise.write_recipe(document, "metagpt", tmp_path / "found.yml")

@@ -139,3 +139,16 @@ class ChangeValues:
         else:
             spread = factor.repeat(last - first)
         return spread[offset : offset + size]
+
+
+def changed_whole(ref: ChangedRef, read: Read) -> Tensor:
+    """A whole changed tensor, in its own shape; for where memory has room for it.
+
+    Args:
+        read: reads a tensor of the base or of the adapter.
+    """
+    values = ChangeValues(ref, read)
+    base = read(ref.stored).reshape(-1)
+    if values.wants_squares:
+        values.set_norms([values.squares(base, 0)])
+    return values.apply(base, 0).reshape(ref.shape)

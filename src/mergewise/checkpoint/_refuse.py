@@ -20,7 +20,7 @@ def refuse_missing(text: str) -> NoReturn:
     if plus and Path(base).exists() and Path(adapter).exists():
         raise CheckpointError(
             f"{where(text)}: a base with an adapter is not read here, but in recipes, by inspect "
-            "and by adapter; merge the adapter into its base first"
+            "and by evaluate; merge the adapter into its base first"
         )
     if _HUB_NAME.fullmatch(text) and not Path(text).parent.exists():
         raise NotBuiltYetError(
