@@ -15,9 +15,9 @@ ALLOWED = {
     "plan": {*COMMON, "methods", "recipe", "checkpoint", "evidence"},
     "engine": {*COMMON, "methods", "recipe", "checkpoint", "evidence", "plan"},
     "report": {*COMMON, *LIBRARY, "evidence", "guides", "transforms"},
-    "transforms": {*COMMON, *LIBRARY, "evidence"},
+    "transforms": {*COMMON, *LIBRARY, "evidence", "_settings"},
     "forms": {*COMMON, *LIBRARY, "transforms"},
-    "guides": {*COMMON, *LIBRARY, "evidence", "transforms", "forms"},
+    "guides": {*COMMON, *LIBRARY, "evidence", "transforms", "forms", "_settings"},
     "demo": {*COMMON, *LIBRARY, "evidence", "guides", "transforms", "forms", "report"},
 }
 SKINS = {"cli", "web"}

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.lab._bare import bare
 from benchmarks.lab._evidence import Calibration, Inputs, evidence_mark
@@ -22,6 +21,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 BASE = "base"
+Options = Mapping[str, Mapping[str, Any]]
+NONE: Options = {}
 
 
 @dataclass
@@ -36,24 +37,34 @@ class Shelf:
     seed: int
     models: Models
 
-    def of(self, expert: str, calibration: str, statistics: Sequence[str]) -> list[Evidence]:
-        """Of an expert, one file for each statistic."""
-        return [self._file(expert, expert, calibration, name) for name in statistics]
+    def of(
+        self, expert: str, calibration: str, statistics: Sequence[str], options: Options = NONE
+    ) -> list[Evidence]:
+        """Of an expert, one file for each statistic; `options` are by statistic."""
+        return [self._file(expert, expert, calibration, n, options.get(n, {})) for n in statistics]
 
-    def base(self, expert: str, calibration: str, statistics: Sequence[str]) -> list[Evidence]:
+    def base(
+        self, expert: str, calibration: str, statistics: Sequence[str], options: Options = NONE
+    ) -> list[Evidence]:
         """Of the base model, on the same data as that expert's."""
-        return [self._file(BASE, expert, calibration, name) for name in statistics]
+        return [self._file(BASE, expert, calibration, n, options.get(n, {})) for n in statistics]
 
-    def _file(self, model: str, expert: str, calibration: str, statistic: str) -> Evidence:
+    def _file(
+        self, model: str, expert: str, calibration: str, statistic: str, options: Mapping[str, Any]
+    ) -> Evidence:
         task, noise = self._data(expert, calibration)
         asked = [self.family.fingerprint(self.seed), evidence_mark(), EXAMPLES]
         mark = hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:8]
         kind = f"{task}.{NOISE}" if noise else task
+        chosen = "".join(f".{name}-{value}" for name, value in options.items() if value)
         folder = self.family.home(self.seed) / "evidence" / f"guides-{mark}"
-        path = folder / f"{model}.{kind}.{statistic}.safetensors"
+        path = folder / f"{model}.{kind}.{statistic}{chosen}.safetensors"
         if not path.exists():
             make_folder(folder)
-            self._collect(model, task, noise, statistic, path)
+            given = self._given(model, task, noise)
+            collect(
+                statistic, *given, path, options={statistic: dict(options)}, seed=self.seed
+            )  # fmt: skip
         return load_evidence(path)
 
     def _data(self, expert: str, calibration: str) -> tuple[str, bool]:
@@ -63,14 +74,18 @@ class Shelf:
             return names[(names.index(expert) + 1) % len(names)], False
         return expert, calibration == NOISE
 
-    def _collect(self, model: str, task: str, noise: bool, statistic: str, out: Path) -> None:
+    def _given(
+        self, model: str, task: str, noise: bool
+    ) -> tuple[LiveModel, Sequence[Inputs]]:  # fmt: skip
+        """A model, and what it is run on."""
         state: State = self.models.base if model == BASE else self.models.experts[model]
         given = self.family.examples(self.seed, task, state, EXAMPLES)
         if given is None:
             raise MergewiseError(f"{self.family.name} has no calibration data; see docs/lab.md")
-        batches = noisy(given.batches, _vocabulary(given), self.seed) if noise else given.batches
         live = LiveModel(model, bare(given), tokenizer=given.model.tokenizer)
-        collect(statistic, live, batches, out, seed=self.seed)
+        if noise:
+            return live, noisy(given.batches, _vocabulary(given), self.seed)
+        return live, given.batches
 
 
 def noisy(batches: Sequence[Inputs], vocabulary: int, seed: int) -> list[dict[str, Tensor]]:

@@ -33,6 +33,10 @@ def page(documents: Sequence[Document]) -> str:
         + ", ".join(f"[{d['family']}](guides-{d['family']}.md)" for d in documents)
         + ". [The lab](../lab.md#guided-against-uniform) says how.",
         "",
+        "*reversed* and *shuffled* are controls: densities mirrored about their mean, or dealt to "
+        "other tensors. *measured* orders tensors by what trimming each alone costs the expert: "
+        "what LEWIS's form could reach if it knew.",
+        "",
         "## LEWIS' claim",
         "",
         "Guided beats uniform at the same mean density on the task that the calibration "
@@ -45,8 +49,11 @@ def page(documents: Sequence[Document]) -> str:
         rows = list(_rows(documents, set_))
         if rows:
             parts += [f"## {title}, calibrated on its own task", "", *rows, ""]
-    parts += ["Gains in nats over uniform density; bold where the 95 % interval over experts lies "
-              "above 0, italic where it lies below.", ""]  # fmt: skip
+    parts += [
+        "Gains in nats over uniform density, and how many cells are better : worse; bold where "
+        "the 95 % interval over experts lies above 0, italic where it lies below.",
+        "",
+    ]
     parts += ["## In words", ""]
     for document in documents:
         parts += [f"**{document['family']}**", "", *(f"* {w}" for w in document["words"]), ""]
@@ -81,7 +88,9 @@ def _rows(documents: Sequence[Document], set_: str) -> Iterator[str]:
     arms = list(dict.fromkeys(arm for rows in found.values() for arm in rows))
     if not arms:
         return
-    yield "| | " + " | ".join(found) + " |"
+    seeds = {d["family"]: len(d["seeds"]) for d in documents}
+    heads = [f"{name}, {seeds[name]} seed{'s' if seeds[name] > 1 else ''}" for name in found]
+    yield "| | " + " | ".join(heads) + " |"
     yield "|---" * (len(found) + 1) + "|"
     for arm in arms:
         cells = [_cell(rows.get(arm)) for rows in found.values()]

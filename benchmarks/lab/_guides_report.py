@@ -316,6 +316,8 @@ def notes(report: Report) -> list[str]:
         f"difference was {report.spread():.1e}); all other tensors at density 1 in both",
         "the interval is of means over resampled experts (of every seed), p is Wilcoxon's over "
         "their means; the standard error takes cells for independent, which they are not",
+        "together, the tasks of a seed are scores of one merged model, so that interval and p are "
+        "rather too sure there",
         f"{rows} rows: about one in twenty intervals leaves out 0 by chance",
         *report.notes,
     ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -189,7 +190,7 @@ class Trial:
             except InterruptedMergeError:
                 raise KeyboardInterrupt from None
             except MergewiseError as error:
-                failure = f"{type(error).__name__}: {error}"
+                failure = self._why(error)
         for method in self.choice.methods:
             if not arm.fits(method):
                 continue
@@ -242,11 +243,14 @@ class Trial:
         settings = {**arm.settings, "mean_density": density}
         needs = chosen.needs(settings_of(chosen, settings))
         evidence: dict[str, Any] = {
-            self._path(name): self.shelf.of(name, calibration, needs.experts) for name in experts
+            self._path(name): self.shelf.of(name, calibration, needs.experts, needs.options)
+            for name in experts
         }
         if needs.base:
             evidence[self._path(BASE)] = [
-                one for name in experts for one in self.shelf.base(name, calibration, needs.base)
+                one
+                for name in experts
+                for one in self.shelf.base(name, calibration, needs.base, needs.options)
             ]
         made = guide(self._recipe(experts, "ties"), arm.guide, evidence, **settings)
         found = densities_of(made.recipe)
@@ -283,6 +287,11 @@ class Trial:
         whole = sum(self.sizes[name] for name in densities)
         return sum(self.sizes[n] * value for n, value in densities.items()) / whole
 
+    def _why(self, error: MergewiseError) -> str:
+        """An error, without this machine's folders or the expert's name."""
+        text = str(error).replace(str(self.family.folder.resolve()), "").replace("\n", " ")
+        return f"{type(error).__name__}: {re.sub('/seed[^ ]*', 'FILE', text)}"
+
     # merging and scoring
 
     def _outcome(
@@ -293,7 +302,7 @@ class Trial:
             scores, free = self._of_recipe(self._document(cell, values, arm), cell)
             found = Outcome(cell, scores, mean)
         except MergewiseError as error:
-            found, free = Outcome(cell, mean=mean, failure=f"{type(error).__name__}: {error}"), True
+            found, free = Outcome(cell, mean=mean, failure=self._why(error)), True
         progress.step(f"{cell.arm} {cell.method}", free=free)
         return found
 

@@ -53,7 +53,16 @@ def ready(here, speaking):
     return here
 
 
-DATA = ("--data", "maths=maths.txt", "--data", "code=code.txt", "--separator", "\\n%%\\n")
+DATA = (
+    "--set",
+    "importance=wanda",
+    "--data",
+    "maths=maths.txt",
+    "--data",
+    "code=code.txt",
+    "--separator",
+    "\\n%%\\n",
+)
 
 
 def test_from_data_to_a_recipe_that_merges_without_it(run, ready):
@@ -91,12 +100,12 @@ def test_evidence_given_is_not_collected_again(run, ready):
     }
     given = [arg for name, file in files.items()
              for arg in ("--evidence", f"{name.split('.')[0]}={file}")]  # fmt: skip
-    done = run("guide", "lewis", "recipe.yml", "-o", "two.yml", *given)
+    done = run("guide", "lewis", "recipe.yml", "-o", "two.yml", *given, *DATA[:2])
     assert done.exit_code == 0, done.stderr
     assert not (ready / "two.evidence").exists()
     assert (ready / "two.yml").read_bytes() == (ready / "one.yml").read_bytes()
     some = [*given[:2], *given[4:6]]
-    done = run("guide", "lewis", "recipe.yml", "-o", "three.yml", *some)
+    done = run("guide", "lewis", "recipe.yml", "-o", "three.yml", *some, *DATA[:2])
     assert done.exit_code == 1
     assert "lewis reads input_moments of code, and there is no evidence of it" in done.stderr
     assert "--data" in done.stderr and not (ready / "three.yml").exists()
@@ -157,14 +166,22 @@ def test_models_beside_the_recipe_must_be_found_from_the_output(run, ready, monk
     assert build_plan("../g.yml").output.tensors
 
 
+def test_a_number_may_be_the_text_that_a_setting_wants(run, ready):
+    settings = ("--set", "points=0.5", "--set", "parameter=density", "--set", "other=1")
+    done = run("guide", "layer_schedule", "recipe.yml", "-o", "g.yml", *settings)
+    assert done.exit_code == 0, done.stderr
+    text = (ready / "g.yml").read_text()
+    assert "down_proj.weight, value: 0.5}" in text and "points 0.5, " in text
+
+
 def test_guides_are_listed_and_explained(run):
     done = run("guides")
     assert "lewis" in done.stdout and "unlabelled" in done.stdout
     page = run("guides", "lewis").stdout
-    assert "2503.03874" in page and "mean_density" in page and "input_moments" in page
+    assert "2503.03874" in page and "mean_density" in page and "fisher of experts" in page
     every = json.loads(run("guides", "--json").stdout)
     [one] = [guide for guide in every if guide["name"] == "lewis"]
-    assert one["needs"] == {"experts": ["input_moments"], "base": ["input_moments"]}
+    assert one["needs"] == {"experts": ["fisher"], "base": [], "data": False, "tasks": False}
     assert json.loads(run("guides", "lewis", "--json").stdout) == one
     done = run("guides", "luis")
     assert done.exit_code == 1 and "lewis" in done.stderr

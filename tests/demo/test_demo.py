@@ -52,7 +52,7 @@ def test_every_example_is_merged_and_scored(demo):
 
 def test_the_guided_merge_keeps_as_much_as_the_uniform_one_and_is_drawn(demo):
     out, _, shown = demo
-    assert "input_moments of" in shown
+    assert "fisher of" in shown
     recipe = load_recipe(out / "merged/lewis.evidence/recipe.yml")
     plan = build_plan(recipe)
     for expert in (0, 1):

@@ -26,7 +26,12 @@ def guided(tmp_path, recipe, models):
         (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))
 
     def make(**guide):
-        call = {"name": "lewis", "data": {"a": "a.jsonl", "b": "b.jsonl"}, **guide}
+        call = {
+            "name": "lewis",
+            "importance": "wanda",
+            "data": {"a": "a.jsonl", "b": "b.jsonl"},
+            **guide,
+        }
         path = tmp_path / "recipe.yml"
         path.write_text(yaml.safe_dump(recipe(guide=call)))
         return path
@@ -40,7 +45,8 @@ def test_merging_gives_the_bytes_of_the_explicit_recipe(guided, tmp_path):
     mergewise.merge(path, tmp_path / "one", told=said.append)
     assert len(said) == 4  # two experts, and the base on the data of each
     made = write_recipe(
-        path, "lewis", tmp_path / "explicit.yml", settings={"density_min": 0.2},
+        path, "lewis", tmp_path / "explicit.yml",
+        settings={"density_min": 0.2, "importance": "wanda"},
         each={name: tmp_path / f"{name}.jsonl" for name in DATA},
     )  # fmt: skip
     assert made.recipe.output.guide is None
@@ -83,6 +89,8 @@ def test_an_engine_does_not_run_what_has_yet_to_be_guided(guided, tmp_path):
         ({"data": {"a": "a.jsonl"}}, "no data for"),
         ({"data": {"c": "a.jsonl"}}, "no model of it is called 'c'"),
         ({"data": 3}, "a file, or a file for each expert"),
+        ({"trust_remote_code": True}, "not a recipe's to say"),
+        ({"name": "greedy_soup", "tasks": {"tasks": []}}, "the path of a tasks file"),
     ],
 )
 def test_what_it_cannot_do_is_said_at_its_line(guided, tmp_path, guide, words):
@@ -92,6 +100,19 @@ def test_what_it_cannot_do_is_said_at_its_line(guided, tmp_path, guide, words):
     line = path.read_text().splitlines()[found.value.diagnostics[0].line - 1]
     assert "guide" in line or "data" in line
     assert not list(tmp_path.glob("out*"))
+
+
+def test_a_recipe_does_not_run_code_unasked(tmp_path, models):
+    (tmp_path / "score.py").write_text("raise SystemExit('ran')")
+    task = {"name": "mine", "kind": "python", "function": "score.py:score"}
+    (tmp_path / "tasks.yml").write_text(yaml.safe_dump({"tasks": [task]}))
+    recipe = {
+        "merge_method": "linear",
+        "models": [{"model": str(models.root / n), "parameters": {"weight": 1}} for n in "ab"],
+        "guide": {"name": "greedy_soup", "tasks": str(tmp_path / "tasks.yml")},
+    }
+    with pytest.raises(RecipeError, match="runs Python code"):
+        mergewise.merge(recipe, tmp_path / "out")
 
 
 def test_a_guide_needs_its_name(recipe):

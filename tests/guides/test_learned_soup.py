@@ -11,7 +11,7 @@ from small_language import random_llama
 
 from mergewise.checkpoint import open_checkpoint
 from mergewise.engine import merge
-from mergewise.errors import EvidenceError, GuideError
+from mergewise.errors import DataError, GuideError
 from mergewise.evidence import Data, open_model
 from mergewise.guides import _learning, guide, learned_soup
 from mergewise.guides._learning import Average
@@ -128,7 +128,7 @@ def test_what_cannot_be_done(models):
         soup(models, ["good"], recipe=recipe)
     with pytest.raises(GuideError, match="no data for"):
         guide(_line.soup(models, ["good", "bad"]), "learned_soup")
-    with pytest.raises(EvidenceError, match="nothing to predict"):
+    with pytest.raises(DataError, match="its text is empty"):
         soup(models, ["good", "bad"], data=[{"text": ""}])
 
 

@@ -10,11 +10,16 @@ from mergewise import merge
 from mergewise.checkpoint import layer_index
 from mergewise.errors import EvidenceError, GuideError, NotBuiltYetError, RecipeError
 from mergewise.evidence import collect, load_evidence
-from mergewise.guides import guide
+from mergewise.guides import guide as any_guide
 from mergewise.plan import build_plan
 from mergewise.recipe import load_recipe
 
 LAYERS = 2
+
+
+def guide(*given, importance="wanda", **settings):
+    """The reference's importance, where a test does not say which."""
+    return any_guide(*given, importance=importance, **settings)
 
 
 def state(folder):

@@ -46,7 +46,7 @@ def guided(root, make):
         "models": [{"model": str(root / "expert"), "parameters": {"weight": 1}}],
     }
     weights = {n: load_file(root / n / "model.safetensors") for n in evidence}
-    return guide(document, "lewis", evidence), evidence, weights
+    return guide(document, "lewis", evidence, importance="wanda"), evidence, weights
 
 
 def total(evidence, weights, tensors, turned=False):
@@ -90,3 +90,23 @@ def test_weights_stored_the_other_way_round(tmp_path):
                 - total(evidence["base"], weights["base"], [name], turned=True)
             )
             assert change == pytest.approx(wanted, rel=1e-9)
+
+
+def test_stacked_experts_without_evidence_are_told(tmp_path):
+    from transformers import GptOssConfig, GptOssForCausalLM
+
+    def stacked():
+        config = GptOssConfig(
+            hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2,
+            num_key_value_heads=1, head_dim=8, vocab_size=259, num_local_experts=4,
+            num_experts_per_tok=2, max_position_embeddings=64,
+        )  # fmt: skip
+        return GptOssForCausalLM(config)
+
+    found, _, weights = guided(tmp_path, stacked)
+    [warning] = [line for line in found.warnings if "matrices in layers" in line]
+    assert "8 matrices in layers" in warning and "get density 1 " in warning
+    assert "model.layers.0.mlp.experts.down_proj" in warning
+    inside = {n: w.numel() for n, w in weights["expert"].items() if ".layers." in n and w.dim() > 1}
+    share = sum(size for n, size in inside.items() if ".experts." in n) / sum(inside.values())
+    assert f"with {share:.2%} of their elements" in warning

@@ -13,6 +13,7 @@ from mergewise.guides import collect_for, guide
 from mergewise.plan import build_plan
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+WANDA = {"importance": "wanda"}
 PRUNED = {"input_moments": {"pruned": 0.5}}
 
 
@@ -119,8 +120,8 @@ def test_the_preset_gives_the_references_densities(case):
     assert others == {1.0}
     # the same by its other name, and not the same on models as they are
     assert by_cell(guide(document(root), "lewis", known, variant="reference")) == found
-    dense = collect_for(document(root), "lewis", data, root / "dense")
-    apart = by_cell(guide(document(root), "lewis", dense))
+    dense = collect_for(document(root), "lewis", data, root / "dense", settings=WANDA)
+    apart = by_cell(guide(document(root), "lewis", dense, **WANDA))
     assert max(abs(apart[cell] - found[cell]) for cell in found) > 0.01
 
 
@@ -133,12 +134,12 @@ def test_a_file_says_how_it_was_collected_and_is_not_mixed_up(case):
                 overwrite=True)  # fmt: skip
         known[name] = load_evidence(root / f"{name}.evd")
         assert known[name].record.statistics["input_moments"].options == {"pruned": 0.5}
-    text = guide(document(root), "lewis", known, propagation="pruned").text
+    text = guide(document(root), "lewis", known, propagation="pruned", **WANDA).text
     assert "propagation pruned" in text and "sparsity 0.5" in text
     with pytest.raises(EvidenceError, match=r"behind layers pruned by 0\.5.*on the model as it is"):
-        guide(document(root), "lewis", known)
+        guide(document(root), "lewis", known, **WANDA)
     with pytest.raises(EvidenceError, match=r"pruned by 0\.5.*pruned by 0\.25"):
-        guide(document(root), "lewis", known, propagation="pruned", sparsity=0.25)
+        guide(document(root), "lewis", known, propagation="pruned", sparsity=0.25, **WANDA)
 
 
 def test_the_first_layer_sees_what_it_always_sees(case):

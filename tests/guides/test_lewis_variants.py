@@ -112,7 +112,8 @@ def test_a_guided_recipe_merges_alone(tmp_path, fisher, recipe):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"variant": "gain", "density_min": 0.1}, "density_min has no say with importance gain"),
+        ({"variant": "gain", "scope": "rank"}, "scope has no say with importance gain"),
+        ({"variant": "gain", "mean_density": 0.9, "density_max": 0.8}, "0.9 lies outside"),
         ({"importance": "curvature", "parameter": "weight"}, "parameter has no say"),
         ({"variant": "delta", "importance": "gain"}, "variant delta sets importance delta, not"),
     ],
@@ -140,7 +141,8 @@ def test_what_is_read_of_whom():
     assert needs(variant="reference").options == {"input_moments": {"pruned": 0.5}}
     assert needs(importance="activation").experts == ("output_moments",)
     assert needs(variant="delta").base == ()
-    assert needs().options == {"input_moments": {"pruned": None}}
+    assert needs(variant="wanda").options == {"input_moments": {"pruned": None}}
+    assert needs().experts == ("fisher",)
 
 
 def test_a_file_of_pruned_models_in_the_way_is_replaced(tmp_path, recipe):
@@ -153,3 +155,22 @@ def test_a_file_of_pruned_models_in_the_way_is_replaced(tmp_path, recipe):
     assert "propagation pruned" in found[1].text
     each = [densities(one, 0) for one in found]
     assert each[0] == each[2] != each[1]
+
+
+def test_bounds_cut_the_shares_and_keep_the_mean(fisher, recipe):
+    plain = guide(recipe(), "lewis", fisher, mean_density=0.5)
+    bounded = guide(recipe(), "lewis", fisher, mean_density=0.5, density_min=0.45, density_max=0.6)
+    free, held = densities(plain, 0), densities(bounded, 0)
+    assert min(free.values()) < 0.45 and max(free.values()) > 0.6
+    assert min(held.values()) == pytest.approx(0.45) and max(held.values()) == pytest.approx(0.6)
+    sizes = {n: t.meta.elements for n, t in build_plan(plain.recipe).output.tensors.items()}
+    mean = sum(held[n] * sizes[n] for n in held) / sum(sizes[n] for n in held)
+    assert mean == pytest.approx(0.5, abs=1e-6)
+
+
+def test_two_bounds_say_how_much_where_nothing_else_does(fisher, recipe):
+    silent = recipe(each={"weight": 1})
+    bounds = {"density_min": 0.3, "density_max": 0.8}
+    found = densities(guide(silent, "lewis", fisher, **bounds), 0)
+    wanted = densities(guide(silent, "lewis", fisher, mean_density=0.55, **bounds), 0)
+    assert found == wanted

@@ -119,6 +119,71 @@ def test_what_cannot_be_written_is_refused(deep):
         guide(deep, "metagpt")
 
 
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [("lines", {"beta": 1.0}), ("layer_schedule", {"points": "0.2,1"})],
+)
+def test_weights_that_all_share_are_not_divided_by_their_sum(deep, name, settings):
+    deep["merge_method"] = "ties"
+    with pytest.raises(GuideError, match="have no effect; write `normalize: false`"):
+        guide(deep, name, **settings)
+    deep["parameters"] = {"normalize": False}
+    guide(deep, name, **settings)
+
+
+def test_densities_do_not_care_for_normalize(deep, tmp_path):
+    deep["merge_method"] = "ties"
+    made = guide(deep, "layer_schedule", points="0.2,1", parameter="density")
+    assert "normalize" not in made.text
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"points": "0.2,1.5"}, "points: density of ties: 0 <= x <= 1 expected, got 1.5"),
+        ({"points": "0.2,nan"}, "points: density of ties: a finite number expected"),
+        ({"points": "0.2", "other": -1.0}, "other: density of ties: 0 <= x <= 1 expected"),
+    ],
+)
+def test_points_that_the_method_refuses(deep, settings, words):
+    deep["merge_method"] = "ties"
+    with pytest.raises(GuideError, match=words):
+        guide(deep, "layer_schedule", parameter="density", **settings)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"), [("metagpt", {}), ("varm", {}), ("lines", {"beta": 1.0})]
+)
+def test_weights_of_task_vectors_need_a_method_with_a_base(deep, name, settings):
+    deep["merge_method"] = "linear"
+    deep["models"].append({"model": deep["base_model"], "parameters": {"weight": 1.0}})
+    with pytest.raises(GuideError, match="linear knows no base; start from task_arithmetic"):
+        guide(deep, name, **settings)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [("metagpt", {}), ("varm", {}), ("lines", {"beta": 1.0}), ("apl", {}), ("mwa", {})],
+)
+def test_weights_of_single_tensors_are_not_overwritten(deep, name, settings):
+    deep["merge_method"] = "ties"
+    deep["models"][0]["parameters"]["weight"] = [{"filter": "head", "value": 0.2}, {"value": 0.4}]
+    with pytest.raises(RecipeError, match=f"differs between tensors already, and {name} would"):
+        guide(deep, name, **settings)
+
+
+def test_settings_that_are_not_there_or_of_another_type(deep):
+    with pytest.raises(GuideError, match="no setting 'beta'; its settings: none"):
+        guide(deep, "metagpt", beta=1.0)
+    with pytest.raises(GuideError, match=r"str expected, got \[0.2, 1\] \(numbers from the first"):
+        guide(deep, "layer_schedule", points=[0.2, 1])
+
+
+def test_no_settings_are_no_comment(deep):
+    assert "Settings" not in guide(deep, "metagpt").text
+    assert "# Settings: beta 1.0" in guide(deep, "lines", beta=1.0).text
+
+
 def _models(made):
     import yaml
 

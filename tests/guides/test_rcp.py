@@ -82,7 +82,7 @@ def test_what_it_cannot_do_is_told_early(tmp_path, recipe, data):
     document = recipe("task_arithmetic", each={"weight": 1})
     with pytest.raises(GuideError, match="there are 1 experts"):
         guide(recipe("task_arithmetic", experts="a"), "rcp", data={"a": data["a"]}, folder=tmp_path)
-    with pytest.raises(GuideError, match="no expert is called 'c'"):
+    with pytest.raises(GuideError, match=r"reasoning: one of .* expected, got 'c'"):
         guide(document, "rcp", data=data, folder=tmp_path / "kept", reasoning="c")
     with pytest.raises(DataError, match="no records"):
         guide(document, "rcp", data=data | {"b": Data([])}, folder=tmp_path / "kept")

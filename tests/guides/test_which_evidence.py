@@ -19,6 +19,8 @@ def test_of_several_files_the_one_with_the_options_asked_is_read(
     for order in (1, -1):
         files = {name: [pruned[name], dense[name]][::order] for name in pruned}
         one = recipe(experts="a")
-        assert guide(one, "lewis", files).text == guide(one, "lewis", dense).text
-        other = guide(one, "lewis", files, propagation="pruned").text
-        assert other == guide(one, "lewis", pruned, propagation="pruned").text
+        wanda = {"importance": "wanda"}
+        assert guide(one, "lewis", files, **wanda).text == guide(one, "lewis", dense, **wanda).text
+        wanda["propagation"] = "pruned"
+        other = guide(one, "lewis", files, **wanda).text
+        assert other == guide(one, "lewis", pruned, **wanda).text

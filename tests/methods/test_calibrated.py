@@ -87,6 +87,38 @@ def test_regmean_by_hand() -> None:
     assert got.item() == pytest.approx(2.0)
 
 
+def test_information_at_the_end_of_what_floats_hold() -> None:
+    """Squares of the gradients of tokens that are never likely: shares, not products, count."""
+    values = [torch.tensor([0.01]), torch.tensor([0.03])]
+    got = fisher(values, [torch.tensor([1e-44]), torch.tensor([1e-44])])
+    assert got.item() == pytest.approx(0.02)
+
+
+def test_weights_count_inputs_in_regmean() -> None:
+    # (1/4 * 4 * 1 + 3 * 1 * 6) / (1/4 * 4 + 3)
+    values, grams = [torch.tensor([[1.0]]), torch.tensor([[6.0]])], [4.0, 1.0]
+    given = [torch.tensor([[gram]]) for gram in grams]
+    assert regmean(values, given, weight=[0.25, 3.0]).item() == pytest.approx(19 / 4)
+
+
+def test_weights_are_of_squared_errors_in_regmean() -> None:
+    inputs, values = [draw(i, 40, 6) for i in range(2)], [draw(10 + i, 4, 6) for i in range(2)]
+    grams = [x.T @ x / 40 for x in inputs]
+    got = regmean(values, grams, off_diagonal=1.0, weight=[4.0, 0.25])
+    scaled = [inputs[0] * 2, inputs[1] / 2]
+    outputs = torch.cat([x @ w.T for x, w in zip(scaled, values, strict=True)]).double()
+    best = torch.linalg.lstsq(torch.cat(scaled).double(), outputs).solution.T
+    torch.testing.assert_close(got.double(), best, rtol=1e-4, atol=1e-5)
+
+
+def test_the_ridge_is_a_share_of_the_diagonal() -> None:
+    # metrics diag(30, 10), ridge 0.1 * 20 = 2, pull from the mean 2 towards 1: 10 - 20 = -10 / 30
+    values = [torch.tensor([[1.0, 1.0]]), torch.tensor([[3.0, 3.0]])]
+    grams = [torch.diag(torch.tensor(g)) for g in ([20.0, 5.0], [10.0, 5.0])]
+    got = regmean(values, grams, ridge=0.1)
+    torch.testing.assert_close(got, torch.tensor([[2 - 10 / 32, 2.0]]))
+
+
 def test_regmean_is_the_least_squares_solution() -> None:
     inputs = [draw(i, 40, 6) for i in range(3)]
     values = [draw(10 + i, 4, 6) for i in range(3)]

@@ -85,8 +85,10 @@ def test_kronecker_factors_by_hand() -> None:
 def test_kronecker_factors_solve_the_whole_system() -> None:
     values = [draw(i, 3, 4) for i in range(2)]
     entering, leaving = [spd(4, 4), spd(5, 4)], [spd(6, 3), spd(7, 3)]
-    got = merged("mats", values, kfac(entering, leaving), off_diagonal=1.0, **EXACT)
-    metrics = [torch.kron(s, g).double() for s, g in zip(leaving, entering, strict=True)]
+    given = {"off_diagonal": 1.0, "weight": [0.5, 3.0]}
+    got = merged("mats", values, kfac(entering, leaving), **given, **EXACT)
+    pairs = zip(given["weight"], leaving, entering, strict=True)
+    metrics = [torch.kron(w * s, g).double() for w, s, g in pairs]
     right = sum(c @ v.double().flatten() for c, v in zip(metrics, values, strict=True))
     direct = torch.linalg.solve(sum(metrics), right).reshape(3, 4)
     torch.testing.assert_close(got.double(), direct, rtol=1e-4, atol=1e-5)
@@ -117,6 +119,16 @@ def test_mats_stays_where_it_began_where_the_metrics_say_nothing() -> None:
     torch.testing.assert_close(got, torch.tensor([[3.0, 5.0], [3.0, 5.0]]))
     got = merged("mats", values, known, metric="gram", base=base, init="mean")
     torch.testing.assert_close(got, torch.full((2, 2), 3.0))
+
+
+def test_mats_begins_at_the_base_only_if_there_is_one() -> None:
+    values, known = [torch.ones(2, 2), torch.ones(2, 2) * 3], [{"input_gram": torch.eye(2)}] * 2
+    cut = {"metric": "gram", "iterations": 1, "tolerance": 2.0}  # stays where it begins
+    assert torch.equal(merged("mats", values, known, **cut), torch.full((2, 2), 2.0))
+    got = merged("mats", values, known, base=torch.zeros(2, 2), **cut)
+    torch.testing.assert_close(got, torch.full((2, 2), 0.3 * 4))
+    with pytest.raises(MergewiseError, match=r"init: task_arithmetic begins at the base, and"):
+        merged("mats", values, known, init="task_arithmetic", **cut)
 
 
 def test_the_error_of_conjugate_gradients_decreases_to_nothing() -> None:
@@ -228,6 +240,10 @@ def test_bcwi_with_equal_information_is_interpolation() -> None:
     assert plain == pytest.approx([4.0, 3.5])
     got = drawn_back([1.0, 2.0], [5.0, 4.0], [7e-9, 7e-9], alpha=0.25)
     assert got == pytest.approx(plain)
+
+
+def test_bcwi_at_the_end_of_what_floats_hold() -> None:
+    assert drawn_back([0.01], [5.0], [1e-44], alpha=1.0, normalize=False) == pytest.approx([0.01])
 
 
 def test_bcwi_at_its_ends() -> None:

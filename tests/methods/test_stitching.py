@@ -119,6 +119,24 @@ def test_the_least_salient_changes_are_masked() -> None:
     assert same.tolist() == pytest.approx(got.tolist())
 
 
+def test_saliency_is_curvature_times_the_changes_square() -> None:
+    # v d^2: 4 and 9, where v d: 4 and 3, and v^2 d^2: 16 and 9
+    assert ota([[1.0, 3.0]], [[4.0, 1.0]], [0.0, 0.0], density=0.5).tolist() == [0.0, 3.0]
+    assert ota([[1.0, 3.0]], [[4.0, 1.0]], [0.0, 0.0], threshold=5.0).tolist() == [0.0, 3.0]
+    # and 4 and 2 against 2 and 2: more than the change alone
+    assert ota([[1.0, 1.4]], [[4.0, 1.0]], [0.0, 0.0], density=0.5).tolist() == [1.0, 0.0]
+
+
+@pytest.mark.parametrize("moment", ["adam", "fisher"])
+def test_curvature_at_the_end_of_what_floats_hold(moment: str) -> None:
+    given = {"moment": moment, "power": 1.0, "eps": 0.0}
+    merged = merge_state_dicts(
+        rows([0.01], [0.03]), "ota", base={"w": torch.zeros(1)}, parameters=given,
+        evidence=[{moment: {"w": torch.tensor([1e-44])}}] * 2,
+    )  # fmt: skip
+    assert merged["w"].item() == pytest.approx(0.02)
+
+
 def test_where_all_are_masked() -> None:
     values, moments = [[2.0, 9.0], [4.0, 9.0]], [[1.0, 1.0], [1.0, 1.0]]
     base = [1.0, 1.0]

@@ -14,7 +14,7 @@ from mergewise import merge, plan
 from mergewise.checkpoint import open_checkpoint
 from mergewise.errors import RecipeError
 from mergewise.evidence.statistics._record import weights_of
-from mergewise.methods import get_method
+from mergewise.methods import all_methods, get_method
 
 
 @pytest.fixture
@@ -149,7 +149,11 @@ def test_what_only_some_models_describe_is_warned_of(folders: Path) -> None:
     rewritten(document["models"][0]["evidence"], means)
     text = warnings(document)
     assert "the evidence of" in text and "expert_a does not describe 20 tensors" in text
+    assert "fisher merges them as if none did (the weighted mean)" in text
     found = plan(document).output.tensors
+    assert found["model.norm.weight"].reason == ""
+    name = "model.layers.0.self_attn.q_proj.weight"
+    assert found[name].reason == "only some models' evidence describes it: the weighted mean"
     assert [name for name, t in found.items() if t.statistics] == ["model.norm.weight"]
 
 
@@ -173,7 +177,10 @@ def test_convolutions_in_groups_are_averaged(tmp_path: Path) -> None:
         file = tmp_path / f"{i}.safetensors"
         write_means(file, get_method("regmean"), {"input_gram": grams})
         models.append({"model": str(tmp_path / str(i)), "evidence": str(file)})
-    merge({"merge_method": "regmean", "models": models}, tmp_path / "out")
+    document = {"merge_method": "regmean", "models": models}
+    told = plan(document).output.tensors["deep.weight"].reason
+    assert told == "no evidence for each of its groups: the weighted mean"
+    merge(document, tmp_path / "out")
     assert torch.equal(load(tmp_path / "out")["deep.weight"], torch.full((4, 1, 3, 3), 0.5))
 
 
@@ -203,3 +210,23 @@ def test_weights_stored_transposed_are_solved_over_their_inputs(tmp_path: Path) 
     outputs = torch.cat([x @ w for x, w in zip(rows, weights, strict=True)])
     best = torch.linalg.lstsq(torch.cat(rows), outputs).solution
     torch.testing.assert_close(load(tmp_path / "out")["h.weight"], best, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", [n for n, m in all_methods().items() if m.needs_at_defaults()])
+def test_every_method_says_what_becomes_of_tensors_without_evidence(name: str) -> None:
+    assert all(need.otherwise for need in get_method(name).needs_at_defaults())
+
+
+def test_tensors_without_evidence_are_told(folders: Path) -> None:
+    found = plan(recipe(folders, "regmean")).output.tensors
+    assert found["model.norm.weight"].reason == "no evidence describes it: the weighted mean"
+    assert found["model.layers.0.self_attn.q_proj.weight"].reason == ""
+
+
+def test_a_start_at_the_base_needs_one(folders: Path) -> None:
+    document = recipe(folders, "mats")
+    document.pop("base_model", None)
+    document["parameters"] = {"metric": "gram", "init": "task_arithmetic"}
+    assert "mats: init: task_arithmetic begins at the base, and there is none" in problems(document)
+    document["parameters"] = {"metric": "gram"}
+    assert plan(document).output.tensors

@@ -185,6 +185,7 @@ def test_an_unfinished_merge_is_not_thrown_away_unasked(doubled, source, tmp_pat
         ("batch_norm", {"passes": "two"}, TransformError, "one of each, one expected, got 'two'"),
         ("batch_norm", {}, TransformError, "batch_norm needs unlabelled examples; give --data"),
         ("batch_norm", {"data": []}, DataError, "no records"),
+        ("batch_norm", {"data": [{"text": "a"}]}, DataError, "row 1 has no field `image`"),
         ("batch_norm", {"data": "nowhere.jsonl"}, DataError, "nowhere.jsonl"),
         ("batch_norm", {"data": [{"text": "x"}], "models": ["y"]}, TransformError,
          "uses no further models; leave out y"),

@@ -22,19 +22,32 @@ _DTYPES = ("bfloat16", "float16", "float32", "float64")
 
 def _settings(
     ctx: click.Context, param: click.Parameter, values: tuple[str, ...]
-) -> dict[str, Any]:
-    """``key=value``, the value as in YAML."""
-    import yaml
-
+) -> dict[str, str]:
+    """``key=value``."""
     found = {}
     for value in values:
         name, equals, text = value.partition("=")
         if not (name and equals):
             raise click.BadParameter(f"{value!r}: KEY=VALUE expected, such as density_min=0.4")
+        found[name] = text
+    return found
+
+
+def _values(guide: str, settings: dict[str, str]) -> dict[str, Any]:
+    """Values as in YAML; a number is a text where the guide wants a text."""
+    import yaml
+
+    from mergewise.guides import get_guide
+
+    params = get_guide(guide).params
+    found: dict[str, Any] = {}
+    for name, text in settings.items():
         try:
-            found[name] = yaml.safe_load(text)
+            value = yaml.safe_load(text)
         except yaml.YAMLError:
-            found[name] = text
+            value = text
+        wanted = name in params and params[name].kind is str and value is not None
+        found[name] = text if wanted and not isinstance(value, str) else value
     return found
 
 
@@ -101,7 +114,7 @@ def command(
     data: tuple[str, ...],
     separator: str | None,
     plot: str | None,
-    settings: dict[str, Any],
+    settings: dict[str, str],
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -115,7 +128,8 @@ def command(
     out.when_interrupted = lambda: f"interrupted; {file} was not written"
     common, each = _sources(data, separator, options["split"])
     with terminable():
-        guided = _run(out, name, recipe, file, common, each, settings, options)
+        values = _values(name, settings)
+        guided = _run(out, name, recipe, file, common, each, values, options)
     _finish(out, name, guided, file, plot, as_json)
 
 

@@ -46,6 +46,9 @@ if TYPE_CHECKING:
 @click.option("--restart", is_flag=True, help="Discard an unfinished merge in OUT.")
 @click.option("--allow-nonfinite", is_flag=True, help="Go on when an input holds NaN or infinity.")
 @click.option("--full-hashes", is_flag=True, help="Record SHA-256 of every file; reads all twice.")
+@click.option(
+    "--trust-remote-code", is_flag=True, help="Let a guide run code of checkpoints and tasks."
+)
 @recipe_options
 @json_option
 def command(
@@ -55,6 +58,7 @@ def command(
     overrides: tuple[str, ...],
     lenient: bool,
     as_json: bool,
+    trust_remote_code: bool,
     **options: Any,
 ) -> None:
     """Merge models as RECIPE says, into the folder OUT.
@@ -64,7 +68,9 @@ def command(
     from mergewise.plan import build_plan
 
     loaded = read_recipe(out, recipe, lenient, overrides)
-    plan = build_plan(loaded if loaded.output.guide is None else _guided(out, loaded, folder))
+    if loaded.output.guide is not None:
+        loaded = _guided(out, loaded, folder, options["overwrite"], trust_remote_code)
+    plan = build_plan(loaded)
     _announce(out, plan, folder, options)
     start = time.monotonic()
     result = _run(out, plan, folder, options)
@@ -82,13 +88,16 @@ def command(
         out.line(str(result.out))
 
 
-def _guided(out: Output, recipe: Recipe, folder: Path) -> Recipe:
+def _guided(out: Output, recipe: Recipe, folder: Path, overwrite: bool, trust: bool) -> Recipe:
     """The explicit recipe of one with a guide."""
     from mergewise.guides import follow
 
     out.when_interrupted = lambda: "interrupted; what was collected is taken up by the next run"
     with terminable(), in_turn(out) as (collected, report):
-        found = follow(recipe, folder, told=out.note, collected=collected, progress=report)
+        found = follow(
+            recipe, folder, overwrite=overwrite, trust_remote_code=trust, told=out.note,
+            collected=collected, progress=report,
+        )  # fmt: skip
     for warning in found.warnings:
         out.warn(warning)
     for note in found.notes:

@@ -144,7 +144,12 @@ def _merge(recipe: Path, out: Path, console: Console) -> None:
         from mergewise.report.guides import picture
 
         begun = time.perf_counter()
-        found = follow(loaded, folder, told=lambda line: console.print(f"  {line}", soft_wrap=True))
+        found = follow(
+            loaded,
+            folder,
+            overwrite=True,
+            told=lambda line: console.print(f"  {line}", soft_wrap=True),
+        )
         (out / HEAT).write_text(picture(found, "What LEWIS found in each expert"), "utf-8")
         console.print(f"  guided in {time.perf_counter() - begun:.2f} s; heat maps: {out / HEAT}")
         loaded = found.recipe

@@ -27,6 +27,37 @@ _MARK = "publishing"
 _FORMAT = 1
 
 
+def check_out(out: Path, overwrite: bool) -> None:
+    """See that a folder may be merged into, before other long work.
+
+    Raises:
+        OutputError: if it holds something else, or is no folder.
+    """
+    if out.exists() and not out.is_dir():
+        raise OutputError(f"{out}: is a file; give a folder for the output")
+    folder = out / WORK
+    if folder.is_symlink():
+        raise OutputError(f"{folder}: is a link, where a folder was expected; remove it")
+    held = []
+    try:
+        held = sorted(p.name for p in out.iterdir() if p.name not in (WORK, _FINISHED))
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise _unusable(out, error) from None
+    if held and not overwrite and not (folder / _MARK).exists():
+        raise OutputError(
+            f"{out}: is not empty ({', '.join(held[:3])}"
+            f"{', …' if len(held) > 3 else ''}); choose another folder, or pass --overwrite"
+        )
+
+
+def _unusable(out: Path, error: OSError) -> OutputError:
+    return OutputError(
+        f"{out}: cannot be written to ({error.strerror}); choose another output folder"
+    )
+
+
 class Workspace:
     """The working folder of one merge, locked against a second one.
 
@@ -65,28 +96,11 @@ class Workspace:
             raise
 
     def _unusable(self, error: OSError) -> OutputError:
-        return OutputError(
-            f"{self.out}: cannot be written to ({error.strerror}); choose another output folder"
-        )
+        return _unusable(self.out, error)
 
     def _check(self, overwrite: bool) -> None:
-        if self.out.exists() and not self.out.is_dir():
-            raise OutputError(f"{self.out}: is a file; give a folder for the output")
-        if self.folder.is_symlink():
-            raise OutputError(f"{self.folder}: is a link, where a folder was expected; remove it")
+        check_out(self.out, overwrite)
         shutil.rmtree(self.out / _FINISHED, ignore_errors=True)
-        held = []
-        try:
-            held = sorted(p.name for p in self.out.iterdir() if p.name != WORK)
-        except FileNotFoundError:
-            pass
-        except OSError as error:
-            raise self._unusable(error) from None
-        if held and not overwrite and not self._publishing:
-            raise OutputError(
-                f"{self.out}: is not empty ({', '.join(held[:3])}"
-                f"{', …' if len(held) > 3 else ''}); choose another folder, or pass --overwrite"
-            )
 
     @property
     def _publishing(self) -> bool:

@@ -83,6 +83,9 @@ def merge_state_dicts(
     used_base = base if chosen.base != "ignored" else None
     _check_models(chosen, models, used_base)
     values = complete_parameters(chosen, parameters or {}, len(models))
+    lack = chosen.baseless(Settings(values)) if used_base is None else None
+    if lack:
+        raise MergewiseError(f"{method}: {lack}, and there is none; pass base=")
     every = [*([used_base] if used_base is not None else []), *models]
     needs = chosen.needs(Settings(values))
     statistics = _check_evidence(chosen, needs, evidence, models)

@@ -125,7 +125,7 @@ def open_model(
             "merge the adapter into its base first"
         )
     where = pick_device(device)
-    kind = _dtype(dtype) or _usual_dtype(checkpoint.dtype, where)
+    kind = _dtype(dtype) or usual_dtype(checkpoint.dtype, where)
     folder = checkpoint.folder
     auto = getattr(transformers, _AUTO[role])
     with quiet_transformers(), _enough_memory(folder, where):
@@ -189,7 +189,8 @@ def _dtype(name: str | None) -> str | None:
     raise MergewiseError(f"dtype {name!r}: one of {', '.join(DTYPES)} expected")
 
 
-def _usual_dtype(stored: str | None, device: str) -> str:
+def usual_dtype(stored: str | None, device: str) -> str:
+    """What a checkpoint of a dtype is run in where nothing is said."""
     if stored not in DTYPES or (stored == "float16" and device == "cpu"):
         return "float32"
     return stored

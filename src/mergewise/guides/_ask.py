@@ -7,15 +7,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from mergewise._settings import checked
 from mergewise.checkpoint import Checkpoint
 from mergewise.errors import Diagnostic, EvidenceError, GuideError, NotBuiltYetError, RecipeError
 from mergewise.evidence import Data, Evidence, Tasks, fingerprint_of, load_evidence, load_tasks
 from mergewise.evidence.statistics import all_statistics
 from mergewise.guides._base import Ask, Expert, Guide, Guided, Needs, Progress
 from mergewise.guides._kin import unlike_base
-from mergewise.methods import REQUIRED, Settings, get_method
+from mergewise.methods import Settings, get_method
 from mergewise.plan import MergePlan, build_plan
-from mergewise.recipe import Position, Recipe, Source, Stage, load_recipe, suggest
+from mergewise.recipe import Position, Recipe, Source, Stage, load_recipe
 
 if TYPE_CHECKING:
     from mergewise.recipe import Setting
@@ -67,17 +68,17 @@ def guide(
     from mergewise.guides import get_guide
 
     chosen = get_guide(name)
-    checked = settings_of(chosen, settings)
-    plan = planned(chosen, recipe, checked)
+    ours = settings_of(chosen, settings)
+    plan = planned(chosen, recipe, ours)
     files = {label: _opened(given) for label, given in by_label(plan, evidence or {}).items()}
-    ask = _ask(chosen, plan, checked, files, by_label(plan, data or {}))
+    ask = _ask(chosen, plan, ours, files, by_label(plan, data or {}))
     place = Path(out) if out is not None else Path(plan.recipe.path)
     if folder is None and (out is not None or place.is_file()):
         folder = place.with_name(f"{place.stem}.evidence")
     return chosen.run(
         replace(
             ask,
-            tasks=_tasks(chosen, checked, tasks),
+            tasks=_tasks(chosen, ours, tasks),
             split=split,
             options=dict(options or {}),
             out=None if out is None else place,
@@ -107,18 +108,9 @@ def settings_of(guide: Guide, given: Mapping[str, Any]) -> Settings:
     Raises:
         GuideError: for an unknown one, or a value that is not allowed.
     """
-    for name in given:
-        if name not in guide.params:
-            hint = suggest(name, guide.params) or f"; its settings: {', '.join(guide.params)}"
-            raise GuideError(f"{guide.name} has no setting {name!r}{hint}")
-    values = {}
-    for name, param in guide.params.items():
-        value = given.get(name, param.default)
-        if value is REQUIRED:
-            raise GuideError(f"{guide.name}: the setting {name} is required: {param.help}")
-        if name in given and (problem := param.problem(value)):
-            raise GuideError(f"{guide.name}: {name}: {problem}")
-        values[name] = param.convert(value)
+    values = checked(guide, given, GuideError)
+    if problem := guide.contradiction({n: values[n] for n in given if values[n] is not None}):
+        raise GuideError(f"{guide.name}: {problem}")
     return Settings(values)
 
 
@@ -144,7 +136,8 @@ def planned(
         raise GuideError(
             f"{guide.name}: {loaded.path}: it compares experts with their base; add `base_model`"
         )
-    _refuse_set(loaded.output, getattr(settings, "parameter", guide.writes), guide.name)
+    for parameter in guide.written(settings):
+        _refuse_set(loaded.output, parameter, guide.name)
     plan = build_plan(loaded, collected=not guide.calibrates)
     _refuse_adapters(plan)
     return plan
@@ -160,10 +153,8 @@ def _refuse_adapters(plan: MergePlan) -> None:
         )
 
 
-def _refuse_set(stage: Stage, parameter: str | None, name: str) -> None:
+def _refuse_set(stage: Stage, parameter: str, name: str) -> None:
     """Numbers for single tensors or layers are somebody's decision, not to be overwritten."""
-    if parameter is None:
-        return
     found: list[Setting] = [
         level[parameter]
         for level in (stage.parameters, *(s.parameters for s in _sources(stage)))
@@ -325,8 +316,8 @@ def _lacks(files: Sequence[Evidence], statistic: str, label: str, guide: Guide) 
     have = ", ".join(sorted({name for file in files for name in file.statistics}))
     got = f"its evidence has {have}" if files else "there is no evidence of it"
     raise EvidenceError(
-        f"{guide.name} reads {statistic} of {label}, and {got}; give data (--data) to collect it, "
-        f"or a file (--evidence {label}=FILE)"
+        f"{guide.name} reads {statistic} of {label}, and {got}; give data to collect it "
+        f"(--data; `data` under `guide`), or a file (--evidence {label}=FILE; `evidence`)"
     )
 
 

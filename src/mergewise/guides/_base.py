@@ -183,8 +183,8 @@ class Guide(ABC):
         based: whether it needs a base model.
         calibrates: whether it gives the recipe the evidence that its method reads, so that the
             recipe may come without.
-        writes: the parameter of which it writes values for single tensors, if a setting called
-            ``parameter`` does not say it.
+        writes: the parameter of which it writes values, if a setting called ``parameter`` does not
+            say it; see `written`.
         params: settings.
     """
 
@@ -199,8 +199,17 @@ class Guide(ABC):
     writes: ClassVar[str | None] = None
     params: ClassVar[Mapping[str, Param]] = {}
 
+    def written(self, settings: Settings) -> tuple[str, ...]:
+        """The parameters of which it writes values, with these settings."""
+        one = getattr(settings, "parameter", None) or self.writes
+        return () if one is None else (one,)
+
     def problem(self, settings: Settings, recipe: Recipe) -> str | None:
         """Why it cannot be done, in words; None if it can. Asked before any work."""
+        return None
+
+    def contradiction(self, given: Mapping[str, Any]) -> str | None:
+        """Why settings that were given do not go together, in words; None if they do."""
         return None
 
     def needs(self, settings: Settings) -> Needs:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from mergewise.checkpoint import layer_index, layer_prefix
@@ -73,3 +73,11 @@ def map_of(expert: Expert, what: str, values: Mapping[Cell, float]) -> Map:
     for cell, value in values.items():
         found.setdefault(cell.place, {})[cell.short] = value
     return Map(expert.label, what, found)
+
+
+def tensor_map(
+    expert: Expert, what: str, values: Mapping[str, float], cells: Sequence[Cell]
+) -> Map:
+    """Numbers of tensors, for a picture: each cell's mean; those without values are left out."""
+    known = {cell: [values[name] for name in cell.tensors if name in values] for cell in cells}
+    return map_of(expert, what, {c: sum(own) / len(own) for c, own in known.items() if own})

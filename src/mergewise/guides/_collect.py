@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,8 @@ from typing import Any
 from mergewise._paths import expanded
 from mergewise.checkpoint import Checkpoint, fingerprint, make_folder
 from mergewise.errors import EvidenceError, GuideError, OutputError
-from mergewise.evidence import Data, Evidence, collect, load_evidence
+from mergewise.evidence import Data, Evidence, collect, fingerprint_of, load_evidence
+from mergewise.evidence._live import usual_dtype
 from mergewise.guides._ask import (
     Files,
     base_of,
@@ -103,7 +104,7 @@ def collect_for(
         *_base_runs(plan, needs, data_of, known, Path(folder)),
         *_expert_runs(plan, needs, data_of, known, Path(folder)),
     ]
-    _check(runs, overwrite or reuse)
+    _check(plan, runs, overwrite or reuse, options)
     for run in runs:
         earlier = _earlier(plan, run, options) if reuse else None
         found.setdefault(run.label, []).append(
@@ -141,6 +142,30 @@ def _earlier(plan: MergePlan, run: _Run, options: Mapping[str, Any]) -> Evidence
     except EvidenceError:
         return None
     model = checkpoint_of(plan, run.label)
+    same = (
+        {name: dict(one.options) for name, one in found.record.statistics.items()} == _asked(run)
+        and found.record.model.get("weights") == [fingerprint(path) for path in model.files]
+        and len(found.record.parts) == 1
+        and _read_alike(found.record.parts[0], run, model, options)
+        and found.record.model.get("dtype") == _dtype(found, model, options)
+        # last, since it reads the weights: tokenizer and config count too
+        and found.record.model.get("fingerprint") == fingerprint_of(model.path)
+    )
+    return found if same else None
+
+
+def _asked(run: _Run) -> dict[str, dict[str, Any]]:
+    """Every option of the statistics of a run, by statistic."""
+    from mergewise.evidence.statistics._request import requests
+
+    given = {name: run.options[name] for name in run.statistics if name in run.options}
+    return {one.statistic.name: dict(one.options) for one in requests(run.statistics, given)}
+
+
+def _read_alike(
+    part: Mapping[str, Any], run: _Run, model: Checkpoint, options: Mapping[str, Any]
+) -> bool:
+    """Whether a file's data is that of a run, read in the same way."""
     data = run.data if isinstance(run.data, Data) else Data(run.data, split=_split(options))
     if options.get("limit"):
         data = data.first(options["limit"])
@@ -149,23 +174,15 @@ def _earlier(plan: MergePlan, run: _Run, options: Mapping[str, Any]) -> Evidence
         "rows": list(data.rows),
         "split": data.split,
         "template": options.get("template"),
+        "max_length": _length(model, options),
     }
-    same = (
-        set(found.statistics) == set(run.statistics)
-        and all(_agree(found, name, own) for name, own in run.options.items())
-        and found.record.model.get("weights") == [fingerprint(path) for path in model.files]
-        and len(found.record.parts) == 1
-        and wanted["sha256"] is not None
-        and {key: found.record.parts[0].get(key) for key in wanted} == wanted
-        and found.record.parts[0].get("max_length") == _length(model, options)
-        and options.get("dtype") in (None, found.record.model.get("dtype"))
-    )
-    return found if same else None
+    return wanted["sha256"] is not None and {key: part.get(key) for key in wanted} == wanted
 
 
-def _agree(found: Evidence, statistic: str, options: Mapping[str, Any]) -> bool:
-    record = found.record.statistics.get(statistic)
-    return record is None or all(record.options.get(k) == v for k, v in options.items())
+def _dtype(found: Evidence, model: Checkpoint, options: Mapping[str, Any]) -> str:
+    """What the model is run in."""
+    device = str(found.record.parts[0].get("device", "cpu"))
+    return str(options.get("dtype") or usual_dtype(model.dtype, device))
 
 
 def _split(options: Mapping[str, Any]) -> str:
@@ -254,7 +271,9 @@ def _file_names(labels: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def _check(runs: Sequence[_Run], overwrite: bool) -> None:
+def _check(
+    plan: MergePlan, runs: Sequence[_Run], overwrite: bool, options: Mapping[str, Any]
+) -> None:
     """See that nothing stands in the way of the last run, before the first."""
     for run in runs:
         if run.out.exists() and not overwrite:
@@ -264,8 +283,24 @@ def _check(runs: Sequence[_Run], overwrite: bool) -> None:
             )
         if run.file:
             _look_for(run)
-        elif isinstance(run.data, Data | str | Path):
-            next(iter(run.data if isinstance(run.data, Data) else Data(run.data)), None)
+        else:
+            _look_at(run, checkpoint_of(plan, run.label), options)
+
+
+def _look_at(run: _Run, model: Checkpoint, options: Mapping[str, Any]) -> None:
+    """See that data has texts, and the model a tokenizer."""
+    from mergewise.evidence.statistics._collect import _has_tokenizer, role_of
+    from mergewise.evidence.statistics._inputs import Reading, as_data, survey
+
+    data = run.data
+    if isinstance(data.source if isinstance(data, Data) else data, Iterator):
+        return  # it can be read only once
+    found = as_data(data, options.get("limit"), (0, 1), _split(options))
+    reading = Reading(template=options.get("template"))
+    try:
+        survey(found, role_of(model), reading, _has_tokenizer(model.path, model))
+    except EvidenceError as error:
+        raise EvidenceError(f"{run.label}: {error}") from None
 
 
 def _look_for(run: _Run) -> None:

@@ -51,27 +51,34 @@ def spread(found: Table, low: float, high: float, scope: Scope) -> dict[str, dic
     }
 
 
-def hold_mean(densities: Table, elements: Table, target: float) -> dict[str, dict[int, float]]:
-    """The densities, all shifted by one number and cut to [0, 1], with mean `target`.
+def hold_mean(
+    densities: Table, elements: Table, target: float, least: float = 0.0, most: float = 1.0
+) -> dict[str, dict[int, float]]:
+    """The densities, all shifted by one number and cut to [least, most], with mean `target`.
 
     Args:
         elements: what each density counts for in the mean.
+        target: between `least` and `most`.
     """
     pairs = [
         (density, elements[name][layer])
         for name, row in densities.items()
         for layer, density in row.items()
     ]
+
+    def cut(value: float) -> float:
+        return min(most, max(least, value))
+
     whole = sum(weight for _, weight in pairs)
     low, high = -1.0, 1.0
     for _ in range(_HALVINGS if whole else 0):
         middle = (low + high) / 2
-        if sum(_cut(density + middle) * weight for density, weight in pairs) < target * whole:
+        if sum(cut(density + middle) * weight for density, weight in pairs) < target * whole:
             low = middle
         else:
             high = middle
     shift = (low + high) / 2
-    return _mapped(densities, lambda density: _cut(density + shift))
+    return _mapped(densities, lambda density: cut(density + shift))
 
 
 def _mapped(table: Table, change: Callable[[float], float]) -> dict[str, dict[int, float]]:
@@ -100,7 +107,3 @@ def _ranks(values: list[float]) -> dict[float, float]:
     if len(count) == 1:
         return dict.fromkeys(count, 0.5)
     return {value: (first[value] + (count[value] - 1) / 2) / last for value in count}
-
-
-def _cut(value: float) -> float:
-    return min(1.0, max(0.0, value))

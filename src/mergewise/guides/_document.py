@@ -175,7 +175,9 @@ def _header(guide: Guide, ask: Ask) -> Iterator[str]:
     yield f"Written by `mergewise guide {guide.name}` {__version__}; merges without the data."
     yield f"Guide: {guide.name} ({_words(guide.source)})"
     chosen = ((name, getattr(ask.settings, name)) for name in guide.params)
-    yield "Settings: " + ", ".join(f"{name} {value}" for name, value in chosen if value is not None)
+    said = ", ".join(f"{name} {value}" for name, value in chosen if value is not None)
+    if said:
+        yield f"Settings: {said}"
     told: dict[str, None] = {}
     for expert in ask.experts:
         for one in expert.evidence.values():

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from mergewise.errors import EvidenceError, MergewiseError
-from mergewise.evidence import Evidence, merge_evidence
+from mergewise.evidence import Evidence, load_evidence, merge_evidence
 from mergewise.guides._base import Ask
 from mergewise.methods import Param
 
@@ -69,6 +70,14 @@ def of_base(ask: Ask, statistic: str) -> Evidence:
     if len(files) == 1:
         return next(iter(files.values()))
     return merge_evidence(list(files), ask.keep(f"base.{statistic}.safetensors"), overwrite=True)
+
+
+def earlier(path: Path) -> Evidence | None:
+    """What an earlier run left, whole."""
+    try:
+        return load_evidence(path) if path.is_file() else None
+    except EvidenceError:
+        return None
 
 
 def name_files(

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatchcase
 from itertools import combinations
@@ -15,12 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 from mergewise import __version__
 from mergewise.checkpoint import layer_index
-from mergewise.errors import DataError, EvidenceError, GuideError
-from mergewise.evidence import Evidence, fingerprint_of, load_evidence
+from mergewise.errors import DataError, GuideError
+from mergewise.evidence import Evidence, fingerprint_of
 from mergewise.evidence.statistics._collect import role_of
 from mergewise.guides._base import Ask, Expert, Guide, Guided, Map
-from mergewise.guides._cells import find_cells
+from mergewise.guides._cells import find_cells, map_of
 from mergewise.guides._document import explicit
+from mergewise.guides._evidence import earlier
+from mergewise.guides._lines import Lines
+from mergewise.guides._names import file_name
 from mergewise.plan import TensorPlan
 from mergewise.recipe import Recipe
 
@@ -31,8 +32,6 @@ if TYPE_CHECKING:
 METHOD = "localize_and_stitch"
 _OPTIONS = {"limit", "template", "split", "max_length", "batch_size", "device", "dtype",
             "trust_remote_code", "prepare", "progress"}  # fmt: skip
-_EVERY = 5.0
-"""Seconds between lines about a training."""
 
 
 @dataclass(frozen=True)
@@ -129,12 +128,12 @@ def _trained(ask: Ask, expert: Expert, tensors: Sequence[str], settings: MaskSet
 
     options = {k: v for k, v in ask.options.items() if k in _OPTIONS and v is not None}
     out, known = _place(ask, expert, tensors, settings, options)
-    if known and (earlier := _earlier(out)):
+    if known and (there := earlier(out)):
         ask.tell(f"mask of {expert.label}: taken from {out}")
-        return Masked(expert, earlier, _losses(earlier))
+        return Masked(expert, there, _losses(there))
     data = ask.data[expert.label]
     ask.tell(f"mask of {expert.label} on {data.name}, {settings.epochs} epochs")
-    progress = options.pop("progress", None) or _Lines(ask, expert)
+    progress = options.pop("progress", None) or _telling(ask, expert)
     found, _ = collect_mask(
         expert.checkpoint.path, ask.foundation, data, out, tensors, settings,
         overwrite=True, progress=progress, **options,
@@ -158,18 +157,7 @@ def _place(
         "data": mark or repr(data.rows),
     }
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-    plain = re.sub(r"[^\w.-]+", "_", Path(expert.label).name, flags=re.ASCII).strip(".")
-    return ask.keep(f"{plain or 'model'}.mask-{digest[:12]}.safetensors"), mark is not None
-
-
-def _earlier(path: Path) -> Evidence | None:
-    """A mask that an earlier run left, whole."""
-    if not path.is_file():
-        return None
-    try:
-        return load_evidence(path)
-    except EvidenceError:
-        return None
+    return ask.keep(f"{file_name(expert.label)}.mask-{digest[:12]}.safetensors"), mark is not None
 
 
 def _losses(file: Evidence) -> tuple[float, float]:
@@ -232,25 +220,18 @@ def _overlaps(trained: Sequence[Masked]) -> list[str]:
 
 
 def _map(ask: Ask, one: Masked) -> Map:
-    values: dict[str, dict[str, float]] = {}
     known = set(one.file.tensors("mask"))
-    for cell in find_cells(ask.stage):
-        held = [name for name in cell.tensors if name in known]
-        if held:
-            values.setdefault(cell.place, {})[cell.short] = _share(one.file, held)
-    return Map(one.expert.label, "share in the mask", values)
+    held = {cell: [n for n in cell.tensors if n in known] for cell in find_cells(ask.stage)}
+    shares = {cell: _share(one.file, names) for cell, names in held.items() if names}
+    return map_of(one.expert, "share in the mask", shares)
 
 
-class _Lines:
+def _telling(ask: Ask, expert: Expert) -> Callable[[Progress], None]:
     """Says now and then how far a training is."""
+    lines = Lines(ask)
 
-    def __init__(self, ask: Ask, expert: Expert) -> None:
-        self._ask, self._label = ask, expert.label
-        self._last = time.monotonic()
+    def told(at: Progress) -> None:
+        of = "" if at.total is None else f" of {at.total:,}"
+        lines(f"mask of {expert.label}: {at.stage}, {at.done:,}{of} records")
 
-    def __call__(self, at: Progress) -> None:
-        now = time.monotonic()
-        if now - self._last >= _EVERY:
-            self._last = now
-            of = "" if at.total is None else f" of {at.total:,}"
-            self._ask.tell(f"mask of {self._label}: {at.stage}, {at.done:,}{of} records")
+    return told

@@ -52,7 +52,7 @@ def shares(norms: Mapping[str, float]) -> dict[str, float]:
     return {k: v / whole if whole > 0 else 1 / len(norms) for k, v in norms.items()}
 
 
-def by_label(ask: Ask) -> list[str]:
+def single_labels(ask: Ask) -> list[str]:
     """The experts' labels.
 
     Raises:

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TypeVar
 
 from mergewise.checkpoint import Checkpoint
-from mergewise.errors import GuideError
 from mergewise.guides._base import Ask
+from mergewise.guides._names import place_of
+from mergewise.guides._takes import refuse_normalized
 from mergewise.guides._weighting import weight_problem
 from mergewise.methods import get_method
 from mergewise.recipe import Recipe
@@ -69,10 +70,11 @@ def pair_problem(recipe: Recipe) -> str | None:
     )
 
 
-def pair_of(ask: Ask, old: str | None) -> Pair:
+def pair_of(name: str, ask: Ask, old: str | None) -> Pair:
     """The two models.
 
     Args:
+        name: of the guide.
         old: which of two models without a base is the old one, as the recipe calls it or by the
             last part of its path; None for the first.
 
@@ -82,28 +84,15 @@ def pair_of(ask: Ask, old: str | None) -> Pair:
     experts = ask.experts
     if ask.base is not None:
         if not shares_alpha(ask.plan.recipe):
-            _refuse_normalized(ask)
+            why = "`normalize` divides by the sum of weights, so that of one expert has no effect"
+            refuse_normalized(name, ask.plan, why)
         base = str(ask.plan.recipe.output.base_model)
-        _find([base], old)
+        _place(old, [base])
         return Pair(base, experts[0].label, ask.base, experts[0].checkpoint, 0, False)
-    first = _find([expert.label for expert in experts], old)
+    first = _place(old, [expert.label for expert in experts])
     one, other = experts[first], experts[1 - first]
     return Pair(one.label, other.label, one.checkpoint, other.checkpoint, 1 - first, True)
 
 
-def _find(labels: Sequence[str], name: str | None) -> int:
-    if name is None:
-        return 0
-    found = [i for i, x in enumerate(labels) if name in (x, Path(x).name)]
-    if len(found) != 1:
-        raise GuideError(f"old: one of {', '.join(labels)} expected, got {name!r}")
-    return found[0]
-
-
-def _refuse_normalized(ask: Ask) -> None:
-    merged = (t for t in ask.stage.tensors.values() if t.fate == "merge")
-    if any(tensor.values.get("normalize") for tensor in merged):
-        raise GuideError(
-            f"{ask.stage.stage.method} divides by the sum of weights, so that the weight of a "
-            "single expert changes nothing; write `normalize: false` under `parameters`"
-        )
+def _place(old: str | None, labels: Sequence[str]) -> int:
+    return 0 if old is None else place_of(old, labels, "old")

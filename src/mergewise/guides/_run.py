@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from mergewise._paths import exists, expanded
-from mergewise.engine import MergeResult
+from mergewise.engine import MergeResult, check_out
 from mergewise.engine import merge as run_merge
 from mergewise.errors import Diagnostic, GuideError, RecipeError
 from mergewise.evidence import Data, Tasks, load_evidence, load_tasks
+from mergewise.evidence._live import DTYPES
 from mergewise.guides._ask import (
     Files,
     base_of,
@@ -23,14 +25,25 @@ from mergewise.guides._ask import (
 from mergewise.guides._base import Expert, Guided, Progress
 from mergewise.guides._collect import Source, collect_for, data_by_expert
 from mergewise.guides._kin import unlike_base
+from mergewise.methods import Param
 from mergewise.plan import MergePlan
 from mergewise.recipe import Recipe, load_recipe
 
-_READING = {
-    "limit", "template", "max_length", "batch_size", "dtype", "device", "offload",
-    "trust_remote_code",
-}  # fmt: skip
-_OWN = {"name", "data", "separator", "split", "evidence", "tasks", "task_split"}
+_READING: Mapping[str, Param] = {
+    "limit": Param(int, None, "records", ge=1),
+    "template": Param(str, None, "text of a record"),
+    "max_length": Param(int, None, "tokens of a sequence", ge=1),
+    "batch_size": Param(int, None, "sequences at a time", ge=1),
+    "dtype": Param(str, None, "of the models", choices=DTYPES),
+    "device": Param(str, None, "that runs them"),
+    "offload": Param(bool, None, "leave weights on disk"),
+    "split": Param(str, None, "of the data"),
+    "task_split": Param(str, None, "of the tasks' data"),
+    "separator": Param(str, None, "of records in a text file"),
+}
+_APART = ("separator", "task_split")
+"""Those of them that are no options of `collect`."""
+_OWN = {"name", "data", "evidence", "tasks"}
 
 
 def write_recipe(
@@ -147,6 +160,7 @@ def merge(
     recipe: Recipe | MergePlan | str | Path | Mapping[str, Any],
     out: str | Path,
     *,
+    trust_remote_code: bool = False,
     told: Callable[[str], None] | None = None,
     collected: Callable[[Any], None] | None = None,
     **options: Any,
@@ -157,6 +171,8 @@ def merge(
     models and data takes from there, and the explicit recipe, ``recipe.yml``.
 
     Args:
+        trust_remote_code: let a guide run Python code of checkpoints and of tasks; a recipe cannot
+            ask for that.
         told: called with a line before each long step of a guide.
         collected: called as statistics are collected.
         options: of `mergewise.engine.merge`.
@@ -172,8 +188,10 @@ def merge(
     if recipe.output.guide is None:
         return run_merge(recipe, out, **options)
     guided = follow(
-        recipe, Path(out), told=told, collected=collected, progress=options.get("progress")
-    )
+        recipe, Path(out), overwrite=bool(options.get("overwrite")),
+        trust_remote_code=trust_remote_code, told=told, collected=collected,
+        progress=options.get("progress"),
+    )  # fmt: skip
     return run_merge(guided.recipe, out, **options)
 
 
@@ -181,30 +199,38 @@ def follow(
     recipe: Recipe,
     out: Path,
     *,
+    overwrite: bool = False,
+    trust_remote_code: bool = False,
     told: Callable[[str], None] | None = None,
     collected: Callable[[Any], None] | None = None,
     progress: Progress | None = None,
 ) -> Guided:
     """Do what the ``guide`` of a recipe says, for a merge into the folder `out`.
 
+    Args:
+        overwrite: whether the merge may replace what `out` holds.
+        trust_remote_code: run Python code of checkpoints and of tasks.
+
     Raises:
         RecipeError: at the guide's line, for what it cannot do.
+        OutputError: if `out` cannot be merged into.
         MergewiseError: as `collect_for` and `guide` raise.
     """
     call = dict(recipe.output.guide or {})
     home = Path(recipe.path).parent
     folder = out.with_name(f"{out.name}.evidence")
-    settings = {k: v for k, v in call.items() if k not in _OWN | _READING}
+    settings = {k: v for k, v in call.items() if k not in _OWN | _READING.keys()}
+    check_out(out, overwrite)
     try:
+        _check_reading(call)
         data, each = _sources(call, home)
-        tasks = call.get("tasks")
+        trust = {"trust_remote_code": True} if trust_remote_code else {}
         made = _guided(
             recipe, call["name"], None, folder,
             data=data, each=each, evidence=_evidence(call, home),
-            tasks=load_tasks(_found(tasks, home)) if isinstance(tasks, str) else tasks,
-            split=str(call.get("task_split", "validation")), settings=settings,
-            options={k: v for k, v in call.items() if k in _READING}
-            | ({"split": call["split"]} if "split" in call else {}),
+            tasks=_tasks(call, home, trust_remote_code),
+            split=str(call.get("task_split") or "validation"), settings=settings,
+            options=_options(call) | trust,
             overwrite=False, reuse=True, told=told, collected=collected, progress=progress,
         )  # fmt: skip
     except GuideError as problem:
@@ -213,8 +239,51 @@ def follow(
             [Diagnostic(at.path, at.line, at.column, f"guide: {problem}")]
         ) from problem
     if folder.is_dir():
-        made.write(folder / "recipe.yml")
+        _placed(made, home).write(folder / "recipe.yml")
     return made
+
+
+def _placed(made: Guided, home: Path) -> Guided:
+    """With a line that says where its relative paths begin, for it lies elsewhere."""
+    if all(Path(model.path).is_absolute() for model in made.recipe.output.models):
+        return made
+    places = dict.fromkeys([str(Path.cwd()), str(home.resolve())])
+    return replace(made, text=f"# Relative paths: from {', else '.join(places)}\n{made.text}")
+
+
+def _tasks(call: Mapping[str, Any], home: Path, trusted: bool) -> Tasks | None:
+    """A recipe may come from anywhere: what it names does not run as code unasked."""
+    given = call.get("tasks")
+    if given is None:
+        return None
+    if not isinstance(given, str):
+        raise GuideError(f"tasks: the path of a tasks file expected, got {type(given).__name__}")
+    tasks = load_tasks(_found(given, home))
+    code = [entry.name for entry in tasks if entry.kind == "python"]
+    if code and not trusted:
+        raise GuideError(
+            f"tasks: {code[0]} of {given} runs Python code, which a recipe cannot ask for; if you "
+            "trust it, pass --trust-remote-code (trust_remote_code=True)"
+        )
+    return tasks
+
+
+def _check_reading(call: Mapping[str, Any]) -> None:
+    if "trust_remote_code" in call:
+        raise GuideError(
+            "trust_remote_code is not a recipe's to say; pass --trust-remote-code "
+            "(trust_remote_code=True)"
+        )
+    for name, param in _READING.items():
+        if name in call and (problem := param.problem(call[name])):
+            raise GuideError(f"{name}: {problem}")
+
+
+def _options(call: Mapping[str, Any]) -> dict[str, Any]:
+    """How models are run and data is read, as far as the guide says it."""
+    wanted = [name for name in _READING if name not in _APART]
+    found = {k: call[k] for k in wanted if call.get(k) is not None}
+    return {k: _READING[k].convert(v) for k, v in found.items()}
 
 
 def _sources(call: Mapping[str, Any], home: Path) -> tuple[Source | None, dict[str, Source]]:
@@ -225,8 +294,8 @@ def _sources(call: Mapping[str, Any], home: Path) -> tuple[Source | None, dict[s
         if not isinstance(text, str):
             raise GuideError(f"data: a file, or a file for each expert expected, got {text!r}")
         path: str | Path = text if text.startswith("datasets:") else _found(text, home)
-        between = str(call.get("separator", ""))
-        return Data(path, split=str(call.get("split", "train")), separator=between)
+        between = str(call.get("separator") or "")
+        return Data(path, split=str(call.get("split") or "train"), separator=between)
 
     if isinstance(given, dict):
         opened: dict[str, Data] = {}

@@ -1,9 +1,13 @@
-"""Which methods take a parameter that a guide writes."""
+"""Which methods take what a guide writes, and which undo it."""
 
 from __future__ import annotations
 
-from mergewise.methods import Method, Param, all_methods
+from mergewise.errors import GuideError
+from mergewise.methods import Method, Param, all_methods, get_method
+from mergewise.plan import MergePlan
 from mergewise.recipe import Recipe
+
+SAME = "`normalize` divides weights by their sum, so that weights all experts share have no effect"
 
 
 def cannot_write(parameter: str, recipe: Recipe) -> str | None:
@@ -15,6 +19,39 @@ def cannot_write(parameter: str, recipe: Recipe) -> str | None:
         f"it writes {parameter} for every expert, which {recipe.output.method} does not take; "
         f"methods that do: {', '.join(taking)}"
     )
+
+
+def cannot_weigh(recipe: Recipe) -> str | None:
+    """Why weights of task vectors cannot be written, in words; None if they can."""
+    if problem := cannot_write("weight", recipe):
+        return problem
+    method = get_method(recipe.output.method)
+    if method.base != "ignored":
+        return None
+    return (
+        f"it writes weights of task vectors, and {method.name} knows no base; start from "
+        "task_arithmetic"
+    )
+
+
+def refuse_normalized(name: str, plan: MergePlan, why: str) -> None:
+    """Refuse a recipe whose method divides by the sum of weights.
+
+    Args:
+        name: of the guide.
+        why: what that would do.
+
+    Raises:
+        GuideError: if it does so for some tensor.
+    """
+    if sets(plan, "normalize"):
+        raise GuideError(f"{name}: {plan.recipe.path}: {why}; write `normalize: false`")
+
+
+def sets(plan: MergePlan, parameter: str) -> bool:
+    """Whether a parameter is on for some tensor that is merged."""
+    merged = (one for one in plan.output.tensors.values() if one.fate == "merge")
+    return any(one.values.get(parameter) for one in merged)
 
 
 def _takes(method: Method, parameter: str) -> bool:

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from mergewise.errors import EvidenceError
 from mergewise.guides._base import Ask, Expert, Map
 from mergewise.guides._cells import Cell, map_of
-from mergewise.guides._variants import SCORES
+from mergewise.guides._densities import hold_mean
+from mergewise.guides._variants import SCORES, has_density
 
 
 class Threshold:
@@ -37,8 +38,20 @@ class Threshold:
                 f"the evidence of {expert.label} describes no matrix in a layer that "
                 f"{self._ask.stage.stage.method} is to merge; was it collected on this model?"
             )
+        found = self._bounded(found)
         # a density of zero would leave out what a method keeps at least
         return {name: max(share, 1 / self._sizes[name]) for name, share in found.items()}
+
+    def _bounded(self, shares: dict[str, float]) -> dict[str, float]:
+        """Cut to the bounds asked for; the mean stays."""
+        low, high = self._ask.settings.density_min, self._ask.settings.density_max
+        if (low, high) == (0, 1):
+            return shares
+        table = {name: {0: share} for name, share in shares.items()}
+        sizes = {name: {0: float(self._sizes[name])} for name in shares}
+        mean = self._mean(shares, list(shares))
+        bounded = hold_mean(table, sizes, mean, low, high)
+        return {name: row[0] for name, row in bounded.items()}
 
     def maps(self, expert: Expert, cells: Sequence[Cell]) -> list[Map]:
         """Of densities; a cell of several tensors shows their mean."""
@@ -52,11 +65,15 @@ class Threshold:
         return sum(values[n] * s for n, s in zip(tensors, sizes, strict=True)) / sum(sizes)
 
     def _target(self, place: int) -> float:
-        """The density asked for, or the recipe's for this expert."""
-        if self._ask.settings.mean_density is not None:
-            return float(self._ask.settings.mean_density)
+        """The density asked for, the recipe's for this expert, or the middle of the bounds."""
+        settings = self._ask.settings
+        low, high = settings.density_min, settings.density_max
+        if settings.mean_density is not None:
+            return float(settings.mean_density)
+        if not has_density(self._ask.plan.recipe):
+            return float((low + high) / 2)
         tensor = self._ask.stage.tensors[next(iter(self._sizes))]
-        return float(tensor.values["density"][place])
+        return float(min(high, max(low, tensor.values["density"][place])))
 
     def _kept(self, density: float) -> list[dict[str, float]]:
         if density not in self._shares:

@@ -37,6 +37,7 @@ class AdapterSoup(Guide):
         "model's last layer, not of a sentence encoder; whole models or adapters alike"
     )
     verified = "idea"
+    writes = "weight"
     based = False
     params = {
         "target": Param(str, REQUIRED, "examples of the new task: a file, or datasets:NAME"),

@@ -10,7 +10,7 @@ from mergewise.guides._cells import Cell, find_cells, map_of
 from mergewise.guides._densities import hold_mean, spread
 from mergewise.guides._document import Values, explicit
 from mergewise.guides._effects import STATISTIC, effects
-from mergewise.guides._norms import by_label, shares
+from mergewise.guides._norms import shares, single_labels
 from mergewise.guides._takes import cannot_write
 from mergewise.methods import Param, Settings
 from mergewise.recipe import Recipe
@@ -27,7 +27,7 @@ class Apl(Guide):
     """Densities and weights for every matrix of every layer, from gradients at the experts.
 
     An expert at a minimum of the mean loss has gradients near zero there, and importances are
-    then noise; examples that it was not trained on are the better data.
+    then noise; for densities, examples that it was not trained on are the better data.
     """
 
     name = "apl"
@@ -61,17 +61,20 @@ class Apl(Guide):
         "total": Param(float, 1.0, "sum of the experts' weights of one tensor"),
     }  # fmt: skip
 
+    def written(self, settings: Settings) -> tuple[str, ...]:
+        return _WRITTEN[settings.parameter]
+
     def problem(self, settings: Settings, recipe: Recipe) -> str | None:
         if settings.density_min > settings.density_max:
             return f"density_min {settings.density_min:g} is above density_max"
-        problems = [cannot_write(name, recipe) for name in _WRITTEN[settings.parameter]]
+        problems = [cannot_write(name, recipe) for name in self.written(settings)]
         return next((problem for problem in problems if problem), None)
 
     def needs(self, settings: Settings) -> Needs:
         return Needs((STATISTIC,), options={STATISTIC: {"keep": "gradient"}})
 
     def run(self, ask: Ask) -> Guided:
-        labels, cells = by_label(ask), find_cells(ask.stage)
+        labels, cells = single_labels(ask), find_cells(ask.stage)
         found = [_importance(expert, ask, cells) for expert in ask.experts]
         weights = _weights(found, labels, ask.settings.total)
         values, maps = [], []
@@ -80,7 +83,7 @@ class Apl(Guide):
                 "density": _densities(found[place], ask.settings),
                 "weight": {cell: one[labels[place]] for cell, one in weights.items()},
             }
-            written = _WRITTEN[ask.settings.parameter]
+            written = self.written(ask.settings)
             values.append([_values(name, own[name], ask) for name in written])
             maps += _maps(expert, found[place], {name: own[name] for name in written})
         text, recipe, notes = explicit(self, ask, values)

@@ -46,6 +46,7 @@ class BackwardCompatible(Guide):
         "method `bcwi`"
     )
     verified = "idea"
+    writes = "weight"
     based = False
     params = {
         "epsilon": Param(
@@ -62,7 +63,7 @@ class BackwardCompatible(Guide):
         return Needs(tasks=True)
 
     def run(self, ask: Ask) -> Guided:
-        pair = pair_of(ask, ask.settings.old)
+        pair = pair_of(self.name, ask, ask.settings.old)
         scorer = Scorer(self, ask, ask.settings.steps + 3)
         ends = scorer.models(pair.paths())
         old, new = _correct(ends[pair.old]), _correct(ends[pair.new])

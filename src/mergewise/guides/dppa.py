@@ -12,7 +12,7 @@ from mergewise.guides._cells import Cell, find_cells, map_of
 from mergewise.guides._densities import hold_mean, spread
 from mergewise.guides._document import Values, explicit
 from mergewise.guides._outliers import outlier_shares
-from mergewise.guides._takes import cannot_write
+from mergewise.guides._takes import cannot_write, sets
 from mergewise.methods import Param, Settings
 from mergewise.plan import MergePlan
 from mergewise.recipe import Recipe
@@ -82,9 +82,8 @@ class Dppa(Guide):
         Raises:
             GuideError: if the recipe's method would undo an amplification.
         """
-        merged = [one for one in plan.output.tensors.values() if one.fate == "merge"]
         for name in ("normalize", "rescale"):
-            if settings.amplify > 1 and any(one.values.get(name) for one in merged):
+            if settings.amplify > 1 and sets(plan, name):
                 raise GuideError(
                     f"dppa: {plan.recipe.path}: `{name}` would undo `amplify`; set `{name}: false`"
                 )
@@ -113,8 +112,7 @@ class Dppa(Guide):
             "Density: density - range + 2 range (D_ci - D_min) / (D_max - D_min), shifted so that "
             "the mean over elements is `density`.\n"
             "With amplify f, of the kept elements the `partition` share of the largest |d| count "
-            "f times: the expert stands in the recipe once more, with weight (f - 1) w and "
-            "density `partition` times as high."
+            "f times: a second stage adds them with weight (f - 1) w."
         )
 
 
@@ -170,12 +168,18 @@ def _largest(ask: Ask, values: Sequence[Values], factor: float) -> list[dict[str
         gamma = {n: v["gamma"][place] for n, v in given.items()}
         found.append(
             {
-                "weight": conditions(weight, 0.0, names),
+                "weight": _shortest(weight, names),
                 "density": conditions(density, 0.0, names),
-                "gamma": conditions(gamma, 0.0, names),
+                "gamma": _shortest(gamma, names),
             }
         )
     return found
+
+
+def _shortest(values: Mapping[str, float], names: Sequence[str]) -> Any:
+    """One number, if it is the same for all; elsewhere nothing is kept anyway."""
+    different = set(values.values())
+    return different.pop() if len(different) == 1 else conditions(values, 0.0, names)
 
 
 def _free_name(document: dict[str, Any]) -> str:

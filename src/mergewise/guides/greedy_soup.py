@@ -30,6 +30,7 @@ class GreedySoup(Guide):
         "pools are ours"
     )
     verified = "code"
+    writes = "weight"
     based = False
     params = {
         "accept": Param(

@@ -32,6 +32,7 @@ class Hma(Guide):
         "group, head and last norm at the mean ratio); the search over a grid is ours"
     )
     verified = "idea"
+    writes = "weight"
     based = False
     params = {
         "budget": Param(float, 0.5, "mean of the groups' ratios; 1 is the new model", gt=0, lt=1),
@@ -56,7 +57,7 @@ class Hma(Guide):
         return Needs(tasks=True)
 
     def run(self, ask: Ask) -> Guided:
-        pair, grid = pair_of(ask, ask.settings.old), _grid(ask.settings)
+        pair, grid = pair_of(self.name, ask, ask.settings.old), _grid(ask.settings)
         groups = _groups(ask.stage, ask.settings.groups)
         scorer = Scorer(self, ask, len(grid) + 2)
         told = [f"alone: {one}" for one in scorer.models(pair.paths()).values()]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from mergewise.guides._base import Ask, Guide, Guided
-from mergewise.guides._cells import find_cells
+from mergewise.guides._base import Ask, Guide, Guided, Needs
+from mergewise.guides._cells import find_cells, tensor_map
 from mergewise.guides._document import Values, explicit
 from mergewise.guides._layers import by_depth, curve_through
-from mergewise.guides._maps import tensor_map
-from mergewise.guides._takes import cannot_write
-from mergewise.methods import REQUIRED, Param, Settings
+from mergewise.guides._takes import SAME, cannot_write, refuse_normalized
+from mergewise.methods import REQUIRED, Param, Settings, get_method
+from mergewise.plan import MergePlan
 from mergewise.recipe import Recipe
 
 
@@ -36,10 +36,26 @@ class LayerSchedule(Guide):
 
     def problem(self, settings: Settings, recipe: Recipe) -> str | None:
         try:
-            _points(settings.points)
+            points = _points(settings.points)
         except ValueError:
             return f"points: numbers with commas expected, as '0.2,0.5,1', got {settings.points!r}"
-        return cannot_write(settings.parameter, recipe)
+        if problem := cannot_write(settings.parameter, recipe):
+            return problem
+        param = get_method(recipe.output.method).params[settings.parameter]
+        for name, value in [*(("points", one) for one in points), ("other", settings.other)]:
+            if value is not None and (problem := param.problem(value)):
+                return f"{name}: {settings.parameter} of {recipe.output.method}: {problem}"
+        return None
+
+    def needs_for(self, settings: Settings, plan: MergePlan) -> Needs:
+        """Nothing.
+
+        Raises:
+            GuideError: if the recipe divides weights by their sum.
+        """
+        if settings.parameter == "weight":
+            refuse_normalized(self.name, plan, SAME)
+        return Needs()
 
     def run(self, ask: Ask) -> Guided:
         points = _points(ask.settings.points)

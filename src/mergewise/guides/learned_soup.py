@@ -36,6 +36,7 @@ class LearnedSoup(Guide):
         "shuffled; memory of two models instead of all"
     )
     verified = "paper"
+    writes = "weight"
     based = False
     params = {
         "granularity": Param(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from mergewise.guides._base import Ask, Expert, Guide, Guided, Map, Needs
 from mergewise.guides._cells import Cell, find_cells, map_of
@@ -12,11 +13,12 @@ from mergewise.guides._densities import hold_mean, shares, spread
 from mergewise.guides._document import Values, explicit
 from mergewise.guides._takes import cannot_write
 from mergewise.guides._thresholds import Threshold
-from mergewise.guides._variants import SCORES, VARIANTS, contradiction, resolved
+from mergewise.guides._variants import SCORES, VARIANTS, contradiction, lacks_density, resolved
 from mergewise.methods import Param, Settings
 from mergewise.recipe import Recipe
 
 Numbers = dict[str, dict[int, float]]
+_SOME = 3
 
 
 class Lewis(Guide):
@@ -28,10 +30,11 @@ class Lewis(Guide):
     source = "LEWIS, Chopra et al. 2025, arXiv 2503.03874"
     verified = "code"
     variant = (
-        "the reference implementation's formulas, with padding left out and means over tokens, "
-        "and by default activations of whole models, not of pruned ones (preset: reference); "
-        "matrices of any architecture, a mixture's experts as one; importances delta, curvature "
-        "and gain are ours"
+        "by default our own importance, curvature, which beat uniform densities in the lab where "
+        "the published ones did not. importance: wanda has the reference implementation's "
+        "formulas, with padding left out, means over tokens, and activations of whole models, not "
+        "of pruned ones; variant: reference is that implementation. Matrices of any architecture, "
+        "a mixture's experts as one; delta and gain are ours too"
     )
     params = {
         "variant": Param(
@@ -39,14 +42,20 @@ class Lewis(Guide):
             choices=tuple(VARIANTS),
         ),
         "importance": Param(
-            str, "wanda",
+            str, None,
             "of a matrix: weights times inputs (the reference), outputs (the paper's text), or "
             "the expert's difference from the base times its inputs; of its elements, with one "
             "threshold over the model: what they save of the expert's loss (curvature), or of all "
             "experts' (gain)", choices=(*STATISTIC, *SCORES),
         ),
-        "density_min": Param(float, 0.3, "kept of what changed least", ge=0, le=1),
-        "density_max": Param(float, 0.8, "kept of what changed most", ge=0, le=1),
+        "density_min": Param(
+            float, None, "kept of what changed least (0.3); for curvature and gain the least kept "
+            "of any tensor (0)", ge=0, le=1,
+        ),
+        "density_max": Param(
+            float, None, "kept of what changed most (0.8); for curvature and gain the most kept "
+            "of any tensor (1)", ge=0, le=1,
+        ),
         "scope": Param(
             str, "model",
             "changes are compared over the model (the reference), each component, or by rank",
@@ -56,7 +65,8 @@ class Lewis(Guide):
             float, None,
             "shift all densities by one number, cut to [0, 1], until their mean over the elements "
             "of guided tensors is this; for curvature and gain the share above the threshold, by "
-            "default the recipe's density", ge=0, le=1,
+            "default the recipe's density, or the middle of density_min and density_max", ge=0,
+            le=1,
         ),
         "other_density": Param(
             float, 1.0, "of tensors that are not guided: embeddings, head, norms, biases", ge=0,
@@ -77,11 +87,12 @@ class Lewis(Guide):
         ),
     }  # fmt: skip
 
+    def contradiction(self, given: Mapping[str, Any]) -> str | None:
+        return contradiction(given, self.params)
+
     def problem(self, settings: Settings, recipe: Recipe) -> str | None:
-        if problem := contradiction(settings, self.params, recipe):
-            return problem
         chosen = resolved(settings, self.params)
-        return cannot_write(chosen.parameter, recipe)
+        return lacks_density(settings, chosen, recipe) or cannot_write(chosen.parameter, recipe)
 
     def needs(self, settings: Settings) -> Needs:
         chosen = resolved(settings, self.params)
@@ -97,14 +108,15 @@ class Lewis(Guide):
         cells = find_cells(ask.stage)
         threshold = ask.settings.importance in SCORES
         found = Threshold(ask, cells) if threshold else _Spread(ask, cells)
-        values, maps, means = [], [], []
+        values, maps, means, odd = [], [], [], list(ask.warnings)
         for expert in ask.experts:
             tensors = found.values(expert)
             values.append(Values(ask.settings.parameter, tensors, ask.settings.other_density))
             means.append(_mean(ask, expert, tensors))
+            odd += _left_out(ask, expert, cells, tensors)
             maps += found.maps(expert, cells)
         text, recipe, notes = explicit(self, ask, values)
-        return Guided(text, recipe, tuple(maps), (*notes, *means), ask.warnings)
+        return Guided(text, recipe, tuple(maps), (*notes, *means), tuple(odd))
 
     @classmethod
     def describe(cls) -> str:
@@ -116,7 +128,8 @@ class Lewis(Guide):
             "Share n_ci: change / sum of changes over the layers of c.\n"
             "Density: density_min + (n_ci - n_min) / (n_max - n_min) (density_max - density_min).\n"
             "Curvature, gain, instead: the share of a tensor's elements at or above one threshold "
-            "over all guided tensors, of d^2 F or of max(0, d (2 sum_t F_t d_t - d sum_t F_t)); "
+            "over all guided tensors (cut to density_min and density_max, all shifted by one "
+            "number to keep the mean), of d^2 F or of d (2 sum_t F_t d_t - d sum_t F_t); "
             "d: expert - base, F: diagonal Fisher of the expert, t: all experts."
         )
 
@@ -170,3 +183,20 @@ def _mean(ask: Ask, expert: Expert, values: Mapping[str, float]) -> str:
         f"{expert.label}: {ask.settings.parameter} {min(values.values()):.4g} to "
         f"{max(values.values()):.4g}, mean {mean:.6f} over the elements of {len(values)} tensors"
     )
+
+
+def _left_out(
+    ask: Ask, expert: Expert, cells: Sequence[Cell], values: Mapping[str, float]
+) -> list[str]:
+    """A warning of matrices in layers that the evidence does not describe."""
+    sizes = {name: ask.stage.tensors[name].meta.elements for c in cells for name in c.tensors}
+    names = [name for name in sizes if name not in values]
+    if not names:
+        return []
+    share = sum(sizes[name] for name in names) / sum(sizes.values())
+    some = ", ".join(names[:_SOME]) + (", …" if len(names) > _SOME else "")
+    return [
+        f"{expert.label}: {len(names)} matrices in layers, with {share:.2%} of their elements, "
+        f"have no evidence and get {ask.settings.parameter} {ask.settings.other_density:g} "
+        f"(other_density): {some}"
+    ]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from mergewise.guides._base import Ask, Guide, Guided
-from mergewise.guides._cells import find_cells
+from mergewise.guides._base import Ask, Guide, Guided, Needs
+from mergewise.guides._cells import find_cells, tensor_map
 from mergewise.guides._document import Values, explicit
 from mergewise.guides._layers import by_depth
-from mergewise.guides._maps import tensor_map
-from mergewise.guides._takes import cannot_write
+from mergewise.guides._takes import SAME, cannot_weigh, refuse_normalized
 from mergewise.methods import REQUIRED, Param, Settings
+from mergewise.plan import MergePlan
 from mergewise.recipe import Recipe
 
 
@@ -24,6 +24,7 @@ class LiNeS(Guide):
         "by the ratio of L1 norms, which is left to you"
     )
     verified = "code"
+    writes = "weight"
     params = {
         "alpha": Param(
             float, None, "weight in the first layer, and outside the layers (1 / experts)", ge=0
@@ -35,7 +36,16 @@ class LiNeS(Guide):
     }  # fmt: skip
 
     def problem(self, settings: Settings, recipe: Recipe) -> str | None:
-        return cannot_write("weight", recipe)
+        return cannot_weigh(recipe)
+
+    def needs_for(self, settings: Settings, plan: MergePlan) -> Needs:
+        """Nothing.
+
+        Raises:
+            GuideError: if the recipe divides weights by their sum.
+        """
+        refuse_normalized(self.name, plan, SAME)
+        return Needs()
 
     def run(self, ask: Ask) -> Guided:
         alpha, beta = ask.settings.alpha, ask.settings.beta

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from statistics import fmean, pstdev
 
 from mergewise.checkpoint import Checkpoint
@@ -13,7 +12,9 @@ from mergewise.evidence import Data
 from mergewise.guides._base import Ask, Guide, Guided, Needs
 from mergewise.guides._document import explicit
 from mergewise.guides._losses import look_at, mean_loss
+from mergewise.guides._names import place_of
 from mergewise.guides._scoring import Scored, Scorer
+from mergewise.guides._takes import refuse_normalized
 from mergewise.guides._weighting import commented, weight_problem, weights
 from mergewise.methods import Param, Settings
 from mergewise.recipe import Recipe
@@ -32,6 +33,7 @@ class LmCocktail(Guide):
         "for losses is ours"
     )
     verified = "code"
+    writes = "weight"
     based = False
     params = {
         "by": Param(
@@ -63,7 +65,9 @@ class LmCocktail(Guide):
 
     def run(self, ask: Ask) -> Guided:
         settings, models = ask.settings, _models(ask)
-        target = None if settings.target is None else _place(settings.target, list(models))
+        target = settings.target
+        if target is not None:
+            target = place_of(target, list(models), "lm_cocktail: target")
         losses, source = _losses(self, ask, models)
         shares = cocktail(losses, settings.temperature, settings.scale, target, settings.alpha)
         text, recipe, notes = explicit(self, ask, weights(shares[: len(ask.experts)]))
@@ -112,21 +116,12 @@ def _models(ask: Ask) -> dict[str, Checkpoint]:
     """Those that take part by label, the base last."""
     found = {expert.label: expert.checkpoint for expert in ask.experts}
     if ask.settings.base:
-        merged = (t for t in ask.stage.tensors.values() if t.fate == "merge")
-        if any(tensor.values.get("normalize") for tensor in merged):
-            raise GuideError(
-                f"lm_cocktail: {ask.stage.stage.method} divides by the sum of weights, which "
-                "leaves nothing for the base; write `normalize: false` under `parameters`"
-            )
+        refuse_normalized(
+            "lm_cocktail", ask.plan, "`normalize` divides by the sum of weights, which leaves "
+            "nothing for the base",
+        )  # fmt: skip
         found[str(ask.plan.recipe.output.base_model)] = ask.foundation
     return found
-
-
-def _place(name: str, labels: Sequence[str]) -> int:
-    found = [i for i, label in enumerate(labels) if name in (label, Path(label).name)]
-    if len(found) != 1:
-        raise GuideError(f"lm_cocktail: target: one of {', '.join(labels)} expected, got {name!r}")
-    return found[0]
 
 
 def _losses(guide: Guide, ask: Ask, models: dict[str, Checkpoint]) -> tuple[list[float], str]:

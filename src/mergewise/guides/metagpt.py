@@ -6,8 +6,8 @@ import math
 
 from mergewise.guides._base import Ask, Guide, Guided
 from mergewise.guides._document import Values, explicit
-from mergewise.guides._norms import by_label, shares, squared_norms
-from mergewise.guides._takes import cannot_write
+from mergewise.guides._norms import shares, single_labels, squared_norms
+from mergewise.guides._takes import cannot_weigh
 from mergewise.methods import Settings
 from mergewise.recipe import Recipe
 
@@ -26,13 +26,14 @@ class MetaGPT(Guide):
     source = "MetaGPT, Zhou et al. 2024, arXiv 2406.11385"
     variant = "all tensors that are merged count, embeddings too, of which the paper says nothing"
     verified = "paper"
+    writes = "weight"
 
     def problem(self, settings: Settings, recipe: Recipe) -> str | None:
-        return cannot_write("weight", recipe)
+        return cannot_weigh(recipe)
 
     def run(self, ask: Ask) -> Guided:
         lengths = [math.fsum(own.values()) for own in squared_norms(ask)]
-        found = shares(dict(zip(by_label(ask), lengths, strict=True)))
+        found = shares(dict(zip(single_labels(ask), lengths, strict=True)))
         values = [Values("weight", {}, weight) for weight in found.values()]
         text, recipe, notes = explicit(self, ask, values)
         told = [

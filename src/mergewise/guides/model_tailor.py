@@ -8,10 +8,9 @@ from mergewise._lazy import torch
 from mergewise.errors import EvidenceError
 from mergewise.evidence._masked import StoredTensors
 from mergewise.guides._base import Ask, Expert, Guide, Guided, Map, Needs
-from mergewise.guides._cells import find_cells
+from mergewise.guides._cells import find_cells, tensor_map
 from mergewise.guides._document import explicit
 from mergewise.guides._evidence import OPTIONS, given_options, name_files, options_problem
-from mergewise.guides._maps import tensor_map
 from mergewise.methods import Param, Settings
 from mergewise.methods.model_tailor import tailored
 from mergewise.recipe import Recipe
@@ -106,6 +105,11 @@ def _share(ask: Ask, place: int, name: str) -> float | None:
     gram = evidence.values(STATISTIC, name)["gram"]
     change = StoredTensors(expert.checkpoint)[name] - StoredTensors(ask.foundation)[name]
     matrix = change.T if name in evidence.record.turned else change.flatten(1)
+    if len(gram) != matrix.shape[1]:
+        raise EvidenceError(
+            f"{evidence.path}: {name} has {matrix.shape[1]} input channels, and its Gram matrix "
+            f"{len(gram)} rows; was it collected on this model?"
+        )
     kept = tailored(
         matrix, gram, values["density"][place], values["salience"], values["ridge"],
         values["compensate"],

@@ -29,6 +29,7 @@ class Mwa(Guide):
         "the step or fall with the loss, sharpened by one exponent"
     )
     verified = "idea"
+    writes = "weight"
     based = False
     params = {
         "metric": Param(str, "loss", "what was logged: loss, eval_loss, step, ..."),

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mergewise.errors import GuideError
@@ -12,6 +10,7 @@ from mergewise.guides._base import Ask, Expert, Guide, Guided, Needs
 from mergewise.guides._document import explicit
 from mergewise.guides._lines import Lines
 from mergewise.guides._losses import feeder, look_at, opened
+from mergewise.guides._names import file_name, place_of
 from mergewise.methods import Param, Settings, get_method
 from mergewise.recipe import Recipe
 
@@ -70,6 +69,8 @@ class Rcp(Guide):
         text, recipe, notes = explicit(
             self, ask, edit=lambda d: _stages(d, ask, (reasoning, domain), file)
         )
+        method = ask.stage.stage.method
+        notes.append(f"merge_method {method} and its parameters become the sum of both changes")
         share = sum(int(m.sum()) for m in masks.values()) / sum(m.numel() for m in masks.values())
         notes.append(f"{share:.2%} of {domain.label}'s changes are added to {reasoning.label}")
         return Guided(text, recipe, notes=tuple(notes), warnings=ask.warnings)
@@ -93,13 +94,11 @@ def _roles(ask: Ask) -> tuple[Expert, Expert]:
             f"rcp: {ask.plan.recipe.path}: it takes a reasoning and a domain model, and there are "
             f"{len(ask.experts)} experts"
         )
-    name = ask.settings.reasoning
     first, second = ask.experts
-    if name is None or name in (first.label, Path(first.label).name):
+    name = ask.settings.reasoning
+    if name is None or place_of(name, [first.label, second.label], "rcp: reasoning") == 0:
         return first, second
-    if name in (second.label, Path(second.label).name):
-        return second, first
-    raise GuideError(f"rcp: no expert is called {name!r}: {first.label}, {second.label}")
+    return second, first
 
 
 def _look(ask: Ask) -> None:
@@ -115,7 +114,7 @@ def _prior(ask: Ask, reasoning: Expert) -> Evidence:
     options = {k: v for k, v in ask.options.items() if k in _COLLECTING and v is not None}
     return collect(
         _STATISTIC, reasoning.checkpoint.path, ask.data[reasoning.label],
-        ask.keep(f"{_plain(reasoning)}.squares.safetensors"),
+        ask.keep(f"{file_name(reasoning.label)}.squares.safetensors"),
         options={_STATISTIC: {"keep": "square", "labels": "data"}}, overwrite=True, **options,
     )  # fmt: skip
 
@@ -169,13 +168,9 @@ def _kept(ask: Ask, domain: Expert, masks: dict[str, Tensor]) -> Evidence:
         versions=software(),
         uncovered=sorted(set(checkpoint.tensors) - set(masks)),
     )
-    out = ask.keep(f"{_plain(domain)}.mask.safetensors")
+    out = ask.keep(f"{file_name(domain.label)}.mask.safetensors")
     write_evidence(out, record, entries_of_masks({n: m.cpu() for n, m in masks.items()}))
     return load_evidence(out)
-
-
-def _plain(expert: Expert) -> str:
-    return re.sub(r"[^\w.-]+", "_", Path(expert.label).name, flags=re.ASCII).strip(".") or "model"
 
 
 def _stages(

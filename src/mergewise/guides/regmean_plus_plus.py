@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from mergewise import __version__
-from mergewise.errors import EvidenceError, GuideError
-from mergewise.evidence import Evidence, fingerprint_of, load_evidence
-from mergewise.guides._base import Ask, Expert, Guide, Guided, Needs
+from mergewise.errors import GuideError
+from mergewise.evidence import Evidence, fingerprint_of
+from mergewise.guides._base import Ask, Guide, Guided, Needs
 from mergewise.guides._document import explicit
-from mergewise.guides._evidence import name_files
+from mergewise.guides._evidence import earlier, name_files
+from mergewise.guides._names import file_name
 from mergewise.methods import Param, Settings, all_methods
 from mergewise.recipe import Recipe
 
@@ -100,8 +100,8 @@ def _collected(ask: Ask) -> list[Evidence]:
     if ask.options.get("offload"):
         raise GuideError("its layers are replaced in memory; leave out `offload`")
     files, known = _files(ask)
-    earlier = [_earlier(file) for file in files] if known else []
-    found = [one for one in earlier if one is not None]
+    there = [earlier(file) for file in files] if known else []
+    found = [one for one in there if one is not None]
     if len(found) == len(files):
         ask.tell(f"{STATISTIC} behind merged layers: taken from {files[0].parent}")
         return found
@@ -150,19 +150,7 @@ def _files(ask: Ask) -> tuple[list[Path], bool]:
     }
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
     names = [
-        f"{i + 1}-{_plain(expert)}.merged-gram-{digest}.safetensors"
+        f"{i + 1}-{file_name(expert.label)}.merged-gram-{digest}.safetensors"
         for i, expert in enumerate(ask.experts)
     ]
     return [ask.keep(name) for name in names], None not in marks
-
-
-def _plain(expert: Expert) -> str:
-    return re.sub(r"[^\w.-]+", "_", Path(expert.label).name, flags=re.ASCII).strip(".") or "model"
-
-
-def _earlier(path: Path) -> Evidence | None:
-    """What an earlier run left, whole."""
-    try:
-        return load_evidence(path) if path.is_file() else None
-    except EvidenceError:
-        return None

@@ -12,7 +12,7 @@ from mergewise.guides._by_layer import by_layer
 from mergewise.guides._document import explicit
 from mergewise.guides._effects import STATISTIC, mean_of
 from mergewise.guides._logits import logit_distances
-from mergewise.guides._takes import cannot_write
+from mergewise.guides._takes import cannot_weigh
 from mergewise.methods import Param, Settings
 from mergewise.recipe import Recipe
 
@@ -48,7 +48,7 @@ class SensMerging(Guide):
     }
 
     def problem(self, settings: Settings, recipe: Recipe) -> str | None:
-        return cannot_write("weight", recipe)
+        return cannot_weigh(recipe)
 
     def needs(self, settings: Settings) -> Needs:
         return Needs((STATISTIC,), data=True, options={STATISTIC: {"keep": "absolute"}})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mergewise.checkpoint import layer_index, layer_prefix
 from mergewise.errors import EvidenceError, GuideError
@@ -13,7 +13,8 @@ from mergewise.guides._base import Ask, Expert, Guide, Guided, Map, Needs
 from mergewise.guides._document import Values, explicit
 from mergewise.guides._lines import Lines
 from mergewise.guides._losses import feeder, look_at, opened
-from mergewise.methods import Param, Settings, all_methods
+from mergewise.guides._takes import cannot_weigh, refuse_normalized
+from mergewise.methods import Param, Settings
 from mergewise.plan import MergePlan
 from mergewise.recipe import Recipe
 
@@ -59,13 +60,7 @@ class Slta(Guide):
 
     def problem(self, settings: Settings, recipe: Recipe) -> str | None:
         """See `Guide.problem`."""
-        taking = [name for name, method in all_methods().items() if _takes(method)]
-        if recipe.output.method in taking:
-            return None
-        return (
-            f"it writes weights of task vectors, which {recipe.output.method} does not take; "
-            f"methods that do: {', '.join(taking)}"
-        )
+        return cannot_weigh(recipe)
 
     def needs(self, settings: Settings) -> Needs:
         return Needs(data=True)
@@ -76,12 +71,7 @@ class Slta(Guide):
         Raises:
             GuideError: if the recipe divides weights by their sum.
         """
-        merged = [one for one in plan.output.tensors.values() if one.fate == "merge"]
-        if any(one.values.get("normalize") for one in merged):
-            raise GuideError(
-                f"slta: {plan.recipe.path}: `normalize` would divide the weights by their sum; "
-                "set `normalize: false`"
-            )
+        refuse_normalized("slta", plan, "`normalize` would divide the weights by their sum")
         return self.needs(settings)
 
     def run(self, ask: Ask) -> Guided:
@@ -124,12 +114,6 @@ class Found:
         from mergewise.guides._linearity import fitted
 
         return fitted(self.grams, ridge)
-
-
-def _takes(method: Any) -> bool:
-    """Whether its result is the base and a sum of weighted task vectors."""
-    weight = method.params.get("weight")
-    return weight is not None and weight.per_model and {"lambda", "normalize"} <= set(method.params)
 
 
 def _measured(ask: Ask) -> dict[str, Found]:

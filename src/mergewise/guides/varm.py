@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from mergewise.guides._base import Ask, Guide, Guided
-from mergewise.guides._cells import find_cells
+from mergewise.guides._cells import find_cells, tensor_map
 from mergewise.guides._document import Values, explicit
-from mergewise.guides._maps import tensor_map
-from mergewise.guides._norms import by_label, shares, squared_norms
-from mergewise.guides._takes import cannot_write
+from mergewise.guides._norms import shares, single_labels, squared_norms
+from mergewise.guides._takes import cannot_weigh
 from mergewise.methods import Settings
 from mergewise.recipe import Recipe
 
@@ -24,12 +23,13 @@ class VaRM(Guide):
     source = "FuseChat (VaRM), Wan et al. 2024, arXiv 2402.16107"
     variant = "merged as base plus weighted task vectors; the pivot is the base model"
     verified = "paper"
+    writes = "weight"
 
     def problem(self, settings: Settings, recipe: Recipe) -> str | None:
-        return cannot_write("weight", recipe)
+        return cannot_weigh(recipe)
 
     def run(self, ask: Ask) -> Guided:
-        labels, norms = by_label(ask), squared_norms(ask)
+        labels, norms = single_labels(ask), squared_norms(ask)
         names = [name for name in norms[0] if all(name in own for own in norms)]
         found: dict[str, dict[str, float]] = {label: {} for label in labels}
         for name in names:

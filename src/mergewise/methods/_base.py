@@ -161,6 +161,10 @@ class Method(ABC):
         """Why these parameters cannot go together, or None. Called before any data is read."""
         return None
 
+    def baseless(self, p: Settings) -> str | None:
+        """Why these parameters need a base, where one is optional; None if they do not."""
+        return None
+
     def scores(self, x: Inputs, s: Settings) -> list[Tensor]:
         """Non-negative scores to select by, one tensor per selection; [] for no selection."""
         return []

@@ -43,8 +43,9 @@ def solve_diagonal(
     whole = total(scaled)
     known = whole > 0
     safe = torch.where(known, whole, torch.ones_like(whole))
-    parts = total([model * c for model, c in zip(models, scaled, strict=True)])
-    return torch.where(known, parts / safe, combination(models, shares))
+    # shares first: products with information near float32's least would round to nothing
+    parts = total([model * (c / safe) for model, c in zip(models, scaled, strict=True)])
+    return torch.where(known, parts, combination(models, shares))
 
 
 def solve_gram(

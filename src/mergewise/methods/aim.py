@@ -54,7 +54,12 @@ parameters: {omega: 0.4}
 """
 
     def needs(self, p: Settings) -> tuple[Need, ...]:
-        return (Need("input_moments", "sum_abs", "tokens", "column", of="base", vectors=True),)
+        return (
+            Need(
+                "input_moments", "sum_abs", "tokens", "column", of="base", vectors=True,
+                otherwise="the merged values",
+            ),
+        )  # fmt: skip
 
     def scores(self, x: Inputs, s: Settings) -> list[Tensor]:
         return [x.evidence[0][0]] if x.evidence else []
@@ -75,7 +80,7 @@ parameters: {omega: 0.4}
         if not x.evidence:
             return merged * 1.0
         strength = x.evidence[0][0]
-        share = torch.ones_like(strength) if s.alone else strength / s.peak
+        share = (strength > 0) * 1.0 if s.alone else strength / s.peak
         back = share * s.relaxed
         change = merged - x.base
         # from the nearer end, so that all and nothing are exact

@@ -56,7 +56,8 @@ parameters: {alpha: 0.5}
     def needs(self, p: Settings) -> tuple[Need, ...]:
         if p.importance == "none":
             return ()
-        return (Need("fisher", "squares", "examples", "element", of="base"),)
+        plain = "linear interpolation"
+        return (Need("fisher", "squares", "examples", "element", of="base", otherwise=plain),)
 
     def pooled(self, p: Settings) -> bool:
         return bool(p.normalize) and p.importance == "fisher"
@@ -82,4 +83,5 @@ parameters: {alpha: 0.5}
         whole = hold + s.new
         known = whole > 0
         safe = torch.where(known, whole, torch.ones_like(whole))
-        return torch.where(known, (x.base * hold + new * s.new) / safe, plain)
+        kept = hold / safe
+        return torch.where(known, x.base * kept + new * (1.0 - kept), plain)

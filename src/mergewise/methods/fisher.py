@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from mergewise._lazy import torch
@@ -14,6 +15,8 @@ from mergewise.methods._weights import combination, shares
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+_NEED = Need("fisher", "squares", "examples", "element", otherwise="the weighted mean")
 
 
 class Fisher(Method):
@@ -60,8 +63,8 @@ models:
 
     def needs(self, p: Settings) -> tuple[Need, ...]:
         if p.information == "fisher_nodes":
-            return (Need("fisher_nodes", "squares", "examples", "spread"),)
-        return (Need("fisher", "squares", "examples", "element"),)
+            return (replace(_NEED, statistic="fisher_nodes", per="spread"),)
+        return (_NEED,)
 
     def pooled(self, p: Settings) -> bool:
         return bool(p.normalize)

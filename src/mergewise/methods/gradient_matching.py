@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from mergewise._lazy import torch
@@ -53,8 +54,8 @@ parameters: {weight: 0.5}
 """
 
     def needs(self, p: Settings) -> tuple[Need, ...]:
-        own = Need("fisher", "squares", "examples", "element")
-        base = Need("fisher", "squares", "examples", "element", of="base")
+        own = Need("fisher", "squares", "examples", "element", otherwise="task arithmetic")
+        base = replace(own, of="base")
         return (own, base) if p.base_scale > 0 else (own,)
 
     def coefficients(self, totals: Mapping[str, float], p: Settings, n: int) -> dict[str, Any]:

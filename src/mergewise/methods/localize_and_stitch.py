@@ -58,7 +58,8 @@ parameters: {density: 0.1}
 """
 
     def needs(self, p: Settings) -> tuple[Need, ...]:
-        return (Need("mask", "mask", "examples", "element"),) if p.localize == "mask" else ()
+        trained = Need("mask", "mask", "examples", "element", otherwise="the base's values")
+        return (trained,) if p.localize == "mask" else ()
 
     def scores(self, x: Inputs, s: Settings) -> list[Tensor]:
         return [] if s.localize == "mask" else [delta.abs() for delta in x.deltas]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from mergewise._lazy import torch
@@ -20,11 +21,12 @@ from mergewise.methods._weights import combination, shares
 if TYPE_CHECKING:
     from torch import Tensor
 
-_INPUTS = Need("input_gram", "gram", "tokens", "matrix")
-_OUTPUTS = Need("output_gradient_gram", "gram", "tokens", "output_matrix")
+_MEAN = "the weighted mean"
+_INPUTS = Need("input_gram", "gram", "tokens", "matrix", otherwise=_MEAN)
+_OUTPUTS = replace(_INPUTS, statistic="output_gradient_gram", per="output_matrix")
 _NEEDS: Mapping[str, tuple[Need, ...]] = {
     "identity": (),
-    "diagonal": (Need("fisher", "squares", "examples", "element"),),
+    "diagonal": (Need("fisher", "squares", "examples", "element", otherwise=_MEAN),),
     "gram": (_INPUTS,),
     "kfac": (_INPUTS, _OUTPUTS),
 }
@@ -70,9 +72,9 @@ class Mats(Method):
         ),
         "init": Param(
             str,
-            "task_arithmetic",
-            "where to begin: the base plus `init_scale` of the task vectors (without a base: at "
-            "the mean), or the mean",
+            None,
+            "where to begin: the base plus `init_scale` of the task vectors (the default with a "
+            "base), or the mean (without one)",
             choices=("task_arithmetic", "mean"),
             native=True,
         ),
@@ -94,6 +96,10 @@ parameters: {metric: kfac}
 
     def problem(self, p: Settings, experts: int) -> str | None:
         return None if sum(p.weight) > 0 else "the weights are all 0"
+
+    def baseless(self, p: Settings) -> str | None:
+        asked = p.init == "task_arithmetic" and p.metric in ("gram", "kfac")
+        return "init: task_arithmetic begins at the base" if asked else None
 
     def coefficients(self, totals: Mapping[str, float], p: Settings, n: int) -> dict[str, Any]:
         return {"share": shares(p.weight)}

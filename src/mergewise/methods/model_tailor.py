@@ -67,7 +67,8 @@ models:
     solving = 6
 
     def needs(self, p: Settings) -> tuple[Need, ...]:
-        return (Need("input_gram", "gram", "tokens", "matrix"),)
+        others = "the base's values" if p.others == "base" else "the task vectors' weighted sum"
+        return (Need("input_gram", "gram", "tokens", "matrix", otherwise=others),)
 
     def combine(self, x: Inputs, s: Settings) -> Tensor:
         assert x.base is not None

@@ -16,9 +16,10 @@ from mergewise.methods._weights import total
 if TYPE_CHECKING:
     from torch import Tensor
 
+_MEAN = "the base and the mean task vector"
 _NEEDS = {
-    "adam": Need("adam", "second_moment", "optimizers", "element"),
-    "fisher": Need("fisher", "squares", "examples", "element"),
+    "adam": Need("adam", "second_moment", "optimizers", "element", otherwise=_MEAN),
+    "fisher": Need("fisher", "squares", "examples", "element", otherwise=_MEAN),
 }
 _CURVES = {0.5: "root", 1.0: "plain"}
 
@@ -130,8 +131,8 @@ parameters: {density: 0.4}
         ]
         whole = total(weights)
         known = whole > 0
-        moved = total([delta * w for delta, w in zip(x.deltas, weights, strict=True)])
-        moved = moved / torch.where(known, whole, torch.ones_like(whole))
+        safe = torch.where(known, whole, torch.ones_like(whole))
+        moved = total([delta * (w / safe) for delta, w in zip(x.deltas, weights, strict=True)])
         rest = torch.zeros_like(mean) if s.fallback == "base" else mean
         return x.base + torch.where(known, moved, rest)
 

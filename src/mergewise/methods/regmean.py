@@ -50,7 +50,7 @@ models:
 """
 
     def needs(self, p: Settings) -> tuple[Need, ...]:
-        return (Need("input_gram", "gram", "tokens", "matrix"),)
+        return (Need("input_gram", "gram", "tokens", "matrix", otherwise="the weighted mean"),)
 
     def problem(self, p: Settings, experts: int) -> str | None:
         return None if sum(p.weight) > 0 else "the weights are all 0"

@@ -50,11 +50,13 @@ class Described:
         turned: the tensor is stored [inputs, outputs].
         lacking: where only some experts have it, the numbers of the others; the base counts
             as -1.
+        grouped: it is a convolution of several groups, and the evidence is over all of them.
     """
 
     statistics: Statistics = ()
     turned: bool = False
     lacking: tuple[int, ...] = ()
+    grouped: bool = False
 
 
 def open_evidence(text: str, recipe: Recipe) -> Evidence:
@@ -120,7 +122,8 @@ def find_statistics(
                 return Described(lacking=(-1,) if found else ())
             return Described(lacking=absent if known else ())
         if any(left_out(need, shape, statistic.ref.shape) for _, statistic in known):
-            return Described()
+            grouped = any(_of_groups(need, shape, statistic.ref.shape) for _, statistic in known)
+            return Described(grouped=grouped)
         for (evidence, statistic), own in zip(known, models, strict=True):
             told = own.tensor in evidence.record.turned
             turned = turned or is_turned(need, shape, statistic.ref.shape, told)

@@ -104,10 +104,11 @@ class Fates:
                 "models?"
             )
             return
+        otherwise = next((f" ({need.otherwise})" for need in self._needs if need.otherwise), "")
         for model, lacks in self._lacking.items():
             self.warnings.append(
                 f"the evidence of {model} does not describe {_count(lacks)} that other models' "
-                f"does: {_some(lacks)}; {self.method.name} merges them as if none did"
+                f"does: {_some(lacks)}; {self.method.name} merges them as if none did{otherwise}"
             )
         self.warnings += odd_evidence(self.method.name, list(self._needs), given)
 
@@ -214,6 +215,11 @@ class Fates:
         base_input = next(
             (f for s, f in zip(slot.slice_.sources, found, strict=True) if s is base and f), None
         )
+        lack = None if base_input else self.method.baseless(Settings(values))
+        if lack:
+            text = f"{self.method.name}: {lack}, and there is none (tensor {slot.name})"
+            self._problem(slot.name, lack, f"{text}; give base_model")
+            return None
         inputs = tuple(item for i, item in enumerate(found) if item and i in experts)
         in_dtype = CODES[self.stage.dtype] if self.stage.dtype else None
         planned = TensorPlan(meta, "merge", base_input, inputs, values, origins, in_dtype)
@@ -253,7 +259,9 @@ class Fates:
             if item is not None:
                 self._lacking.setdefault(item.view.label, []).append(planned.meta.name)
         otherwise = "" if found.statistics else next((n.otherwise for n in needs), "")
-        reason = f"no evidence describes it: {otherwise}" if otherwise else ""
+        why = "only some models' evidence" if found.lacking else "no evidence"
+        why = "no evidence for each of its groups" if found.grouped else f"{why} describes it"
+        reason = f"{why}: {otherwise}" if otherwise else ""
         return replace(planned, statistics=found.statistics, turned=found.turned, reason=reason)
 
     def _own(self, item: Input, source: Source, needs: Sequence[Need]) -> Own | None:

@@ -83,13 +83,18 @@ def heat_panel(
     format: str = ".3f",
     shades: Sequence[Sequence[Cell]] | None = None,
     centre: float | None = None,
+    scale: Scale | None = None,
 ) -> Panel:
-    """The coloured cells with the columns' names above; see `chart.heat_map`."""
+    """The coloured cells with the columns' names above; see `chart.heat_map`.
+
+    Args:
+        scale: of the colours; by default the one that just holds the shades.
+    """
     shades = values if shades is None else shades
     for matrix in (values, shades):
         if len(matrix) != len(rows) or any(len(row) != len(columns) for row in matrix):
             raise ValueError(f"values for {len(rows)} rows and {len(columns)} columns expected")
-    scale = Scale.of((value for row in shades for value in row), centre)
+    scale = scale or Scale.of((value for row in shades for value in row), centre)
     texts = [[_written(value, format) for value in row] for row in values]
     cell = max([52.0, *(text_width(text) + 14 for row in texts for text in row)])
     head, overhang, top = _column_names(columns, cell)

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from rich.text import Text
-
 from mergewise.errors import GuideError
-from mergewise.report._heat import heat_panel, name_panel
+from mergewise.report._heat import Scale, heat_panel, name_panel
 from mergewise.report._svg import SIZE, Panel, below, beside, document, label, shorten
-from mergewise.report.options import option_dict
-from mergewise.report.tables import facts, indented, table, text
-from mergewise.report.text import show_value
+from mergewise.report.options import explained, option_dict
+from mergewise.report.tables import table
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -21,6 +18,10 @@ if TYPE_CHECKING:
     from mergewise.guides import Guide, Guided, Map
 
 _TITLE = 26.0
+_BOLD = 1.1
+"""How much wider bold letters are."""
+_LEAST = 220.0
+"""Width of a map, for its title."""
 _VERIFIED = {
     "code": "against the authors' code",
     "paper": "against the paper's formulas",
@@ -42,15 +43,8 @@ def guide_page(guide: Guide) -> list[RenderableType]:
     ]  # fmt: skip
     if guide.variant:
         rows.append(("variant", guide.variant))
-    page: list[RenderableType] = [text(f"{guide.name}: {guide.summary}", "bold")]
-    formula = Text("\n").join(text(line) for line in guide.describe().splitlines())
-    page += [indented(formula), indented(facts(rows))]
-    headers = ["setting", "type", "default", "allowed", "meaning"]
-    settings = [
-        [n, p.kind.__name__, "required" if p.required else show_value(p.default), p.range, p.help]
-        for n, p in guide.params.items()
-    ]
-    return [*page, text("Settings", "bold"), indented(table(headers, settings))]
+    title = f"{guide.name}: {guide.summary}"
+    return explained(title, guide.describe(), rows, guide.params)
 
 
 def guide_dict(guide: Guide) -> dict[str, Any]:
@@ -61,7 +55,12 @@ def guide_dict(guide: Guide) -> dict[str, Any]:
         "summary": guide.summary,
         "formula": guide.describe(),
         "data": guide.data,
-        "needs": {"experts": list(needed.experts), "base": list(needed.base)},
+        "needs": {
+            "experts": list(needed.experts),
+            "base": list(needed.base),
+            "data": needed.data,
+            "tasks": needed.tasks,
+        },
         "source": guide.source,
         "variant": guide.variant,
         "verified": guide.verified,
@@ -115,24 +114,32 @@ def picture(guided: Guided, title: str) -> str:
         raise GuideError("this guide finds one number a model, so there is no map of layers")
     kinds = list(dict.fromkeys(one.what for one in guided.maps))
     rows = [_row([one for one in guided.maps if one.what == what], what) for what in kinds]
-    notes = [f"{' and '.join(kinds)} by layer and component; – where nothing is guided"]
+    notes = [f"{', '.join(kinds)} by layer and component; – where nothing is guided"]
     return document(title, below(rows), notes)
 
 
 def _row(maps: Sequence[Map], what: str) -> Panel:
     layers = list(dict.fromkeys(layer for one in maps for layer in one.values))
     numbers = [v for one in maps for row in one.values.values() for v in row.values()]
-    shown = ".2f" if numbers and max(map(abs, numbers)) <= 2 and what != "change" else ".3g"
-    panels = [_panel(one, f"{what}: {one.expert}", layers, shown) for one in maps]
+    scale = Scale.of(numbers)
+    panels = [_panel(one, what, layers, _format(numbers), scale) for one in maps]
     return beside([name_panel(layers), *panels])
 
 
-def _panel(one: Map, title: str, layers: Sequence[str], shown: str) -> Panel:
+def _format(numbers: Sequence[float]) -> str:
+    """Two decimals, where they show every number."""
+    sizes = [abs(number) for number in numbers if number]
+    return ".2f" if not sizes or (max(sizes) <= 2 and min(sizes) >= 0.005) else ".3g"
+
+
+def _panel(one: Map, what: str, layers: Sequence[str], shown: str, scale: Scale) -> Panel:
+    title = f"{what}: {one.expert}"
     rows = [one.values.get(layer, {}) for layer in layers]
     columns = list(dict.fromkeys(name for row in rows for name in row))
     cells = heat_panel(
-        layers, columns, [[row.get(name) for name in columns] for row in rows], shown
+        layers, columns, [[row.get(name) for name in columns] for row in rows], shown, scale=scale
     )
-    name = label(0, SIZE, shorten(title, cells.width), bold=True, full=title)
+    width = max(cells.width, _LEAST)
+    name = label(0, SIZE, shorten(title, width / _BOLD), bold=True, full=title)
     moved = cells.at(0, _TITLE)
-    return Panel(cells.width, cells.height + _TITLE, (name, *moved), cells.top + _TITLE)
+    return Panel(width, cells.height + _TITLE, (name, *moved), cells.top + _TITLE)

@@ -98,6 +98,13 @@ def _needs(method: Method) -> str:
         "ignored": f"{_models(method)} model{plural}; a base model counts as one of them",
     }
     seed = "; random, repeatable by `seed`" if method.random else ""
-    statistics = ", ".join(need.statistic for need in method.needs_at_defaults())
-    evidence = f"; of each, evidence with {statistics}" if statistics else ""
-    return besides[method.base] + evidence + seed
+    return besides[method.base] + _evidence(method) + seed
+
+
+def _evidence(method: Method) -> str:
+    whose = {"experts": "of each", "base": "of the base"}
+    parts = []
+    for of, words in whose.items():
+        names = [need.statistic for need in method.needs_at_defaults() if need.of == of]
+        parts += [f"; {words}, evidence with {', '.join(names)}"] if names else []
+    return "".join(parts)

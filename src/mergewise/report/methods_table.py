@@ -34,7 +34,11 @@ def methods_table() -> str:
 
 def _row(method: Method) -> str:
     names = ", ".join(f"`{name}`" for name in method.params) or "none"
-    evidence = ", ".join(f"`{need.statistic}`" for need in method.needs_at_defaults()) or "none"
+    needed = [
+        f"`{need.statistic}`" + " of the base" * (need.of == "base")
+        for need in method.needs_at_defaults()
+    ]
+    evidence = ", ".join(needed) or "none"
     cells = (f"`{method.name}`", method.summary, method.base, evidence, names, method.source)
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from rich.text import Text
-
-from mergewise.report.options import option_dict
-from mergewise.report.tables import facts, indented, table, text
-from mergewise.report.text import show_value
+from mergewise.report.options import explained, option_dict
+from mergewise.report.tables import table
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -30,15 +27,8 @@ def transform_page(transform: Transform) -> list[RenderableType]:
     rows.append(("source", transform.source))
     if transform.variant:
         rows.append(("variant", transform.variant))
-    page: list[RenderableType] = [text(f"{transform.name}: {transform.summary}", "bold")]
-    formula = Text("\n").join(text(line) for line in transform.describe().splitlines())
-    page += [indented(formula), indented(facts(rows))]
-    headers = ["setting", "type", "default", "allowed", "meaning"]
-    settings = [
-        [n, p.kind.__name__, "required" if p.required else show_value(p.default), p.range, p.help]
-        for n, p in transform.params.items()
-    ]
-    return [*page, text("Settings", "bold"), indented(table(headers, settings))]
+    title = f"{transform.name}: {transform.summary}"
+    return explained(title, transform.describe(), rows, transform.params)
 
 
 def transform_dict(transform: Transform) -> dict[str, Any]:

@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mergewise._settings import checked
 from mergewise.checkpoint import Checkpoint, open_checkpoint
 from mergewise.errors import IncompatibleModelsError, TransformError
 from mergewise.evidence import Data
 from mergewise.evidence.statistics._inputs import Reading, as_data, survey
-from mergewise.methods import REQUIRED, Settings
-from mergewise.recipe import suggest
+from mergewise.methods import Settings
 from mergewise.transforms._base import Ask, Opening, Progress, Transform
 from mergewise.transforms._write import Output, Transformed
 
@@ -65,13 +65,13 @@ def transform(
     from mergewise.transforms import get_transform
 
     chosen = get_transform(name)
-    checked = settings_of(chosen, settings)
+    ours = settings_of(chosen, settings)
     source = open_checkpoint(checkpoint)
     others = _models(chosen, source, models)
-    if problem := chosen.problem(checked, source):
+    if problem := chosen.problem(ours, source):
         raise TransformError(f"{name}: {source.path}: {problem}")
     ask = Ask(
-        settings=checked,
+        settings=ours,
         checkpoint=source,
         models=others,
         weights=_weights(chosen, others, weights),
@@ -91,23 +91,7 @@ def settings_of(transform: Transform, given: Mapping[str, Any]) -> Settings:
     Raises:
         TransformError: for an unknown one, or a value that is not allowed.
     """
-    for name in given:
-        if name not in transform.params:
-            hint = suggest(name, transform.params) or _listed(transform.params)
-            raise TransformError(f"{transform.name} has no setting {name!r}{hint}")
-    values = {}
-    for name, param in transform.params.items():
-        value = given.get(name, param.default)
-        if value is REQUIRED:
-            raise TransformError(f"{transform.name}: the setting {name} is required: {param.help}")
-        if name in given and (problem := param.problem(value)):
-            raise TransformError(f"{transform.name}: {name}: {problem}")
-        values[name] = param.convert(value)
-    return Settings(values)
-
-
-def _listed(names: Mapping[str, Any]) -> str:
-    return f"; its settings: {', '.join(names)}" if names else "; it has none"
+    return Settings(checked(transform, given, TransformError))
 
 
 def _models(transform: Transform, source: Checkpoint, given: Models) -> dict[str, Checkpoint]:

@@ -264,6 +264,13 @@ def test_files_that_are_no_adam(tmp_path, content, message):
         read(tmp_path)
 
 
+def test_a_text_is_not_called_a_pickle(tmp_path):
+    tiny_llama().save_pretrained(tmp_path)
+    (tmp_path / "prose.txt").write_text("Call me Ishmael.")
+    with pytest.raises(EvidenceError, match=r"prose\.txt: no optimizer's state"):
+        read(tmp_path, "prose.txt")
+
+
 def test_broken_files(tmp_path):
     tiny_llama().save_pretrained(tmp_path)
     (tmp_path / "broken.pt").write_bytes(b"PK\x03\x04 nothing")

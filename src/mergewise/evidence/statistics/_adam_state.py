@@ -73,6 +73,13 @@ def read_state(path: Path, allow_pickle: bool) -> OptimizerState:
 def _check_pickle(path: Path, allowed: bool) -> None:
     if not path.is_file():
         raise EvidenceError(f"{path}: no such file; expected an optimizer's state")
+    with path.open("rb") as file:
+        start = file.read(2)
+    if start != b"PK" and start[:1] != b"\x80":
+        raise EvidenceError(
+            f"{path}: no optimizer's state; a trainer's optimizer.pt, or safetensors with keys "
+            f"{MOMENT}.NAME, expected"
+        )
     if not allowed:
         raise EvidenceError(
             f"{path}: a pickle, which is not read unasked, since a hostile one may run code; if "

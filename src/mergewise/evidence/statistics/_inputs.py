@@ -100,14 +100,22 @@ def survey(data: Data, role: Role | None, reading: Reading, tokenizer: bool) -> 
     Raises:
         DataError: if it is empty, unreadable, or lacks a text or an image.
     """
-    first = next(iter(data), None)
-    if first is None:
+    named = isinstance(data.source, str | Path) and str(data.source).startswith(DATASETS)
+    count, blank = 0, True
+    for record in data:
+        text = None
+        if not is_tensors(record):
+            text = _look(record, count, data, role, reading, tokenizer)
+        blank = blank and text is not None and not text.strip()
+        count += 1
+        if named:
+            return None
+    if not count:
         raise DataError(f"{data.name}: no records{_share(data)}; check the file and --rows")
-    if not is_tensors(first):
-        _look(first, data, role, reading, tokenizer)
-    if isinstance(data.source, str | Path) and str(data.source).startswith(DATASETS):
-        return None
-    return sum(1 for _ in data)
+    if blank and data.share == (0, 1):
+        many = "its text is" if count == 1 else f"all {count} texts are"
+        raise DataError(f"{data.name}: {many} empty; check the field, or give a template")
+    return count
 
 
 def _share(data: Data) -> str:
@@ -115,18 +123,26 @@ def _share(data: Data) -> str:
     return "" if n == 1 else f" in share {k + 1} of {n}"
 
 
-def _look(record: Record, data: Data, role: Role | None, reading: Reading, tokenizer: bool) -> None:
-    if role == "image_classifier" or "image" in record:
-        return
+def _look(
+    record: Record, row: int, data: Data, role: Role | None, reading: Reading, tokenizer: bool
+) -> str | None:
+    """The record's text; None for an image, or a chat."""
+    if "image" in record:
+        return None
+    if role == "image_classifier":
+        raise DataError(
+            f"{data.name}: row {row + 1} has no field `image`, but {', '.join(map(str, record))}; "
+            "the model classifies images"
+        )
     if not tokenizer:
         raise EvidenceError(
             f"{data.name} has texts, but the model has no tokenizer: no tokenizer.json in its "
             "folder; copy the tokenizer there, or give token ids (Python: dicts of tensors)"
         )
     if reading.template is None and isinstance(record.get("messages"), list):
-        return
+        return None
     try:
-        text_of(record, 0, reading.template)
+        return text_of(record, row, reading.template)
     except DataError as error:
         raise DataError(f"{data.name}: {error}") from None
 
