@@ -163,6 +163,32 @@ def test_experts_of_one_base(base: Path, tmp_path: Path) -> None:
     assert_near(results[0], {n: t.double() for n, t in results[1].items()})
 
 
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_beside_models_that_are_not_of_the_base(
+    order: tuple[int, int], base: Path, tmp_path: Path
+) -> None:
+    """Blocks of several inputs live at once, each in memory of its own."""
+    state = load(base)
+    adapters = [lora(tmp_path / str(i), state, [Q, DOWN], seed=i) for i in range(2)]
+    strange = random_state(llama_shapes(), 7, torch.float32)
+    other = save(tmp_path / "other", strange, llama_config(llama_shapes()))
+    adapted = [f"{base}+{adapter}" for adapter in adapters]
+    names = [[str(other), *adapted], [*adapted, str(other)]][order[0]]
+    weights = [[2, 3, 5], [3, 5, 2]][order[0]]
+    document = {
+        "merge_method": "linear",
+        "models": [
+            {"model": name, "parameters": {"weight": w}}
+            for name, w in zip(names, weights, strict=True)
+        ],
+        "parameters": {"normalize": False},
+    }
+    mergewise.merge(document, tmp_path / "out", device="cpu", workers=2)
+    one, two = (dense(state, adapter) for adapter in adapters)
+    wanted = {n: 2 * t.double() + 3 * one[n] + 5 * two[n] for n, t in strange.items()}
+    assert_near(load(tmp_path / "out"), wanted)
+
+
 def test_the_sum_is_rounded_once(tmp_path: Path) -> None:
     """A change smaller than the base's own precision survives where the output has room."""
     state = {"a.weight": torch.ones(2, 2, dtype=torch.bfloat16)}

@@ -104,10 +104,11 @@ class ChangedSource:
     """
 
     def __init__(self, model: str, ref: ChangedRef, reader: FileReader, level: int) -> None:
-        self._base = FileSource(model, ref.stored, reader, level)
+        # buffers of its own: those of `level` may hold blocks of other inputs
+        self._level = -1 - level
+        self._base = FileSource(model, ref.stored, reader, self._level)
         self._ref = ref
         self._reader = reader
-        self._level = level
         self._values: ChangeValues | None = None
         self.model = model
         self.name = ref.name
@@ -131,7 +132,7 @@ class ChangedSource:
         if self._values is None:
             raise RuntimeError(f"{self.name} of {self.model} is read before it is prepared")
         base = self._shared(start, size)
-        raw = _buffer((-1 - self._level, slot), size * self.dtype.itemsize)
+        raw = _buffer((self._level, slot), size * self.dtype.itemsize)
         return self._values.apply(base, start, torch.frombuffer(raw, dtype=self.dtype))
 
     def _shared(self, start: int, size: int) -> Tensor:
@@ -141,19 +142,19 @@ class ChangedSource:
         last: dict[int, tuple[object, Tensor]] = _buffers.__dict__.setdefault("bases", {})
         known = last.get(self._level)
         if known is None or known[0] != key:
-            raw = _buffer((-1 - self._level, -1), size * self.dtype.itemsize)
+            raw = _buffer((self._level, -1), size * self.dtype.itemsize)
             block = torch.frombuffer(raw, dtype=self.dtype)
             last.pop(self._level, None)
-            block.copy_(self._base.read(start, size, 0))
+            block.copy_(self._base.read(start, size, -2))
             last[self._level] = known = (key, block)
         return known[1]
 
     def _squares(self, values: ChangeValues, where: Range) -> tuple[int, Tensor]:
-        return values.squares(self._base.read(*where, 0), where[0])
+        return values.squares(self._base.read(*where, -2), where[0])
 
     def _whole(self, part: TensorRef) -> Tensor:
-        source = FileSource(self.model, part, self._reader, 0)
-        return source.read(0, part.numel, 0).clone().reshape(part.shape)
+        source = FileSource(self.model, part, self._reader, self._level)
+        return source.read(0, part.numel, -2).clone().reshape(part.shape)
 
 
 def file_source(model: str, ref: TensorRef, reader: FileReader, level: int) -> Source:
