@@ -139,10 +139,15 @@ def test_pickles_are_refused_with_a_hint(tmp_path, name):
             open_checkpoint(path)
 
 
+def test_an_adapter_alone_is_no_model(tmp_path):
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=r"an adapter .* BASE\+ADAPTER"):
+        open_checkpoint(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("adapter_config.json", "an adapter"),
         ("model_index.json", "a diffusers pipeline"),
         ("model.Q4_K_M.gguf", "a GGUF file"),
         ("quantize_config.json", "GPTQ"),

@@ -1,6 +1,11 @@
 """Checkpoints on disk: open, read by range, lay out, write; nothing here imports torch."""
 
+from mergewise.checkpoint._adapt import adapt, open_reference, split_reference
+from mergewise.checkpoint._adapter import PREFIX, Adapter, is_adapter, open_adapter
+from mergewise.checkpoint._adapter_config import AdapterConfig
 from mergewise.checkpoint._card import CardInput, model_card
+from mergewise.checkpoint._change import Change, ChangedRef, LowRank, Scaled, Shifted
+from mergewise.checkpoint._change_values import ChangeValues, changed_whole
 from mergewise.checkpoint._depth import layer_count, with_layers
 from mergewise.checkpoint._dtypes import BITS, CODES, TORCH_NAMES, byte_count
 from mergewise.checkpoint._files import FileStamp, read_small
@@ -31,6 +36,7 @@ from mergewise.checkpoint._output import (
 from mergewise.checkpoint._provenance import fingerprint, provenance, sha256_file, versions
 from mergewise.checkpoint._read import FileReader
 from mergewise.checkpoint._safetensors import Header, TensorInfo, read_header
+from mergewise.checkpoint._turned import stored_turned
 from mergewise.checkpoint._write import (
     ShardLayout,
     cannot_write,
@@ -46,21 +52,32 @@ __all__ = [
     "BITS",
     "CODES",
     "MAX_COPIED",
+    "PREFIX",
     "TORCH_NAMES",
+    "Adapter",
+    "AdapterConfig",
     "CardInput",
+    "Change",
+    "ChangeValues",
+    "ChangedRef",
     "Checkpoint",
     "Copied",
     "FileReader",
     "FileStamp",
     "Header",
     "LayerGroup",
+    "LowRank",
+    "Scaled",
     "ShardLayout",
+    "Shifted",
     "Summary",
     "TensorInfo",
     "TensorRef",
     "TensorSummary",
+    "adapt",
     "byte_count",
     "cannot_write",
+    "changed_whole",
     "copied_files",
     "copy_tokenizer",
     "create_shard",
@@ -70,6 +87,7 @@ __all__ = [
     "head_and_embedding",
     "index_json",
     "inspect_checkpoint",
+    "is_adapter",
     "is_embedding_like",
     "is_post_layer",
     "is_pre_layer",
@@ -80,14 +98,18 @@ __all__ = [
     "make_folder",
     "merged_licence",
     "model_card",
+    "open_adapter",
     "open_checkpoint",
+    "open_reference",
     "plan_shards",
     "provenance",
     "read_header",
     "read_small",
     "renumber",
     "sha256_file",
+    "split_reference",
     "stated_licence",
+    "stored_turned",
     "tied_head",
     "versions",
     "with_layers",

@@ -58,6 +58,7 @@ class Checkpoint:
         index: the content of the index file, if the checkpoint has one and it was used.
         warnings: what is odd, but no reason to refuse.
         stamps: each file's state when its header was read.
+        adapter: the folder of an adapter that is on top; see `open_reference`.
     """
 
     path: Path
@@ -68,6 +69,7 @@ class Checkpoint:
     index: dict[str, Any] | None
     warnings: tuple[str, ...]
     stamps: Mapping[Path, FileStamp]
+    adapter: Path | None = None
 
     @cached_property
     def total_parameters(self) -> int:

@@ -6,7 +6,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from mergewise.checkpoint._folder import Checkpoint, open_checkpoint
+from mergewise.checkpoint._adapt import open_reference
+from mergewise.checkpoint._folder import Checkpoint
 from mergewise.checkpoint._layers import find_layers, tied_head
 
 
@@ -62,12 +63,12 @@ class Summary:
 
 
 def inspect_checkpoint(path: Path | str | Checkpoint) -> Summary:
-    """Summarise a checkpoint; no tensor data is read.
+    """Summarise a checkpoint, or a BASE+ADAPTER; no tensor data is read.
 
     Raises:
-        CheckpointError, NotBuiltYetError: as `open_checkpoint`.
+        CheckpointError, NotBuiltYetError: as `open_reference`.
     """
-    checkpoint = path if isinstance(path, Checkpoint) else open_checkpoint(path)
+    checkpoint = path if isinstance(path, Checkpoint) else open_reference(path)
     dtypes: dict[str, int] = {}
     for ref in checkpoint.tensors.values():
         dtypes[ref.dtype] = dtypes.get(ref.dtype, 0) + ref.numel

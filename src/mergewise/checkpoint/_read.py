@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
+from mergewise.checkpoint._change import ChangedRef
 from mergewise.checkpoint._files import FileStamp, open_regular, stamp, where
 from mergewise.checkpoint._folder import TensorRef
 from mergewise.errors import CheckpointError
@@ -52,6 +53,12 @@ class FileReader:
             CheckpointError: if the file ends early, changed, or cannot be read.
             ValueError: if the range is not within the tensor.
         """
+        if isinstance(ref, ChangedRef):
+            raise CheckpointError(
+                f"{ref.name}: an adapter changes this tensor, so it is computed and cannot be read "
+                "as it lies in the file; what was asked for works on plain checkpoints only: merge "
+                "the adapter into its base first (a recipe with `BASE+ADAPTER` as its only model)"
+            )
         view = buffer.cast("B")
         if start < 0 or start + view.nbytes > ref.nbytes:
             raise ValueError(

@@ -16,6 +16,12 @@ _QUANTISERS = {"quantize_config.json": "GPTQ", "quant_config.json": "AWQ"}
 
 def refuse_missing(text: str) -> NoReturn:
     """Raise for a path that does not exist: perhaps a name on the Hub, perhaps a mistake."""
+    base, plus, adapter = text.partition("+")
+    if plus and Path(base).exists() and Path(adapter).exists():
+        raise CheckpointError(
+            f"{where(text)}: a base with an adapter is not read here, but in recipes, by inspect "
+            "and by evaluate; merge the adapter into its base first"
+        )
     if _HUB_NAME.fullmatch(text) and not Path(text).parent.exists():
         raise NotBuiltYetError(
             f"{where(text)}: no such folder here, and downloading from the Hub is not built yet; "
@@ -31,11 +37,14 @@ def refuse_other_formats(path: Path, names: list[str]) -> None:
     """Raise if `names`, the files at `path`, are of a format that is known and not read.
 
     Raises:
-        NotBuiltYetError: adapters, diffusers pipelines, GGUF.
-        CheckpointError: pickles.
+        NotBuiltYetError: diffusers pipelines, GGUF.
+        CheckpointError: pickles, adapters without a base.
     """
     if "adapter_config.json" in names:
-        _not_yet(path, "an adapter (adapter_config.json)", "merge it into its base first")
+        raise CheckpointError(
+            f"{where(path)}: an adapter (adapter_config.json), not a model; name it with its base, "
+            "as in BASE+ADAPTER"
+        )
     if "model_index.json" in names:
         _not_yet(path, "a diffusers pipeline (model_index.json)", "give one of its sub-folders")
     for name in names:

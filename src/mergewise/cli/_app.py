@@ -29,6 +29,7 @@ _COMMANDS = (
     "guides",
     "transform",
     "transforms",
+    "lora",
     "demo",
     "completion",
 )

@@ -13,7 +13,7 @@ from mergewise.cli._output import Output
 @click.option("--tensors", is_flag=True, help="Every tensor on its own row.")
 @json_option
 def command(out: Output, checkpoint: str, tensors: bool, as_json: bool) -> None:
-    """Show a checkpoint: architecture, tensors, shapes.
+    """Show a model or BASE+ADAPTER: tensors, shapes.
 
     Only headers are read, whatever its size.
     """

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from mergewise.checkpoint import BITS
+from mergewise.checkpoint import BITS, ChangedRef
 from mergewise.constants import BLOCK_ELEMENTS, FUSE_FROM_ELEMENTS, PLAIN_BLOCK_ELEMENTS
 from mergewise.engine import _compile
 from mergewise.engine._device import processors
@@ -74,6 +74,14 @@ class _Need:
         ranked = method.ranked(settings)
         # random masks made of ranks, a bit an element, and as many more of the tensor begun next
         self.kept = _OPEN * len(tensor.experts) * self.elements // 8 if ranked else 0
+        self._refs = [item.view.ref(item.meta.name) for item in tensor.inputs]
+        # an adapter's matrices, widened; those of the tensor begun next too
+        self.kept += _OPEN * sum(
+            4 * part.numel
+            for ref in self._refs
+            if isinstance(ref, ChangedRef)
+            for part in ref.change.parts
+        )
         access = method.access(settings)
         block = BLOCK_ELEMENTS if compiled else PLAIN_BLOCK_ELEMENTS
         needs = method.needs(settings)
@@ -116,6 +124,8 @@ class _Need:
         stored = sum(BITS[dtype] for dtype in types) // 8
         if plain:  # widened inputs, and intermediate results of each
             stored += wide * (2 * len(tensor.inputs) + 4)
+        # what an adapter changes is computed in float32, beside the product that is added
+        stored += 2 * wide * sum(isinstance(r, ChangedRef) for r in self._refs)
         # sums as stored, and means
         stored += 8 * sum(len(each) for each in tensor.statistics)
         if ranked:  # scores, ranks and masks

@@ -14,6 +14,7 @@ from typing import Any
 from mergewise.checkpoint import (
     TORCH_NAMES,
     CardInput,
+    Checkpoint,
     ShardLayout,
     copied_files,
     copy_tokenizer,
@@ -181,13 +182,18 @@ def _provenance(
     return (json.dumps(record, indent=2) + "\n").encode()
 
 
+def _name(checkpoint: Checkpoint) -> str:
+    name = checkpoint.folder.resolve().name
+    return f"{name}+{checkpoint.adapter.resolve().name}" if checkpoint.adapter else name
+
+
 def _card(plan: MergePlan, out: Path) -> str:
     method = get_method(plan.output.stage.method)
     base = str(plan.output.stage.base_model)
     inputs = [
         CardInput(
             # every input is a local folder so far, however much its path looks like a Hub name
-            name=checkpoint.folder.resolve().name,
+            name=_name(checkpoint),
             role="base" if label == base else "expert",
             licence=stated_licence(checkpoint.folder),
             fingerprint=fingerprint(checkpoint.files[0])[:16],

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import threading
+from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 from mergewise._lazy import torch
-from mergewise.checkpoint import TORCH_NAMES, FileReader, TensorRef
+from mergewise.checkpoint import TORCH_NAMES, ChangedRef, ChangeValues, FileReader, TensorRef
+from mergewise.constants import PLAIN_BLOCK_ELEMENTS
 from mergewise.engine._kernels import finite
-from mergewise.engine._work import Work
+from mergewise.engine._work import Parallel, Range, Work
 from mergewise.errors import NonFiniteError
 
 if TYPE_CHECKING:
@@ -92,6 +94,74 @@ class FileSource(_Ready):
         buffer = _buffer((self._level, slot), size * item)
         self._reader.read_into(self._ref, start * item, buffer)
         return torch.frombuffer(buffer, dtype=self.dtype)
+
+
+class ChangedSource:
+    """A tensor that an adapter changes, computed block by block as it is read; see `ChangeValues`.
+
+    Blocks come in float32 (float64 for a base of float64), unrounded. The adapter's matrices are
+    held in memory from `prepare` on.
+    """
+
+    def __init__(self, model: str, ref: ChangedRef, reader: FileReader, level: int) -> None:
+        # buffers of its own: those of `level` may hold blocks of other inputs
+        self._level = -1 - level
+        self._base = FileSource(model, ref.stored, reader, self._level)
+        self._ref = ref
+        self._reader = reader
+        self._values: ChangeValues | None = None
+        self.model = model
+        self.name = ref.name
+        self.shape = ref.shape
+        self.dtype = torch.float64 if ref.dtype == "F64" else torch.float32
+
+    def prepare(self) -> Work:
+        if self._values is not None:
+            return
+        values = ChangeValues(self._ref, self._whole)
+        if values.wants_squares and values.rows:
+            step = max(1, PLAIN_BLOCK_ELEMENTS // values.columns)
+            blocks = [
+                (at * values.columns, min(step, values.rows - at) * values.columns)
+                for at in range(0, values.rows, step)
+            ]
+            values.set_norms((yield Parallel(partial(self._squares, values), blocks)))
+        self._values = values
+
+    def read(self, start: int, size: int, slot: int) -> Tensor:
+        if self._values is None:
+            raise RuntimeError(f"{self.name} of {self.model} is read before it is prepared")
+        base = self._shared(start, size)
+        raw = _buffer((self._level, slot), size * self.dtype.itemsize)
+        return self._values.apply(base, start, torch.frombuffer(raw, dtype=self.dtype))
+
+    def _shared(self, start: int, size: int) -> Tensor:
+        """A block of the base, which several adapters of it want one after another."""
+        ref = self._ref
+        key = (self._reader, ref.file, ref.start, ref.dtype, start, size)
+        last: dict[int, tuple[object, Tensor]] = _buffers.__dict__.setdefault("bases", {})
+        known = last.get(self._level)
+        if known is None or known[0] != key:
+            raw = _buffer((self._level, -1), size * self.dtype.itemsize)
+            block = torch.frombuffer(raw, dtype=self.dtype)
+            last.pop(self._level, None)
+            block.copy_(self._base.read(start, size, -2))
+            last[self._level] = known = (key, block)
+        return known[1]
+
+    def _squares(self, values: ChangeValues, where: Range) -> tuple[int, Tensor]:
+        return values.squares(self._base.read(*where, -2), where[0])
+
+    def _whole(self, part: TensorRef) -> Tensor:
+        source = FileSource(self.model, part, self._reader, self._level)
+        return source.read(0, part.numel, -2).clone().reshape(part.shape)
+
+
+def file_source(model: str, ref: TensorRef, reader: FileReader, level: int) -> Source:
+    """A tensor of a checkpoint, as it lies in its file or as an adapter changes it."""
+    if isinstance(ref, ChangedRef):
+        return ChangedSource(model, ref, reader, level)
+    return FileSource(model, ref, reader, level)
 
 
 class CastSource:

@@ -13,7 +13,7 @@ from mergewise.engine._copy import CopyTask
 from mergewise.engine._evidence import MeanSource, spread
 from mergewise.engine._model import whole_model
 from mergewise.engine._schedule import Scheduler
-from mergewise.engine._sources import FileSource, Source, cast
+from mergewise.engine._sources import FileSource, Source, cast, file_source
 from mergewise.engine._task import Options, TensorTask
 from mergewise.engine._work import Parallel, Range, Work
 from mergewise.methods import Access, Method, Settings, get_method
@@ -143,7 +143,7 @@ class Tasks:
         view = item.view
         if view.checkpoint is not None:
             ref = view.checkpoint.tensors[item.meta.name]
-            return FileSource(view.label, ref, self._reader, stage)
+            return file_source(view.label, ref, self._reader, stage)
         assert view.stage is not None
         inner = self.make(view.stage, self._plan.stages[view.stage].tensors[item.meta.name])
         return StageSource(view.label, inner, self._shared[view.stage].get(item.meta.name))

@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from mergewise._lazy import torch
-from mergewise.errors import CheckpointError, MergewiseError, MissingExtraError
+from mergewise.errors import (
+    CheckpointError,
+    MergewiseError,
+    MissingExtraError,
+    NotBuiltYetError,
+)
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from mergewise.checkpoint import Checkpoint
 
 Role = Literal["causal_lm", "body", "text_classifier", "image_classifier"]
 
@@ -65,10 +72,10 @@ def fingerprint_of(path: Path | str) -> str:
     Raises:
         CheckpointError: if it cannot be read.
     """
-    from mergewise.checkpoint import copied_files, open_checkpoint, sha256_file
+    from mergewise.checkpoint import copied_files, open_reference, sha256_file
     from mergewise.evidence._weights import weights_hash
 
-    checkpoint = open_checkpoint(path)
+    checkpoint = open_reference(path)
     folder = checkpoint.folder
     digest = hashlib.sha256()
     for file in checkpoint.files:
@@ -91,7 +98,7 @@ def open_model(
     offload: bool = False,
     trust_remote_code: bool = False,
 ) -> LiveModel:
-    """Load a checkpoint folder through `transformers`.
+    """Load a checkpoint folder, or BASE+ADAPTER, through `transformers`.
 
     Args:
         role: what it is loaded as.
@@ -104,13 +111,19 @@ def open_model(
     Raises:
         CheckpointError: if there is no such checkpoint, or it cannot be loaded in that role.
         MissingExtraError: if `transformers` is not installed.
+        NotBuiltYetError: for a base with an adapter that is to stay on disk.
         MergewiseError: if the device or the dtype does not exist, or memory does not suffice.
     """
     from mergewise._device import pick_device
-    from mergewise.checkpoint import open_checkpoint
+    from mergewise.checkpoint import open_reference
 
     transformers = _transformers()
-    checkpoint = open_checkpoint(path)
+    checkpoint = open_reference(path)
+    if checkpoint.adapter and offload:
+        raise NotBuiltYetError(
+            f"{path}: a base with an adapter is not run from disk yet; leave out --offload, or "
+            "merge the adapter into its base first"
+        )
     where = pick_device(device)
     kind = _dtype(dtype) or usual_dtype(checkpoint.dtype, where)
     folder = checkpoint.folder
@@ -121,7 +134,7 @@ def open_model(
 
             module = open_offloaded(checkpoint, auto, kind, where, trust_remote_code)
         else:
-            module = _load(auto, folder, kind, trust_remote_code).to(where)
+            module = _loaded(auto, checkpoint, kind, trust_remote_code).to(where)
         module.eval()
         tokenizer = _tokenizer(folder, role, trust_remote_code)
         processor = _processor(folder, role)
@@ -183,7 +196,27 @@ def usual_dtype(stored: str | None, device: str) -> str:
     return stored
 
 
-def _load(auto: Any, folder: Path, dtype: str, trust: bool) -> Any:
+def _loaded(auto: Any, checkpoint: Checkpoint, dtype: str, trust: bool) -> Any:
+    if checkpoint.adapter is None:
+        return _load(auto, checkpoint.folder, dtype, trust)
+    from mergewise.evidence._adapted import put_adapter, untied_config
+
+    config = untied_config(checkpoint, trust)
+    own = {} if config is None else {"config": config}
+    module = _load(auto, checkpoint.folder, dtype, trust, set(checkpoint.tensors), **own)
+    put_adapter(module, checkpoint)
+    return module
+
+
+def _load(
+    auto: Any,
+    folder: Path,
+    dtype: str,
+    trust: bool,
+    given: Collection[str] = (),
+    **more: Any,
+) -> Any:
+    """Load a folder; `given` are tensors that it may lack, as they come from elsewhere."""
     try:
         module, info = auto.from_pretrained(
             folder,
@@ -191,11 +224,12 @@ def _load(auto: Any, folder: Path, dtype: str, trust: bool) -> Any:
             local_files_only=True,
             trust_remote_code=trust,
             output_loading_info=True,
+            **more,
         )
     except Exception as error:  # it raises many kinds, of its own and of its helpers
         raise _unloadable(folder, f"cannot be loaded with {auto.__name__}", error) from error
     # random weights would give scores that look like a bad merge
-    missing = sorted(info["missing_keys"])
+    missing = sorted(set(info["missing_keys"]) - set(given if more else ()))
     if auto.__name__ == "AutoModel":
         missing = [name for name in missing if "pooler" not in name]
     if missing:

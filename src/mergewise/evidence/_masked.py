@@ -7,7 +7,14 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from mergewise._lazy import torch
-from mergewise.checkpoint import TORCH_NAMES, Checkpoint, FileReader
+from mergewise.checkpoint import (
+    TORCH_NAMES,
+    ChangedRef,
+    Checkpoint,
+    FileReader,
+    TensorRef,
+    changed_whole,
+)
 from mergewise.errors import CheckpointError, EvidenceError
 from mergewise.evidence.statistics._names import Names, Part
 
@@ -33,10 +40,15 @@ class StoredTensors(Mapping[str, "Tensor"]):
                 f"{ref.file}: {name} has elements of type {ref.dtype}, which cannot be read; "
                 "use an unquantised checkpoint"
             )
+        if isinstance(ref, ChangedRef):
+            return changed_whole(ref, self._read)
+        value = self._read(ref)
+        return value.float() if value.is_floating_point() and value.element_size() < 4 else value
+
+    def _read(self, ref: TensorRef) -> Tensor:
         buffer = torch.empty(ref.nbytes, dtype=torch.uint8)
         self._reader.read_into(ref, 0, buffer.numpy().data)
-        value = buffer.view(getattr(torch, TORCH_NAMES[ref.dtype])).reshape(ref.shape)
-        return value.float() if value.is_floating_point() and value.element_size() < 4 else value
+        return buffer.view(getattr(torch, TORCH_NAMES[ref.dtype])).reshape(ref.shape)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._checkpoint.tensors)

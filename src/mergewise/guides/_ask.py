@@ -122,7 +122,7 @@ def planned(
     Raises:
         RecipeError: if it cannot be run, or sets what the guide is to find.
         GuideError: if the guide cannot work on it.
-        NotBuiltYetError: for slices, modules and several documents.
+        NotBuiltYetError: for slices, modules, several documents and adapters.
     """
     loaded = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     if len(loaded.stages) > 1 or loaded.output.form != "models":
@@ -138,7 +138,19 @@ def planned(
         )
     for parameter in guide.written(settings):
         _refuse_set(loaded.output, parameter, guide.name)
-    return build_plan(loaded, collected=not guide.calibrates)
+    plan = build_plan(loaded, collected=not guide.calibrates)
+    _refuse_adapters(plan)
+    return plan
+
+
+def _refuse_adapters(plan: MergePlan) -> None:
+    adapted = [label for label, found in plan.checkpoints.items() if found.adapter]
+    if adapted:
+        raise NotBuiltYetError(
+            f"{plan.recipe.path}: guides do not read a base with an adapter yet ({adapted[0]}); "
+            "merge the adapter into its base first: a recipe with it as the only model, "
+            "merge_method linear and weight 1"
+        )
 
 
 def _refuse_set(stage: Stage, parameter: str, name: str) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from mergewise.checkpoint import BITS, Checkpoint, TensorRef
+from mergewise.checkpoint import BITS, ChangedRef, Checkpoint, TensorRef
 from mergewise.evidence import Evidence
 from mergewise.plan._evidence import Statistics
 from mergewise.recipe import Recipe, Stage
@@ -176,7 +176,9 @@ class MergePlan:
             for tensor in stage.tensors.values():
                 for item in tensor.inputs:
                     if item.view.checkpoint:
-                        seen[item.view.label, item.meta.name] = item.meta.nbytes
+                        ref = item.view.checkpoint.tensors[item.meta.name]
+                        more = ref.extra_bytes if isinstance(ref, ChangedRef) else 0
+                        seen[item.view.label, item.meta.name] = item.meta.nbytes + more
                 for statistic in (s for each in tensor.statistics for s in each):
                     seen[str(statistic.file), statistic.ref.name] = statistic.ref.nbytes
         return sum(seen.values())

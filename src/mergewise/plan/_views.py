@@ -6,7 +6,15 @@ import hashlib
 from pathlib import Path
 
 from mergewise._paths import exists, expanded
-from mergewise.checkpoint import MAX_COPIED, open_checkpoint, read_small, tied_head
+from mergewise.checkpoint import (
+    MAX_COPIED,
+    Checkpoint,
+    adapt,
+    open_adapter,
+    open_checkpoint,
+    read_small,
+    tied_head,
+)
 from mergewise.errors import MergewiseError, NotBuiltYetError
 from mergewise.plan._model import TensorMeta, View
 from mergewise.recipe import ModelRef, Recipe
@@ -25,21 +33,10 @@ def open_view(ref: ModelRef, recipe: Recipe) -> View:
     """Open one model from its headers.
 
     Raises:
-        NotBuiltYetError: for adapters and Hub revisions.
-        CheckpointError: if it cannot be read.
+        NotBuiltYetError: for Hub revisions, and adapters of kinds that are not built.
+        CheckpointError: if it cannot be read, or its adapter does not fit it.
     """
-    if ref.lora is not None:
-        raise NotBuiltYetError(
-            f"model {ref}: adapters (+{ref.lora}) are not merged on the fly yet; "
-            "merge the adapter into its base first, and name that folder"
-        )
-    path = resolve_path(ref, recipe)
-    if ref.revision is not None and not exists(path):
-        raise NotBuiltYetError(
-            f"model {ref}: downloading a revision from the Hub is not built yet; "
-            "download it and give the local folder"
-        )
-    checkpoint = open_checkpoint(path)
+    checkpoint = open_model(ref, recipe)
     return View(
         label=str(ref),
         tensors={n: TensorMeta(n, t.dtype, t.shape) for n, t in checkpoint.tensors.items()},
@@ -48,6 +45,24 @@ def open_view(ref: ModelRef, recipe: Recipe) -> View:
         checkpoint=checkpoint,
         tied=tied_head(list(checkpoint.tensors), checkpoint.config),
     )
+
+
+def open_model(ref: ModelRef, recipe: Recipe) -> Checkpoint:
+    """The checkpoint that a reference names, with its adapter on top; raises as `open_view`."""
+    checkpoint = open_checkpoint(_local(ref, recipe))
+    if ref.lora is None:
+        return checkpoint
+    return adapt(checkpoint, open_adapter(_local(ref.lora, recipe)))
+
+
+def _local(ref: ModelRef, recipe: Recipe) -> Path:
+    path = resolve_path(ref, recipe)
+    if ref.revision is not None and not exists(path):
+        raise NotBuiltYetError(
+            f"model {ref}: downloading a revision from the Hub is not built yet; "
+            "download it and give the local folder"
+        )
+    return path
 
 
 def tokenizer_fingerprint(view: View) -> str | None:

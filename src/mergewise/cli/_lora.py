@@ -1,0 +1,153 @@
+"""`mergewise lora`: adapters, extracted from models and merged with one another."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from mergewise.cli._options import json_option, our_command, read_folder
+from mergewise.cli._output import Output, count
+from mergewise.cli._progress import progress
+
+if TYPE_CHECKING:
+    from mergewise.forms import LayerError
+
+_DTYPES = ("float32", "float16", "bfloat16", "float64")
+
+
+@click.group()
+def command() -> None:
+    """Extract a LoRA from a model, or merge LoRAs into one.
+
+    A base with an adapter on top, BASE+ADAPTER, is a model in any recipe.
+    """
+
+
+def _size_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    options = (
+        click.option(
+            "-o", "--output", metavar="OUT", type=click.Path(), required=True,
+            callback=read_folder, help="Folder of the adapter.",
+        ),
+        click.option("--rank", metavar="R", type=click.IntRange(min=1), help="At most."),
+        click.option(
+            "--energy", metavar="E", type=click.FloatRange(0, 1, min_open=True),
+            help="The least rank that keeps this share of the squared norm, such as 0.9.",
+        ),
+        click.option("--dtype", type=click.Choice(_DTYPES), help="Of the factors."),
+        click.option("--overwrite", is_flag=True, help="Replace an adapter in OUT."),
+        json_option,
+    )  # fmt: skip
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+@our_command(name="extract")
+@click.argument("finetuned", type=click.Path())
+@click.argument("base", type=click.Path())
+@click.option(
+    "--rest", type=click.Choice(("whole", "skip")), default="whole", show_default=True,
+    help="Changed norms and biases: stored whole, or left out.",
+)  # fmt: skip
+@_size_options
+def extract(
+    out: Output, finetuned: str, base: str, rest: str, output: Path, as_json: bool, **options: Any
+) -> None:
+    """Write the LoRA that makes FINETUNED of BASE, and the error of each layer.
+
+    Give --rank, --energy, or both.
+    """
+    from mergewise.forms import extract_lora
+
+    with progress(out, "extracting") as report:
+        made = extract_lora(finetuned, base, output, rest=rest, progress=report, **options)
+    if as_json:
+        out.json(made.to_dict())
+        return
+    _show(out, made.layers, made.error)
+    if made.whole:
+        out.note(f"stored whole: {count(len(made.whole), 'tensor')}")
+    if made.skipped:
+        out.warn(f"left out: {count(len(made.skipped), 'changed tensor')}, {made.skipped[0]}, …")
+    out.note(f"written to {output}; use it in recipes as {base}+{output}")
+
+
+def _numbers(ctx: click.Context, param: click.Parameter, value: str | None) -> list[float] | None:
+    if value is None:
+        return None
+    try:
+        return [float(part) for part in value.split(",")]
+    except ValueError:
+        raise click.BadParameter(f"{value!r}: numbers expected, such as 0.3,0.7") from None
+
+
+def _settings(
+    ctx: click.Context, param: click.Parameter, values: tuple[str, ...]
+) -> dict[str, Any]:
+    import yaml
+
+    found = {}
+    for value in values:
+        name, equals, text = value.partition("=")
+        if not (name and equals):
+            raise click.BadParameter(f"{value!r}: KEY=VALUE expected, such as density=0.5")
+        try:
+            found[name] = yaml.safe_load(text)
+        except yaml.YAMLError:
+            found[name] = text
+    return found
+
+
+@our_command(name="merge")
+@click.argument("adapters", nargs=-1, required=True, type=click.Path())
+@click.option("--weights", metavar="W,W", callback=_numbers, help="One for each (1/n).")
+@click.option(
+    "--method", metavar="NAME", help="Of task vectors, such as ties; a weighted sum if not given."
+)
+@click.option(
+    "--set", "parameters", multiple=True, metavar="KEY=VALUE", callback=_settings,
+    help="A parameter of the method, such as --set density=0.5; may be repeated.",
+)  # fmt: skip
+@click.option(
+    "--space", type=click.Choice(("delta", "factor")), default="delta", show_default=True,
+    help="Merge B @ A, or A and B apart (as LoRA soups do; not the same).",
+)  # fmt: skip
+@click.option("--seed", type=int, default=0, help="Of random masks.")
+@_size_options
+def merge(
+    out: Output, adapters: tuple[str, ...], output: Path, as_json: bool, **options: Any
+) -> None:
+    """Merge LoRAs of one base into one LoRA.
+
+    Without --rank and --energy it is their weighted sum exactly, of all their ranks together.
+    """
+    from mergewise.forms import merge_adapters
+
+    made = merge_adapters(adapters, output, **options)
+    for warning in made.warnings:
+        out.warn(warning)
+    if as_json:
+        out.json(made.to_dict())
+        return
+    _show(out, made.layers, made.error)
+    out.note(f"written to {output}")
+
+
+command.add_command(extract)
+command.add_command(merge)
+
+
+def _show(out: Output, layers: tuple[LayerError, ...], error: float) -> None:
+    from rich.table import Table
+
+    table = Table(box=None)
+    for heading in ("weight", "rank", "change", "error"):
+        table.add_column(heading, justify="left" if heading == "weight" else "right")
+    for layer in layers:
+        table.add_row(layer.name, str(layer.rank), f"{layer.change:.4g}", f"{layer.error:.2%}")
+    table.add_row("all", "", "", f"{error:.2%}")
+    out.data(table)

@@ -1,0 +1,65 @@
+"""Put an adapter into a model that runs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from mergewise._lazy import torch
+from mergewise.checkpoint import ChangedRef, Checkpoint
+from mergewise.errors import CheckpointError
+from mergewise.evidence._masked import StoredTensors
+from mergewise.evidence.statistics._names import Names
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def untied_config(checkpoint: Checkpoint, trust: bool) -> Any:
+    """The base's config with head and embedding apart if the adapter parts them; else None."""
+    from mergewise.checkpoint import open_checkpoint, tied_head
+
+    base = open_checkpoint(checkpoint.folder)
+    apart = tied_head(checkpoint.tensors.keys(), checkpoint.config) is None
+    if not apart or tied_head(base.tensors.keys(), base.config) is None:
+        return None
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(
+        checkpoint.folder, local_files_only=True, trust_remote_code=trust
+    )
+    for part in {id(c): c for c in (config, config.get_text_config())}.values():
+        part.tie_word_embeddings = False
+    return config
+
+
+def put_adapter(module: nn.Module, checkpoint: Checkpoint) -> None:
+    """Give a model that was loaded from the base the tensors that the adapter changes.
+
+    Raises:
+        CheckpointError: if a changed tensor is not in the model as it is in the file.
+    """
+    wanted = touched(checkpoint)
+    names, stored = Names(module, checkpoint.tensors), StoredTensors(checkpoint)
+    state = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    with torch.no_grad():
+        for name, value in state.items():
+            for part in names.of(name):
+                if part.tensor in wanted:
+                    part.of(value.data).copy_(stored[part.tensor])
+                    wanted.discard(part.tensor)
+    if wanted:
+        raise CheckpointError(
+            f"{checkpoint.path}: {len(wanted)} tensors that the adapter changes are not in "
+            f"{type(module).__name__} ({', '.join(sorted(wanted)[:3])}); merge the adapter into "
+            "its base first"
+        )
+
+
+def touched(checkpoint: Checkpoint) -> set[str]:
+    """Names of the tensors that are not the base's, or that the base has under another name."""
+    found = checkpoint.tensors.items()
+    own = {n for n, ref in found if isinstance(ref, ChangedRef) or ref.file.parent ==
+           checkpoint.adapter}  # fmt: skip
+    places: dict[tuple[object, int], str] = {}
+    twins = {n for n, ref in found if places.setdefault((ref.file, ref.start), n) != n}
+    return own | {n for n in twins if checkpoint.tensors[n].nbytes}

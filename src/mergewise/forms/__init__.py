@@ -1,0 +1,6 @@
+"""Results that are not one dense checkpoint: adapters, extracted from models or merged."""
+
+from mergewise.forms.adapter_merge import MergedAdapter, merge_adapters
+from mergewise.forms.lora_extract import Extracted, LayerError, extract_lora
+
+__all__ = ["Extracted", "LayerError", "MergedAdapter", "extract_lora", "merge_adapters"]

@@ -1,0 +1,279 @@
+"""Several adapters of one base as one adapter."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from mergewise._lazy import torch
+from mergewise.checkpoint import Adapter, open_adapter
+from mergewise.errors import IncompatibleModelsError, MergewiseError
+from mergewise.forms._adapter_files import (
+    AdapterFactors,
+    Factors,
+    NewAdapter,
+    check_folder,
+    relative,
+    usual_dtype,
+    write_adapter,
+)
+from mergewise.forms._svd import Rank, product_norm, recompressed, truncated
+from mergewise.forms.lora_extract import LayerError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_NOTHING = 1e-6
+Space = Literal["delta", "factor"]
+Progress = Callable[[int, int], None]
+"""Called with (modules done, modules in all)."""
+
+
+@dataclass(frozen=True)
+class MergedAdapter:
+    """What merging adapters made.
+
+    Attributes:
+        layers: each module's rank, and the error against what was asked for: 0 for a
+            concatenation but for rounding, what a smaller rank loses for an SVD.
+        error: the same of all modules together.
+        bytes_written: of the weights.
+        warnings: what is odd.
+    """
+
+    out: Path
+    layers: tuple[LayerError, ...]
+    error: float
+    bytes_written: int
+    warnings: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON."""
+        layers = [vars(layer) for layer in self.layers]
+        return {**vars(self), "out": str(self.out), "layers": layers}
+
+
+def merge_adapters(
+    adapters: Sequence[Path | str],
+    out: Path | str,
+    *,
+    weights: Sequence[float] | None = None,
+    method: str | None = None,
+    parameters: Mapping[str, Any] | None = None,
+    space: Space = "delta",
+    rank: int | None = None,
+    energy: float | None = None,
+    seed: int = 0,
+    dtype: str | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> MergedAdapter:
+    """Merge LoRAs of one base into one LoRA, in PEFT's format.
+
+    In the space of deltas, which is the default, the merged adapter's ``B @ A`` is the weighted
+    sum of the adapters' ``s * B @ A``: exactly, by concatenating their factors (ranks add up), or
+    with `rank` or `energy` by the nearest matrix of lower rank. With `method` the deltas are
+    merged by any method of task vectors, as if the base were zero, and then cut to `rank` or
+    `energy`; thresholds are found weight by weight. A module that an adapter leaves alone counts
+    as a delta of zero.
+
+    In the space of factors, A and B are merged apart, as LoRA soups, LoraHub and "add" modes do:
+    ``(sum w B) @ (sum w A)`` has cross terms and is another result. Scales are multiplied into B.
+
+    Args:
+        weights: one for each adapter; by default 1/n each. Not normalised.
+        method: such as ``ties``; its `weight` is taken from `weights`.
+        parameters: of the method.
+        rank, energy: as `extract_lora` takes them; needed with `method` in the space of deltas.
+
+    Raises:
+        MergewiseError: for arguments that make no sense.
+        IncompatibleModelsError: if the adapters do not fit together.
+        NotBuiltYetError: for adapters that are more than low-rank matrices.
+        CheckpointError, NonFiniteError, OutputError: if a file cannot be read or written.
+    """
+    opened = [open_adapter(path) for path in adapters]
+    each = list(weights) if weights is not None else [1 / max(1, len(opened))] * len(opened)
+    wanted = Rank(rank, energy)
+    _check(opened, each, method, space, wanted)
+    check_folder(Path(out), overwrite)
+    known = [AdapterFactors(a, str(p)) for a, p in zip(opened, adapters, strict=True)]
+    merging = _Merging(known, each, method, dict(parameters or {}), wanted, seed)
+    codes = {ref.dtype for a in opened for module in a.modules.values() for ref in module.values()}
+    kind: torch.dtype = getattr(torch, dtype or usual_dtype(codes))
+    return merging.run(Path(out), space, kind, progress)
+
+
+def _check(
+    adapters: Sequence[Adapter],
+    weights: Sequence[float],
+    method: str | None,
+    space: str,
+    rank: Rank,
+) -> None:
+    if len(adapters) < 2:
+        raise MergewiseError(f"two or more adapters expected, got {len(adapters)}")
+    if len(weights) != len(adapters) or not all(-1e9 < w < 1e9 for w in weights):
+        raise MergewiseError(
+            f"weights: {len(adapters)} finite numbers expected, one for each adapter; got "
+            f"{list(weights)}"
+        )
+    if space not in ("delta", "factor"):
+        raise MergewiseError(f"space: delta or factor expected, got {space!r}")
+    if rank.most is not None and rank.most < 1:
+        raise MergewiseError(f"rank: a number from 1 on expected, got {rank.most}")
+    if rank.energy is not None and not 0 < rank.energy <= 1:
+        raise MergewiseError(f"energy: a share above 0 and at most 1 expected, got {rank.energy}")
+    cut = rank.most is not None or rank.energy is not None
+    if space == "factor" and cut:
+        raise MergewiseError("space factor keeps the adapters' rank; leave rank and energy out")
+    if space == "delta" and method and not cut:
+        raise MergewiseError(f"{method} gives dense matrices; say rank=, energy= or both")
+
+
+@dataclass
+class _Merging:
+    known: Sequence[AdapterFactors]
+    weights: Sequence[float]
+    method: str | None
+    parameters: dict[str, Any]
+    rank: Rank
+    seed: int
+
+    def run(
+        self, out: Path, space: Space, kind: torch.dtype, progress: Progress | None
+    ) -> MergedAdapter:
+        self._layers: list[LayerError] = []
+        made = NewAdapter(config=self._config())
+        modules = list(dict.fromkeys(m for known in self.known for m in known.modules))
+        self._prepare()
+        for done, module in enumerate(modules, 1):
+            each = [known.read(module) for known in self.known]
+            self._check_module(module, each)
+            one = self._factor if space == "factor" else self._delta
+            factors = one(module, each, kind)
+            if factors.rank:
+                made.factors[module] = factors
+            if progress:
+                progress(done, len(modules))
+        if not made.factors:
+            raise MergewiseError("the adapters cancel one another out: nothing is left to write")
+        size = write_adapter(out, made, kind, ", ".join(k.adapter.folder.name for k in self.known))
+        lost = sum((layer.error * layer.change) ** 2 for layer in self._layers) ** 0.5
+        whole = sum(layer.change**2 for layer in self._layers) ** 0.5
+        return MergedAdapter(
+            out, tuple(self._layers), relative(lost, whole), size, tuple(self._warnings())
+        )
+
+    def _prepare(self) -> None:
+        """Unknown methods and parameters are found before any work."""
+        if self.method is None:
+            if self.parameters:
+                raise MergewiseError("parameters belong to a method; name one, such as ties")
+            return
+        self._apply({"x": [torch.zeros(2, 2)] * len(self.known)})
+
+    def _apply(self, tensors: Mapping[str, Sequence[Tensor]]) -> dict[str, Tensor]:
+        """The method's merge of some tensors, with a base of zeros."""
+        from mergewise.engine import merge_state_dicts
+        from mergewise.methods import get_method
+
+        chosen = get_method(self.method or "")
+        given = dict(self.parameters)
+        if "weight" in chosen.params and "weight" not in given:
+            given["weight"] = list(self.weights)
+        if given.get("granularity") == "model":
+            raise MergewiseError(
+                "granularity: model is not to be had here, as adapters are merged weight by "
+                "weight; merge BASE+ADAPTER models by a recipe instead"
+            )
+        models = [
+            {name: values[i] for name, values in tensors.items()} for i in range(len(self.known))
+        ]
+        zeros = {name: torch.zeros_like(values[0]) for name, values in tensors.items()}
+        base = zeros if chosen.base == "required" else None
+        return merge_state_dicts(models, chosen.name, base=base, parameters=given, seed=self.seed)
+
+    def _check_module(self, module: str, each: Sequence[Factors | None]) -> None:
+        shapes = {(f.b.shape[0], *f.a.shape[1:], f.embeds) for f in each if f}
+        if len(shapes) > 1:
+            raise IncompatibleModelsError(
+                f"module {module}: the adapters change weights of different shapes; are they of "
+                "one base?"
+            )
+
+    def _delta(self, module: str, each: Sequence[Factors | None], kind: torch.dtype) -> Factors:
+        like = next(f for f in each if f)
+        pairs = [(w, f) for w, f in zip(self.weights, each, strict=True) if f]
+        b = torch.cat([w * f.b.flatten(1) for w, f in pairs], dim=1)
+        a = torch.cat([f.a.flatten(1) for _, f in pairs])
+        if self.method is None:
+            new = self._sum(b, a, [(w, f.b.flatten(1), f.a.flatten(1)) for w, f in pairs])
+            new_b, new_a = (part.to(kind).to(b.dtype) for part in new)
+            lost = product_norm(torch.cat([b, new_b], dim=1), torch.cat([a, -new_a]))
+            self._note(module, len(new_a), product_norm(b, a), lost)
+        else:
+            wanted = self._merged_delta(module, each, like)
+            new = truncated(wanted, self.rank, self.seed)
+            new_b, new_a = (part.to(kind).to(wanted.dtype) for part in new)
+            change = float(wanted.double().norm())
+            self._note(module, len(new_a), change, float((wanted - new_b @ new_a).norm()))
+        kernel = like.a.shape[1:]
+        ones = like.b.shape[2:]
+        return Factors(
+            new_b.reshape(*new_b.shape, *ones), new_a.reshape(len(new_a), *kernel), like.embeds
+        )
+
+    def _sum(
+        self, b: Tensor, a: Tensor, parts: Sequence[tuple[float, Tensor, Tensor]]
+    ) -> tuple[Tensor, Tensor]:
+        """The factors of a weighted sum; none if its parts cancel one another out."""
+        size = sum(abs(w) * product_norm(left, right) for w, left, right in parts)
+        if product_norm(b, a) <= _NOTHING * size:
+            return b[:, :0], a[:0]
+        return (b, a) if self.rank == Rank() else recompressed(b, a, self.rank)
+
+    def _merged_delta(self, module: str, each: Sequence[Factors | None], like: Factors) -> Tensor:
+        shape = (like.b.shape[0], like.a.flatten(1).shape[1])
+        deltas = [f.b.flatten(1) @ f.a.flatten(1) if f else torch.zeros(shape) for f in each]
+        return self._apply({f"{module}.weight": deltas})[f"{module}.weight"]
+
+    def _factor(self, module: str, each: Sequence[Factors | None], kind: torch.dtype) -> Factors:
+        found = [f for f in each if f]
+        if len(found) < len(each) or len({f.rank for f in found}) > 1:
+            ranks = [f.rank if f else 0 for f in each]
+            raise IncompatibleModelsError(
+                f"module {module}: ranks {ranks}; in the space of factors all adapters need the "
+                "same modules and ranks; use the space of deltas"
+            )
+        like = found[0]
+        if self.method is not None:
+            merged = self._apply({"a": [f.a for f in found], "b": [f.b for f in found]})
+            b, a = merged["b"], merged["a"]
+        else:
+            pairs = list(zip(self.weights, found, strict=True))
+            b = torch.stack([w * f.b for w, f in pairs]).sum(dim=0)
+            a = torch.stack([w * f.a for w, f in pairs]).sum(dim=0)
+        self._note(module, like.rank, product_norm(b.flatten(1), a.flatten(1)), 0.0)
+        return Factors(b.to(kind).to(b.dtype), a.to(kind).to(a.dtype), like.embeds)
+
+    def _note(self, module: str, rank: int, change: float, lost: float) -> None:
+        self._layers.append(LayerError(f"{module}.weight", rank, change, relative(lost, change)))
+
+    def _config(self) -> dict[str, Any]:
+        """What the adapters say alike; where they differ, what is plain."""
+        raws = [known.adapter.config.raw for known in self.known]
+        same = {
+            key: raws[0].get(key)
+            for key in ("base_model_name_or_path", "task_type", "ensure_weight_tying")
+            if all(raw.get(key) == raws[0].get(key) for raw in raws)
+        }
+        return {**same, "fan_in_fan_out": any(raw.get("fan_in_fan_out") for raw in raws)}
+
+    def _warnings(self) -> list[str]:
+        bases = {k.adapter.config.raw.get("base_model_name_or_path") for k in self.known}
+        if len(bases - {None, ""}) > 1:
+            return [f"the adapters name different bases: {', '.join(sorted(map(str, bases)))}"]
+        return []

@@ -1,0 +1,296 @@
+"""A LoRA from a fine-tuned model and its base, with the error of every layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mergewise._lazy import torch
+from mergewise.checkpoint import (
+    CODES,
+    Checkpoint,
+    FileReader,
+    TensorRef,
+    is_pre_layer,
+    open_checkpoint,
+    stored_turned,
+    tied_head,
+)
+from mergewise.errors import IncompatibleModelsError, MergewiseError, NonFiniteError
+from mergewise.forms._adapter_files import (
+    Factors,
+    NewAdapter,
+    check_folder,
+    read_tensor,
+    relative,
+    usual_dtype,
+    write_adapter,
+)
+from mergewise.forms._svd import Rank, truncated
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_FLOATS = ("F64", "F32", "F16", "BF16")
+Progress = Callable[[int, int], None]
+"""Called with (bytes of the models read, bytes in all)."""
+
+
+@dataclass(frozen=True)
+class LayerError:
+    """How well one weight's change is kept.
+
+    Attributes:
+        name: of the weight.
+        rank: of its factors.
+        change: Frobenius norm of the change, fine-tuned minus base.
+        error: Frobenius norm of what is lost, as stored, divided by `change`.
+    """
+
+    name: str
+    rank: int
+    change: float
+    error: float
+
+
+@dataclass(frozen=True)
+class Extracted:
+    """What an extraction made.
+
+    Attributes:
+        layers: every weight that got factors.
+        error: lost share of the Frobenius norm of all their changes together.
+        whole: names of changed tensors that are stored whole (norms, biases).
+        skipped: names of changed tensors that were left out as asked.
+        unchanged: how many tensors are the same in both models.
+        bytes_written: of the adapter's weights.
+    """
+
+    out: Path
+    layers: tuple[LayerError, ...]
+    error: float
+    whole: tuple[str, ...]
+    skipped: tuple[str, ...]
+    unchanged: int
+    bytes_written: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON."""
+        layers = [vars(layer) for layer in self.layers]
+        return {**vars(self), "out": str(self.out), "layers": layers}
+
+
+def extract_lora(
+    finetuned: Path | str,
+    base: Path | str,
+    out: Path | str,
+    *,
+    rank: int | None = None,
+    energy: float | None = None,
+    rest: str = "whole",
+    dtype: str | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> Extracted:
+    """Write a LoRA that turns `base` into (nearly) `finetuned`, in PEFT's format.
+
+    The change of each weight is cut by a randomised SVD, one tensor in memory at a time; its
+    singular values are shared out evenly between A and B, and every scale is 1.
+
+    Args:
+        rank: of every weight, at most.
+        energy: instead, or besides: the least rank that keeps this share of the squared norm.
+        rest: what becomes of changed tensors that are no weight matrices: ``whole`` (norms and
+            biases are stored as they are in the fine-tuned model) or ``skip``.
+        dtype: of the factors; by default that of the fine-tuned model, if it has one.
+        overwrite: replace an adapter in `out`.
+
+    Raises:
+        MergewiseError: for a rank or energy out of range, or models that are the same.
+        IncompatibleModelsError: if the models' tensors do not fit together.
+        NonFiniteError: if a model holds NaN or infinity.
+        CheckpointError, OutputError: if a file cannot be read or written.
+    """
+    return _Extraction(
+        open_checkpoint(finetuned), open_checkpoint(base), Path(out), _rank(rank, energy),
+        _rest(rest), dtype, overwrite, progress,
+    ).run()  # fmt: skip
+
+
+def _rank(rank: int | None, energy: float | None) -> Rank:
+    if rank is None and energy is None:
+        raise MergewiseError("a rank, an energy, or both expected: rank=16, or energy=0.9")
+    if rank is not None and rank < 1:
+        raise MergewiseError(f"rank: a number from 1 on expected, got {rank}")
+    if energy is not None and not 0 < energy <= 1:
+        raise MergewiseError(f"energy: a share above 0 and at most 1 expected, got {energy}")
+    return Rank(rank, energy)
+
+
+def _rest(rest: str) -> str:
+    if rest not in ("whole", "skip"):
+        raise MergewiseError(f"rest: whole or skip expected, got {rest!r}")
+    return rest
+
+
+@dataclass
+class _Extraction:
+    finetuned: Checkpoint
+    base: Checkpoint
+    out: Path
+    rank: Rank
+    rest: str
+    dtype: str | None
+    overwrite: bool
+    progress: Progress | None
+
+    def run(self) -> Extracted:
+        self._check()
+        kind = self.dtype or usual_dtype({t.dtype for t in self.finetuned.tensors.values()
+                                          if t.dtype in _FLOATS})  # fmt: skip
+        if kind not in ("float64", "float32", "float16", "bfloat16"):
+            raise MergewiseError(f"dtype: {kind!r} is no type of factors; float32, say, is")
+        check_folder(self.out, self.overwrite)
+        self._kind: torch.dtype = getattr(torch, kind)
+        self._made, self._layers = NewAdapter(), list[LayerError]()
+        self._skipped, self._unchanged, self._turned = list[str](), 0, False
+        self._read_all()
+        if not self._made.factors:
+            raise MergewiseError(
+                f"{self.finetuned.path}: no weight matrix differs from {self.base.path}, so there "
+                "is no adapter to extract; are these the models you mean?"
+            )
+        self._name_rest()
+        origin = f"{self.finetuned.folder.name} minus {self.base.folder.name}"
+        size = write_adapter(self.out, self._made, self._kind, origin)
+        lost = sum((layer.error * layer.change) ** 2 for layer in self._layers) ** 0.5
+        return Extracted(
+            self.out, tuple(self._layers),
+            relative(lost, sum(layer.change**2 for layer in self._layers) ** 0.5),
+            tuple(n.replace(".base_layer.", ".") for n in self._made.whole),
+            tuple(self._skipped), self._unchanged, size,
+        )  # fmt: skip
+
+    def _check(self) -> None:
+        mine, theirs = self.finetuned.tensors, self.base.tensors
+        tie = tied_head(theirs.keys(), self.base.config)
+        odd = sorted((mine.keys() ^ theirs.keys()) - ({tie[0]} if tie else set()))
+        if odd:
+            where = self.finetuned.path if odd[0] in mine else self.base.path
+            raise IncompatibleModelsError(
+                f"{len(odd)} tensors are in one of the models only, such as {odd[0]} in {where}; "
+                "was this model fine-tuned from that base?"
+            )
+        for name, ref in mine.items():
+            other = theirs.get(name)
+            if other is not None and other.shape != ref.shape:
+                raise IncompatibleModelsError(
+                    f"tensor {name}: shape {list(ref.shape)} in {self.finetuned.path}, "
+                    f"{list(other.shape)} in {self.base.path}; an adapter cannot change shapes "
+                    "(a vocabulary that grew is not mapped yet)"
+                )
+        if self.rest == "whole":
+            self._check_rest()
+
+    def _check_rest(self) -> None:
+        """Large tensors that cannot be stored as factors are named before any work."""
+        odd = [
+            ref
+            for ref in self.finetuned.tensors.values()
+            if len(ref.shape) > 1 and ref.dtype in _FLOATS and not ref.name.endswith(".weight")
+            if ref.name in self.base.tensors
+        ]
+        if odd and any(self._differ(ref) for ref in odd):
+            raise MergewiseError(
+                f"{odd[0].name}: {list(odd[0].shape)}, no module's weight, so that LoRA has no "
+                "factors for it; pass rest='skip' (--rest skip) to leave such tensors out"
+            )
+
+    def _differ(self, ref: TensorRef) -> bool:
+        return bool((self._delta(ref)[1] != 0).any())
+
+    def _delta(self, ref: TensorRef) -> tuple[Tensor, Tensor]:
+        """The fine-tuned tensor, and what it has more than the base's."""
+        with FileReader({**self.finetuned.stamps, **self.base.stamps}) as reader:
+            mine = read_tensor(reader, ref)
+            delta = mine - read_tensor(reader, self.base.tensors[ref.name])
+        if not torch.isfinite(delta).all():
+            raise NonFiniteError(
+                f"tensor {ref.name} of {self.finetuned.path} or {self.base.path} holds NaN or "
+                "infinity; repair that model"
+            )
+        return mine, delta
+
+    def _read_all(self) -> None:
+        total, done = self.finetuned.total_bytes, 0
+        for name, ref in self.finetuned.tensors.items():
+            if ref.dtype in _FLOATS and name in self.base.tensors:
+                self._take(ref)
+            done += ref.nbytes
+            if self.progress:
+                self.progress(done, total)
+
+    def _take(self, ref: TensorRef) -> None:
+        mine, delta = self._delta(ref)
+        if not (delta != 0).any():
+            self._unchanged += 1
+        elif ref.name.endswith(".weight") and len(ref.shape) > 1:
+            self._factor(ref, delta)
+        elif self.rest == "skip":
+            self._skipped.append(ref.name)
+        else:
+            self._made.whole[ref.name] = mine.to(getattr(torch, _torch_name(ref)))
+
+    def _factor(self, ref: TensorRef, delta: Tensor) -> None:
+        embeds = len(ref.shape) == 2 and is_pre_layer(ref.name)
+        turned = len(ref.shape) == 2 and not embeds and self._is_turned(ref)
+        self._turned |= turned
+        matrix = delta.T if embeds or turned else delta.flatten(1)
+        b, a = (part.to(self._kind).float() for part in truncated(matrix, self.rank))
+        change = float(matrix.double().norm())
+        lost = float((matrix - b.to(matrix.dtype) @ a.to(matrix.dtype)).double().norm())
+        self._layers.append(LayerError(ref.name, len(a), change, relative(lost, change)))
+        if len(ref.shape) > 2:  # a convolution: its kernel in A
+            a = a.reshape(len(a), *ref.shape[1:])
+            b = b.reshape(*b.shape, *(1 for _ in ref.shape[2:]))
+        module = ref.name.removesuffix(".weight")
+        self._made.factors[module] = Factors(b, a, embeds)
+
+    def _is_turned(self, ref: TensorRef) -> bool:
+        return bool(stored_turned(ref.name, self.base.tensors))
+
+    def _name_rest(self) -> None:
+        """How PEFT finds what is stored whole: biases as such, other modules by their names."""
+        made = self._made
+        biases = [name for name in made.whole if name.endswith(".bias")]
+        for name in biases:
+            module = name.removesuffix(".bias")
+            if module in made.factors:
+                made.whole[f"{module}.base_layer.bias"] = made.whole.pop(name)
+        others = [name.rpartition(".")[0] for name in made.whole if not name.endswith(".bias")]
+        tie = tied_head(self.base.tensors.keys(), self.base.config)
+        made.config = {
+            "bias": "all" if biases else "none",
+            "modules_to_save": sorted(set(others)) or None,
+            "fan_in_fan_out": self._turned,
+            "target_modules": self._targets(),
+            "ensure_weight_tying": bool(tie and tie[1].removesuffix(".weight") in made.factors),
+        }
+
+    def _targets(self) -> list[str]:
+        """Last parts of names where they say it all, else whole names."""
+        weights = [n.removesuffix(".weight") for n, t in self.base.tensors.items()
+                   if n.endswith(".weight") and len(t.shape) > 1]  # fmt: skip
+        chosen = self._made.factors.keys()
+        ends: dict[str, bool] = {}
+        for module in weights:
+            end = module.rpartition(".")[2]
+            ends[end] = ends.get(end, True) and module in chosen
+        short = {m.rpartition(".")[2] for m in chosen if ends[m.rpartition(".")[2]]}
+        return sorted(short) + sorted(m for m in chosen if m.rpartition(".")[2] not in short)
+
+
+def _torch_name(ref: TensorRef) -> str:
+    return next(name for name, code in CODES.items() if code == ref.dtype)

@@ -1,0 +1,58 @@
+"""`mergewise lora`, and BASE+ADAPTER in other commands."""
+
+import json
+
+import pytest
+from small_adapters import lora
+from small_models import load
+
+Q = "model.layers.0.self_attn.q_proj"
+
+
+@pytest.fixture
+def adapters(here):
+    for name, seed in (("one", 1), ("two", 2)):
+        lora(here / name, load(here / "base"), [Q], seed=seed)
+    return here
+
+
+def test_extract_merge_and_use(run, adapters):
+    done = run("lora", "extract", "expert_a", "base", "-o", "found", "--rank", "4")
+    assert done.exit_code == 0, done.stderr
+    assert f"{Q}.weight" in done.stdout and "%" in done.stdout.splitlines()[-1]
+    assert "base+found" in done.stderr
+    done = run("lora", "merge", "one", "two", "--weights", "0.5,0.5", "-o", "both", "--json")
+    assert json.loads(done.stdout)["layers"][0]["rank"] == 6
+    done = run("lora", "merge", "one", "two", "--method", "ties", "--set", "density=0.5",
+               "--energy", "0.9", "-o", "ties")  # fmt: skip
+    assert done.exit_code == 0, done.stderr
+    (adapters / "r.yml").write_text(
+        "merge_method: ties\nbase_model: base\nmodels:\n"
+        "  - {model: base+both, parameters: {weight: 1}}\n"
+        "  - {model: base+found, parameters: {weight: 1}}\n"
+    )
+    assert run("plan", "r.yml").exit_code == 0
+    assert run("merge", "r.yml", "merged", "--device", "cpu").exit_code == 0
+    assert (adapters / "merged" / "config.json").is_file()
+
+
+def test_inspect_shows_a_base_with_an_adapter(run, adapters):
+    shown = json.loads(run("inspect", "base+one", "--json").stdout)
+    assert "adapter_model.safetensors" in shown["files"]
+    plain = json.loads(run("inspect", "base", "--json").stdout)
+    assert shown["parameters"] == plain["parameters"]
+
+
+def test_other_commands_say_that_they_do_not(run, adapters):
+    (adapters / "d.jsonl").write_text('{"text": "a"}\n')
+    done = run("collect", "fisher", "base+one", "--data", "d.jsonl", "-o", "f")
+    assert done.exit_code != 0 and "base with an adapter is not read here" in done.stderr
+    assert "name it with its base" in run("inspect", "one").stderr
+
+
+def test_mistakes_are_told(run, adapters):
+    assert run("lora", "extract", "expert_a", "base", "-o", "x").exit_code == 1
+    assert run("lora", "merge", "one", "two", "--weights", "a,b", "-o", "x").exit_code == 2
+    assert run("lora", "merge", "one", "two", "--set", "density", "-o", "x").exit_code == 2
+    assert run("lora", "merge", "one", "absent", "-o", "x").exit_code == 1
+    assert not (adapters / "x").exists()
