@@ -31,13 +31,14 @@ from mergewise.checkpoint import (
     FileReader,
     TensorRef,
     adapt,
+    fingerprint,
     open_adapter,
     open_checkpoint,
     open_reference,
 )
 from mergewise.engine._budget import estimate
 from mergewise.errors import CheckpointError, MergewiseError, NonFiniteError, NotBuiltYetError
-from mergewise.plan import build_plan
+from mergewise.plan import build_plan, tensor_dict
 
 Q = "model.layers.0.self_attn.q_proj"
 DOWN = "model.layers.1.mlp.down_proj"
@@ -285,7 +286,34 @@ def test_what_changes_with_the_adapter(base: Path, tmp_path: Path) -> None:
     assert [file["name"] for file in model["files"]] == [
         "model.safetensors", "adapter_model.safetensors", "adapter_config.json",
     ]  # fmt: skip
-    assert "base+adapter" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_the_card_names_bases_and_adapters_apart(base: Path, tmp_path: Path) -> None:
+    """Each has its own mark, and its licence counts."""
+    adapters = [lora(tmp_path / name, load(base), [Q], seed=ord(name)) for name in "ab"]
+    for folder, licence in ((base, "mit"), (adapters[0], "cc-by-nc-4.0"), (adapters[1], "mit")):
+        (folder / "README.md").write_text(f"---\nlicense: {licence}\n---\n")
+    models = [{"model": f"{base}+{a}", "parameters": {"weight": 0.5}} for a in adapters]
+    mergewise.merge({"merge_method": "linear", "models": models}, tmp_path / "out", device="cpu")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "base_model:\n- base\n- a\n- b\n" in card
+    assert "license: other" in card and "a: cc-by-nc-4.0" in card
+    for folder, role in zip(adapters, ("a | adapter of base", "b | adapter of base"), strict=True):
+        mark = fingerprint(folder / "adapter_model.safetensors")[:16]
+        assert any(role in line and mark in line for line in card.splitlines())
+
+
+def test_explaining_a_tensor_tells_of_the_adapter(base: Path, tmp_path: Path) -> None:
+    adapter = lora(tmp_path / "adapter", load(base), [Q], rank=3, alpha=6)
+    models = [{"model": f"{base}+{adapter}", "parameters": {"weight": 1}}]
+    plan = build_plan({"merge_method": "linear", "models": models})
+    known = tensor_dict(plan.output, f"{Q}.weight")
+    [source] = known["sources"]
+    assert source["adapter"] == {
+        "kind": "LoRA", "rank": 3, "scale": 2.0, "file": str(adapter / "adapter_model.safetensors"),
+    }  # fmt: skip
+    [plain] = tensor_dict(plan.output, f"{DOWN}.weight")["sources"]
+    assert "adapter" not in plain
 
 
 def test_paths_beside_the_recipe(

@@ -12,6 +12,7 @@ from small_adapters import lora
 from small_models import load
 
 import mergewise
+from mergewise.checkpoint import fingerprint, open_reference
 from mergewise.errors import CheckpointError, NotBuiltYetError
 from mergewise.evidence import collect, fingerprint_of, open_model
 
@@ -65,6 +66,21 @@ def test_what_is_remembered_of_it(tmp_path: Path) -> None:
     assert before != fingerprint_of(base)
     lora(adapter, load(base), [Q], alpha=7)
     assert fingerprint_of(f"{base}+{adapter}") != before
+
+
+def test_evidence_is_of_the_adapted_model(tmp_path: Path) -> None:
+    """What is collected on a model in memory is not taken for its base's."""
+    base = base_of(tmp_path / "base", False)
+    adapter = lora(tmp_path / "adapter", load(base), [Q])
+    ids = torch.arange(6).reshape(1, 6)
+    found = {}
+    for place in (str(base), f"{base}+{adapter}"):
+        model = open_model(place)
+        assert model.reference == place
+        out = tmp_path / f"{len(found)}.safetensors"
+        found[place] = collect("input_gram", model, [{"input_ids": ids}], out).record.model
+        assert found[place]["weights"] == [fingerprint(f) for f in open_reference(place).files]
+    assert found[str(base)] != found[f"{base}+{adapter}"]
 
 
 def test_what_does_not_run_it_says_so(tmp_path: Path) -> None:

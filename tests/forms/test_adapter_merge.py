@@ -10,11 +10,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_adapters import PREFIX, dense, lora
-from small_models import State, llama_config, llama_shapes, load, random_state, save
+from small_adapters import PREFIX, dense, lora, write
+from small_models import State, contents, llama_config, llama_shapes, load, random_state, save
 
 import mergewise
 from mergewise.errors import (
+    CheckpointError,
     IncompatibleModelsError,
     MergewiseError,
     NotBuiltYetError,
@@ -133,6 +134,34 @@ def test_any_ranks_and_scales(
     assert torch.allclose(delta(folder / "out")[f"{Q}.weight"], total, atol=1e-4)
     merge_adapters(adapters, folder / "cut", weights=weights, rank=sum(ranks))
     assert torch.allclose(delta(folder / "cut")[f"{Q}.weight"], total, atol=1e-4)
+
+
+@pytest.mark.parametrize("space", ["delta", "factor"])
+@pytest.mark.parametrize("part, shape", [("A", None), ("B", None), ("A", (7, 16)), ("B", (16, 2)),
+                                         ("A", (3,)), ("B", (16, 3, 2, 2))])  # fmt: skip
+def test_factors_that_do_not_fit(
+    part: str, shape: tuple[int, ...] | None, space: Any, tmp_path: Path
+) -> None:
+    good, bad = (lora(tmp_path / x, BASE, [Q], rank=3) for x in ("good", "bad"))
+    state = load(bad)
+    name = f"{PREFIX}{Q}.lora_{part}.weight"
+    del state[name]
+    more = {} if shape is None else {name: torch.ones(shape)}
+    write(bad, state | more, json.loads((bad / "adapter_config.json").read_text()))
+    for pair in ([good, bad], [bad, bad]):
+        with pytest.raises(CheckpointError, match=f"bad: module {Q}: two factors of rank 3"):
+            merge_adapters(pair, tmp_path / "out", space=space)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_input_is_not_replaced(tmp_path: Path) -> None:
+    a, b, _ = three(tmp_path)
+    before = contents(a)
+    (tmp_path / "link").symlink_to(a)
+    for out in (a, tmp_path / "link" / ".", b / ".." / "a"):
+        with pytest.raises(OutputError, match="is the folder of the input"):
+            merge_adapters([a, b], out, overwrite=True)
+    assert contents(a) == before
 
 
 def test_refusals_write_nothing(tmp_path: Path) -> None:

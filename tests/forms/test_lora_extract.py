@@ -169,6 +169,23 @@ def test_refusals_write_nothing(base: Path, tmp_path: Path) -> None:
     assert extract_lora(tuned, base, out, rank=3, overwrite=True).layers[0].rank == 3
 
 
+def test_a_head_of_its_own_is_not_lost(base: Path, tmp_path: Path) -> None:
+    """The base has one tensor for head and embedding, and the fine-tuned model two."""
+    state, shapes = load(base), llama_shapes()
+    embedding = state["model.embed_tokens.weight"]
+    tied = {n: t for n, t in state.items() if n != "lm_head.weight"}
+    config = llama_config(shapes, tie_word_embeddings=True)
+    start = save(tmp_path / "tied", tied, config)
+    apart = {**near(tied, 1), "lm_head.weight": embedding + 1}
+    tuned = save(tmp_path / "apart", apart, llama_config(shapes, tie_word_embeddings=False))
+    with pytest.raises(IncompatibleModelsError, match=r"lm_head\.weight of .* is not its model"):
+        extract_lora(tuned, start, tmp_path / "out", rank=2)
+    assert not (tmp_path / "out").exists()
+    apart["lm_head.weight"] = apart["model.embed_tokens.weight"].clone()
+    same = save(tmp_path / "same", apart, config)
+    assert extract_lora(same, start, tmp_path / "out", rank=2).layers
+
+
 def test_the_same_bytes_again(base: Path, tmp_path: Path) -> None:
     tuned = save(tmp_path / "tuned", near(load(base), 1), llama_config(llama_shapes()))
     for out in ("one", "two"):

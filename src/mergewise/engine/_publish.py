@@ -14,7 +14,6 @@ from typing import Any
 from mergewise.checkpoint import (
     TORCH_NAMES,
     CardInput,
-    Checkpoint,
     ShardLayout,
     copied_files,
     copy_tokenizer,
@@ -182,24 +181,30 @@ def _provenance(
     return (json.dumps(record, indent=2) + "\n").encode()
 
 
-def _name(checkpoint: Checkpoint) -> str:
-    name = checkpoint.folder.resolve().name
-    return f"{name}+{checkpoint.adapter.resolve().name}" if checkpoint.adapter else name
+def _card_inputs(plan: MergePlan) -> list[CardInput]:
+    """The models, and apart from their bases the adapters: each has its licence and its mark."""
+    base = str(plan.output.stage.base_model)
+    plain = {c.folder: "base" if label == base else "expert"
+             for label, c in plan.checkpoints.items() if c.adapter is None}  # fmt: skip
+    found: dict[Path, CardInput] = {}
+    for checkpoint in plan.checkpoints.values():
+        folder, adapter = checkpoint.folder, checkpoint.adapter
+        role = plain.get(folder, "base of an adapter")
+        found[folder] = _card_input(folder, role, checkpoint.files[0])
+        if adapter is not None:
+            weights = next(f for f in checkpoint.files if f.parent == adapter)
+            found[adapter] = _card_input(adapter, f"adapter of {found[folder].name}", weights)
+    return list(found.values())
+
+
+def _card_input(folder: Path, role: str, file: Path) -> CardInput:
+    # every input is a local folder so far, however much its path looks like a Hub name
+    name = folder.resolve().name
+    return CardInput(name, role, stated_licence(folder), fingerprint(file)[:16])
 
 
 def _card(plan: MergePlan, out: Path) -> str:
     method = get_method(plan.output.stage.method)
-    base = str(plan.output.stage.base_model)
-    inputs = [
-        CardInput(
-            # every input is a local folder so far, however much its path looks like a Hub name
-            name=_name(checkpoint),
-            role="base" if label == base else "expert",
-            licence=stated_licence(checkpoint.folder),
-            fingerprint=fingerprint(checkpoint.files[0])[:16],
-        )
-        for label, checkpoint in plan.checkpoints.items()
-    ]
     donor = plan.output.donor.config or {}
     architectures = donor.get("architectures") or [None]
     return model_card(
@@ -207,7 +212,7 @@ def _card(plan: MergePlan, out: Path) -> str:
         method=method.name,
         summary=method.summary,
         source=method.source,
-        inputs=inputs,
+        inputs=_card_inputs(plan),
         recipe=plan.recipe.text,
         command=f"mergewise merge {RECIPE_FILE} {shlex.quote(out.resolve().name)}",
         seed=plan.seeds_in_words,

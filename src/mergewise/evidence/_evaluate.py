@@ -130,7 +130,7 @@ def _provenance(run: Run, lined: LineUp, tasks: Tasks) -> dict[str, Any]:
 
 
 def _path(model: Model) -> str | None:
-    place = model.folder if isinstance(model, LiveModel) else model
+    place = model.reference if isinstance(model, LiveModel) else model
     return None if place is None else str(place)
 
 

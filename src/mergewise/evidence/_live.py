@@ -47,6 +47,7 @@ class LiveModel:
         fingerprint: identifies the weights; None for weights nobody vouches for, whose results
             are then not cached.
         folder: where it was read from, if it was.
+        adapter: the folder of the adapter that is on top of what lies in `folder`, if one is.
     """
 
     name: str
@@ -56,6 +57,14 @@ class LiveModel:
     fingerprint: str | None = None
     folder: Path | None = None
     extras: dict[str, Any] = field(default_factory=dict)
+    adapter: Path | None = None
+
+    @property
+    def reference(self) -> str | None:
+        """What it was read from: a path, or ``BASE+ADAPTER``."""
+        if self.folder is None or self.adapter is None:
+            return None if self.folder is None else str(self.folder)
+        return f"{self.folder}+{self.adapter}"
 
     @property
     def device(self) -> torch.device:
@@ -145,6 +154,7 @@ def open_model(
         processor=processor,
         fingerprint=fingerprint_of(path),
         folder=folder,
+        adapter=checkpoint.adapter,
     )
 
 

@@ -25,7 +25,7 @@ from mergewise.checkpoint import (
     write_at,
     write_file,
 )
-from mergewise.errors import NonFiniteError, NotBuiltYetError, OutputError
+from mergewise.errors import CheckpointError, NonFiniteError, NotBuiltYetError, OutputError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -50,6 +50,7 @@ class AdapterFactors:
     """The factors of an adapter, read module by module.
 
     Raises:
+        CheckpointError: if a module's two factors are not there, or do not fit together.
         NotBuiltYetError: for adapters that are more than low-rank matrices.
     """
 
@@ -58,6 +59,8 @@ class AdapterFactors:
         self.adapter = adapter
         self.modules = tuple(adapter.modules)
         self._refuse()
+        for module in self.modules:
+            self._check(module)
         self._reader = FileReader(adapter.stamps)
 
     def _refuse(self) -> None:
@@ -71,6 +74,21 @@ class AdapterFactors:
             f"{self.label}: it holds {what}, which is not merged with other adapters yet; merge "
             "the models BASE+ADAPTER by a recipe instead"
         )
+
+    def _check(self, module: str) -> None:
+        parts = self.adapter.modules[module]
+        rank = self.adapter.config.rank_of(module)
+        pairs = ({"lora_A", "lora_B"}, {"lora_embedding_A", "lora_embedding_B"})
+        shapes = {part: list(ref.shape) for part, ref in sorted(parts.items())}
+        a, b = next(iter(shapes.values())), list(shapes.values())[-1]
+        ones = [1] * (len(a) - 2)
+        fits = len(a) > 1 and len(b) > 1 and a[0] == rank and b[1:] == [rank, *ones]
+        if parts.keys() not in pairs or not fits:
+            raise CheckpointError(
+                f"{self.label}: module {module}: two factors of rank {rank} expected, got "
+                f"{', '.join(f'{part} {shape}' for part, shape in shapes.items())}; fetch the "
+                "adapter again"
+            )
 
     def read(self, module: str) -> Factors | None:
         """A module's factors; None if the adapter does not change it.

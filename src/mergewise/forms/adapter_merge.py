@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from mergewise._lazy import torch
 from mergewise.checkpoint import Adapter, open_adapter
-from mergewise.errors import IncompatibleModelsError, MergewiseError
+from mergewise.errors import IncompatibleModelsError, MergewiseError, OutputError
 from mergewise.forms._adapter_files import (
     AdapterFactors,
     Factors,
@@ -98,12 +98,22 @@ def merge_adapters(
     each = list(weights) if weights is not None else [1 / max(1, len(opened))] * len(opened)
     wanted = Rank(rank, energy)
     _check(opened, each, method, space, wanted)
+    _refuse_own_inputs(Path(out), opened)
     check_folder(Path(out), overwrite)
     known = [AdapterFactors(a, str(p)) for a, p in zip(opened, adapters, strict=True)]
     merging = _Merging(known, each, method, dict(parameters or {}), wanted, seed)
     codes = {ref.dtype for a in opened for module in a.modules.values() for ref in module.values()}
     kind: torch.dtype = getattr(torch, dtype or usual_dtype(codes))
     return merging.run(Path(out), space, kind, progress)
+
+
+def _refuse_own_inputs(out: Path, adapters: Sequence[Adapter]) -> None:
+    for adapter in adapters:
+        if out.resolve() in {adapter.folder.resolve(), adapter.file.resolve().parent}:
+            raise OutputError(
+                f"{out}: is the folder of the input {adapter.folder}, or holds its files; choose "
+                "another output folder"
+            )
 
 
 def _check(

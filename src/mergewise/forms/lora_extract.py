@@ -183,6 +183,8 @@ class _Extraction:
                 f"{len(odd)} tensors are in one of the models only, such as {odd[0]} in {where}; "
                 "was this model fine-tuned from that base?"
             )
+        if tie and tie[0] in mine and tie[0] not in theirs:
+            self._check_head(*tie)
         for name, ref in mine.items():
             other = theirs.get(name)
             if other is not None and other.shape != ref.shape:
@@ -193,6 +195,17 @@ class _Extraction:
                 )
         if self.rest == "whole":
             self._check_rest()
+
+    def _check_head(self, head: str, embedding: str) -> None:
+        """A head that the base has only as its embedding must be the same as the embedding."""
+        mine = self.finetuned.tensors
+        with FileReader(self.finetuned.stamps) as reader:
+            same = torch.equal(*(read_tensor(reader, mine[name]) for name in (head, embedding)))
+        if not same:
+            raise IncompatibleModelsError(
+                f"{head} of {self.finetuned.path} is not its {embedding}, and {self.base.path} "
+                "has one tensor for both; an adapter of it cannot hold two changes"
+            )
 
     def _check_rest(self) -> None:
         """Large tensors that cannot be stored as factors are named before any work."""

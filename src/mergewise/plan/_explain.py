@@ -8,6 +8,7 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
+from mergewise.checkpoint import ChangedRef, LowRank, Scaled, Shifted
 from mergewise.methods import get_method
 from mergewise.plan._model import Input, MergePlan, StagePlan, TensorPlan
 
@@ -164,7 +165,23 @@ def _source(stage: StagePlan, tensor: TensorPlan, item: Input) -> dict[str, Any]
         "dtype": item.meta.dtype,
         "shape": list(item.meta.shape),
         "file": str(ref.file) if ref else None,
+        **({"adapter": _adapter(ref)} if isinstance(ref, ChangedRef) else {}),
     }
+
+
+def _adapter(ref: ChangedRef) -> dict[str, Any]:
+    change = ref.change
+    kind = {LowRank: "LoRA", Scaled: "IA3", Shifted: "bias"}[type(change)]
+    if isinstance(change, LowRank):
+        kind = "DoRA" if change.magnitude else kind
+        return {
+            "kind": kind,
+            "rank": change.rank,
+            "scale": change.scale,
+            "file": str(change.a.file),
+        }
+    scale = {"scale": change.scale} if isinstance(change, Shifted) else {}
+    return {"kind": kind, **scale, "file": str(change.by.file)}
 
 
 def _parameter(tensor: TensorPlan, name: str) -> Any:

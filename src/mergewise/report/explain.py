@@ -71,7 +71,12 @@ def _sources(known: dict[str, Any]) -> RenderableType:
 
 
 def _file(source: dict[str, Any]) -> str:
-    return source["file"] or "made by that stage"
+    adapter = source.get("adapter")
+    if adapter is None:
+        return source["file"] or "made by that stage"
+    told = ", ".join(f"{key} {adapter[key]:g}" for key in ("rank", "scale") if key in adapter)
+    change = f"{adapter['kind']} {adapter['file']}" + (f" ({told})" if told else "")
+    return f"{source['file']}, changed by {change}"
 
 
 def _parameters(known: dict[str, Any]) -> RenderableType:

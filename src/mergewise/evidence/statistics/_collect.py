@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mergewise._paths import expanded
-from mergewise.checkpoint import Checkpoint, open_checkpoint
+from mergewise.checkpoint import Checkpoint, open_checkpoint, open_reference
 from mergewise.errors import DataError, EvidenceError
 from mergewise.evidence._live import LiveModel, Role, open_model
 from mergewise.evidence.statistics._base import Pass
@@ -216,7 +216,7 @@ def _has_tokenizer(model: Path | str | LiveModel, checkpoint: Checkpoint | None)
 
 
 def _stored(model: LiveModel) -> tuple[str, ...]:
-    return () if model.folder is None else tuple(open_checkpoint(model.folder).tensors)
+    return () if model.reference is None else tuple(open_reference(model.reference).tensors)
 
 
 def _run(setup: Setup, model: LiveModel, other: LiveModel | None, role: Role) -> Evidence:

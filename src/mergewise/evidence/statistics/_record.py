@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 from mergewise._lazy import torch
-from mergewise.checkpoint import Checkpoint, fingerprint, open_checkpoint, versions
+from mergewise.checkpoint import Checkpoint, fingerprint, open_reference, versions
 from mergewise.errors import NonFiniteError
 from mergewise.evidence._data import Data
 from mergewise.evidence._live import LiveModel
@@ -133,13 +133,14 @@ def _pieces(store: StoredSums, tensor: str, name: str) -> Any:
 
 
 def _model(model: LiveModel, dtype: str) -> dict[str, Any]:
+    place = model.reference
     return {
         "name": model.name,
         "kind": "memory" if model.folder is None else "checkpoint",
         "fingerprint": state_fingerprint(model),
         "class": type(model.module).__name__,
         "dtype": dtype,
-        **({} if model.folder is None else {"weights": weights_of(open_checkpoint(model.folder))}),
+        **({} if place is None else {"weights": weights_of(open_reference(place))}),
     }
 
 
