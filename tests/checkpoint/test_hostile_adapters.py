@@ -233,6 +233,19 @@ def test_a_prefix_that_fits_everything(tmp_path: Path) -> None:
         open_reference(f"{twice}+{shorter}")
 
 
+def test_a_prefix_of_the_same_words_in_another_order(tmp_path: Path) -> None:
+    """transformers names towers otherwise in memory, and two may have layers alike."""
+    parts = random_state({"h.0.a.weight": (4, 4), "h.1.a.weight": (4, 4)}, 0, torch.float32)
+    towers = ("language_model.model", "vision_tower.encoder")
+    state = {f"{tower}.{n}": t.clone() for tower in towers for n, t in parts.items()}
+    base = save(tmp_path / "base", state)
+    inner = {f"model.language_model.{n}": t for n, t in parts.items()}
+    adapter = lora(tmp_path / "adapter", inner, ["model.language_model.h.1.a"])
+    found = open_reference(f"{base}+{adapter}").tensors
+    changed = [n for n, ref in found.items() if type(ref).__name__ == "ChangedRef"]
+    assert changed == ["language_model.model.h.1.a.weight"]
+
+
 def test_integers_take_no_adapter(tmp_path: Path) -> None:
     state = {"a.weight": torch.zeros(4, 4, dtype=torch.int8)}
     base = save(tmp_path / "base", state)

@@ -51,7 +51,9 @@ def _prefixes(wanted: list[str], known: set[str]) -> list[tuple[str, str]]:
         found += [way for way in ways if _fits(wanted, known, *way)]
         if found:  # names that agree in more come first
             break
-    return found
+    # model.language_model.layers is language_model.model.layers rather than vision_tower.layers
+    alike = [(old, new) for old, new in found if sorted(old.split(".")) == sorted(new.split("."))]
+    return alike if len(alike) == 1 else found
 
 
 def _fits(wanted: list[str], known: set[str], old: str, new: str) -> bool:
