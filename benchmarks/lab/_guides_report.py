@@ -125,6 +125,7 @@ def document(report: Report) -> dict[str, Any]:
     return {
         "family": report.family,
         "title": report.title,
+        "seeds": list(report.found.references),
         **report.about,
         "largest_difference_of_mean_densities": report.spread(),
         "left_out": report.left_out,

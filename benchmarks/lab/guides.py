@@ -105,7 +105,6 @@ def _one(
     report = Report(name, family.title, choice.arms, found, left_out)
     report.about = {
         "command": shlex.join(["python", "-m", "benchmarks.lab.guides", *sys.argv[1:]]),
-        "seeds": list(found.references),
         "examples": EXAMPLES,
         "minutes": (time.monotonic() - start) / 60,
         "versions": versions(),
