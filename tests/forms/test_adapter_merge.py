@@ -154,6 +154,17 @@ def test_factors_that_do_not_fit(
     assert not (tmp_path / "out").exists()
 
 
+def test_the_names_of_bases_may_be_anything(tmp_path: Path) -> None:
+    named = ["org/one", "\x1b[2Jtwo", ["three"], None]
+    adapters = [
+        lora(tmp_path / str(i), BASE, [Q], seed=i, base_model_name_or_path=name)
+        for i, name in enumerate(named)
+    ]
+    [warning] = merge_adapters(adapters, tmp_path / "out").warnings
+    assert warning.endswith(r"different bases: '\x1b[2Jtwo', 'org/one'")
+    assert merge_adapters(adapters[1:], tmp_path / "fewer").warnings == ()
+
+
 def test_an_input_is_not_replaced(tmp_path: Path) -> None:
     a, b, _ = three(tmp_path)
     before = contents(a)

@@ -283,7 +283,9 @@ class _Merging:
         return {**same, "fan_in_fan_out": any(raw.get("fan_in_fan_out") for raw in raws)}
 
     def _warnings(self) -> list[str]:
-        bases = {k.adapter.config.raw.get("base_model_name_or_path") for k in self.known}
-        if len(bases - {None, ""}) > 1:
-            return [f"the adapters name different bases: {', '.join(sorted(map(str, bases)))}"]
+        named = [k.adapter.config.raw.get("base_model_name_or_path") for k in self.known]
+        bases = {name for name in named if isinstance(name, str) and name}
+        if len(bases) > 1:
+            listed = ", ".join(repr(name[:200]) for name in sorted(bases))
+            return [f"the adapters name different bases: {listed}"]
         return []
