@@ -173,7 +173,7 @@ def test_weights_of_single_tensors_are_not_overwritten(deep, name, settings):
 
 
 def test_settings_that_are_not_there_or_of_another_type(deep):
-    with pytest.raises(GuideError, match="no setting 'beta'; its settings: none"):
+    with pytest.raises(GuideError, match="no setting 'beta'; it has none"):
         guide(deep, "metagpt", beta=1.0)
     with pytest.raises(GuideError, match=r"str expected, got \[0.2, 1\] \(numbers from the first"):
         guide(deep, "layer_schedule", points=[0.2, 1])

@@ -41,7 +41,7 @@ CAUSES = {
     "issue__whole_file_in_quotes": (5, "inside quotes"),
     "nonstd__cabs": (5, "unknown merge method 'cabs'"),
     "nonstd__iso_c": (5, "unknown merge method 'iso_c'"),
-    "nonstd__ota_ffg": (5, "unknown merge method 'ota'"),
+    "nonstd__ota_ffg": (22, "ota has no parameter `preconditioner_path`"),
     "nonstd__rcz_env_paths": (5, "unknown merge method 'rcz'"),
     "nonstd__ties_sb": (5, "did you mean `ties`?"),
 }

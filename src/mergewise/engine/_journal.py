@@ -99,8 +99,9 @@ class Workspace:
         return _unusable(self.out, error)
 
     def _check(self, overwrite: bool) -> None:
-        check_out(self.out, overwrite)
+        # what a killed run left of its own goes, even if the rest is then refused
         shutil.rmtree(self.out / _FINISHED, ignore_errors=True)
+        check_out(self.out, overwrite)
 
     @property
     def _publishing(self) -> bool:
