@@ -43,9 +43,10 @@ class Lewis(Guide):
         ),
         "importance": Param(
             str, None,
-            "of a matrix: weights times inputs (the reference), outputs (the paper's text), or "
-            "the expert's difference from the base times its inputs; of its elements, with one "
-            "threshold over the model: what they save of the expert's loss (curvature), or of all "
+            "curvature, if nothing is said. Of a matrix: weights times inputs (the reference), "
+            "outputs (the paper's text), or the expert's difference from the base times its "
+            "inputs; of its elements, with one threshold over the model: what they save of the "
+            "expert's loss (curvature), or of all "
             "experts' (gain)", choices=(*STATISTIC, *SCORES),
         ),
         "density_min": Param(
