@@ -12,6 +12,7 @@ from mergewise.cli._collecting import collecting
 from mergewise.cli._interrupt import terminable
 from mergewise.cli._options import json_option, our_command, read_device, read_size
 from mergewise.cli._output import Output, count
+from mergewise.cli._pairs import scalar, scalars
 from mergewise.cli._progress import show_seconds
 
 if TYPE_CHECKING:
@@ -54,27 +55,8 @@ def _settings(
             raise click.BadParameter(
                 f"{value!r}: STATISTIC.OPTION=VALUE expected, such as input_gram.max_channels=4096"
             )
-        found.setdefault(statistic, {})[option] = _scalar(text)
+        found.setdefault(statistic, {})[option] = scalar(text)
     return found
-
-
-def _pairs(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> dict[str, Any]:
-    found = {}
-    for value in values:
-        name, equals, text = value.partition("=")
-        if not (name and equals):
-            raise click.BadParameter(f"{value!r}: NAME=VALUE expected, such as mean=0.5")
-        found[name] = _scalar(text)
-    return found
-
-
-def _scalar(text: str) -> Any:
-    import yaml
-
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError:
-        return text
 
 
 @our_command(name="collect")
@@ -101,7 +83,7 @@ def _scalar(text: str) -> Any:
 @click.option("--split", default="train", show_default=True, help="Of .npz files and datasets.")
 @click.option("--template", help="Text of a record, such as '{question} {answer}'.")
 @click.option(
-    "--prepare", multiple=True, metavar="KEY=VALUE", callback=_pairs,
+    "--prepare", multiple=True, metavar="KEY=VALUE", callback=scalars("mean=0.5", "NAME=VALUE"),
     help="How images are prepared, such as --prepare mean=0.5; may be repeated.",
 )  # fmt: skip
 @click.option("--role", type=click.Choice(_ROLES), help="Instead of what the config says.")

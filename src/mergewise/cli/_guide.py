@@ -12,6 +12,7 @@ from mergewise.cli._guides import complete
 from mergewise.cli._interrupt import terminable
 from mergewise.cli._options import json_option, our_command, read_device
 from mergewise.cli._output import Output
+from mergewise.cli._pairs import scalar, texts
 
 if TYPE_CHECKING:
     from mergewise.evidence import Data
@@ -20,32 +21,14 @@ if TYPE_CHECKING:
 _DTYPES = ("bfloat16", "float16", "float32", "float64")
 
 
-def _settings(
-    ctx: click.Context, param: click.Parameter, values: tuple[str, ...]
-) -> dict[str, str]:
-    """``key=value``."""
-    found = {}
-    for value in values:
-        name, equals, text = value.partition("=")
-        if not (name and equals):
-            raise click.BadParameter(f"{value!r}: KEY=VALUE expected, such as density_min=0.4")
-        found[name] = text
-    return found
-
-
 def _values(guide: str, settings: dict[str, str]) -> dict[str, Any]:
     """Values as in YAML; a number is a text where the guide wants a text."""
-    import yaml
-
     from mergewise.guides import get_guide
 
     params = get_guide(guide).params
     found: dict[str, Any] = {}
     for name, text in settings.items():
-        try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError:
-            value = text
+        value = scalar(text)
         wanted = name in params and params[name].kind is str and value is not None
         found[name] = text if wanted and not isinstance(value, str) else value
     return found
@@ -84,7 +67,7 @@ def _evidence(
     "--task-split", default="validation", show_default=True, help="Which part of the tasks' data."
 )
 @click.option(
-    "--set", "settings", multiple=True, metavar="KEY=VALUE", callback=_settings,
+    "--set", "settings", multiple=True, metavar="KEY=VALUE", callback=texts("density_min=0.4"),
     help="A setting of the guide, such as --set density_min=0.4; may be repeated.",
 )  # fmt: skip
 @click.option("--plot", metavar="FILE", type=click.Path(), help="Heat maps of the numbers, SVG.")

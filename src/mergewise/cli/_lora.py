@@ -10,6 +10,7 @@ import click
 
 from mergewise.cli._options import json_option, our_command, read_folder
 from mergewise.cli._output import Output, count
+from mergewise.cli._pairs import scalars
 from mergewise.cli._progress import progress
 
 if TYPE_CHECKING:
@@ -85,23 +86,6 @@ def _numbers(ctx: click.Context, param: click.Parameter, value: str | None) -> l
         raise click.BadParameter(f"{value!r}: numbers expected, such as 0.3,0.7") from None
 
 
-def _settings(
-    ctx: click.Context, param: click.Parameter, values: tuple[str, ...]
-) -> dict[str, Any]:
-    import yaml
-
-    found = {}
-    for value in values:
-        name, equals, text = value.partition("=")
-        if not (name and equals):
-            raise click.BadParameter(f"{value!r}: KEY=VALUE expected, such as density=0.5")
-        try:
-            found[name] = yaml.safe_load(text)
-        except yaml.YAMLError:
-            found[name] = text
-    return found
-
-
 @our_command(name="merge")
 @click.argument("adapters", nargs=-1, required=True, type=click.Path())
 @click.option("--weights", metavar="W,W", callback=_numbers, help="One for each (1/n).")
@@ -109,7 +93,7 @@ def _settings(
     "--method", metavar="NAME", help="Of task vectors, such as ties; a weighted sum if not given."
 )
 @click.option(
-    "--set", "parameters", multiple=True, metavar="KEY=VALUE", callback=_settings,
+    "--set", "parameters", multiple=True, metavar="KEY=VALUE", callback=scalars("density=0.5"),
     help="A parameter of the method, such as --set density=0.5; may be repeated.",
 )  # fmt: skip
 @click.option(

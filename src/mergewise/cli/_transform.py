@@ -14,6 +14,7 @@ import click
 from mergewise.cli._interrupt import terminable
 from mergewise.cli._options import json_option, our_command, read_device, read_folder
 from mergewise.cli._output import Output, count
+from mergewise.cli._pairs import scalars
 from mergewise.cli._progress import EVERY, show_seconds
 from mergewise.cli._transforms import complete
 
@@ -23,24 +24,6 @@ if TYPE_CHECKING:
 
 _DTYPES = ("bfloat16", "float16", "float32", "float64")
 _ROLES = ("causal_lm", "body", "text_classifier", "image_classifier")
-
-
-def _settings(
-    ctx: click.Context, param: click.Parameter, values: tuple[str, ...]
-) -> dict[str, Any]:
-    """``key=value``, the value as in YAML."""
-    import yaml
-
-    found = {}
-    for value in values:
-        name, equals, text = value.partition("=")
-        if not (name and equals):
-            raise click.BadParameter(f"{value!r}: KEY=VALUE expected, such as average=std")
-        try:
-            found[name] = yaml.safe_load(text)
-        except yaml.YAMLError:
-            found[name] = text
-    return found
 
 
 def _weights(ctx: click.Context, param: click.Parameter, value: str | None) -> list[float] | None:
@@ -69,7 +52,7 @@ def _weights(ctx: click.Context, param: click.Parameter, value: str | None) -> l
 )  # fmt: skip
 @click.option("--weights", metavar="W,W", callback=_weights, help="Of the models (equal).")
 @click.option(
-    "--set", "settings", multiple=True, metavar="KEY=VALUE", callback=_settings,
+    "--set", "settings", multiple=True, metavar="KEY=VALUE", callback=scalars("average=std"),
     help="A setting of the transform, such as --set average=variance; may be repeated.",
 )  # fmt: skip
 @click.option("--limit", metavar="N", type=click.IntRange(min=1), help="At most N records.")
@@ -77,7 +60,7 @@ def _weights(ctx: click.Context, param: click.Parameter, value: str | None) -> l
 @click.option("--template", help="Text of a record, such as '{question} {answer}'.")
 @click.option("--split", default="train", show_default=True, help="Of .npz files and datasets.")
 @click.option(
-    "--prepare", multiple=True, metavar="KEY=VALUE", callback=_settings,
+    "--prepare", multiple=True, metavar="KEY=VALUE", callback=scalars("average=std"),
     help="How images are prepared, such as --prepare mean=0.5; may be repeated.",
 )  # fmt: skip
 @click.option(
