@@ -3,20 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
 
-from mergewise._lazy import torch
-from mergewise.checkpoint import TORCH_NAMES, FileReader, TensorRef
+from mergewise.checkpoint import FileReader, TensorRef
 from mergewise.errors import GuideError, NonFiniteError
 from mergewise.guides._base import Ask
+from mergewise.guides._weights import pieces
 from mergewise.plan import TensorPlan
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-_PIECE = 1 << 20
-"""Elements read at a time."""
 
 
 def squared_norms(ask: Ask) -> list[dict[str, float]]:
@@ -72,18 +65,8 @@ def _based(tensor: TensorPlan) -> bool:
 def _squared(reader: FileReader, base: TensorRef, ref: TensorRef) -> float:
     found = math.fsum(
         float((mine - other).square().sum())
-        for mine, other in zip(_pieces(reader, ref), _pieces(reader, base), strict=True)
+        for (_, mine), (_, other) in zip(pieces(reader, ref), pieces(reader, base), strict=True)
     )
     if not math.isfinite(found):
         raise NonFiniteError(f"{ref.file}: {ref.name} holds NaN or infinity; fetch it again")
     return found
-
-
-def _pieces(reader: FileReader, ref: TensorRef) -> Iterator[Tensor]:
-    elements = math.prod(ref.shape)
-    size = ref.nbytes // max(1, elements)
-    kind = getattr(torch, TORCH_NAMES[ref.dtype])
-    for first in range(0, elements, _PIECE):
-        buffer = bytearray(min(_PIECE, elements - first) * size)
-        reader.read_into(ref, first * size, memoryview(buffer))
-        yield torch.frombuffer(buffer, dtype=kind).double()

@@ -48,8 +48,8 @@ def driven_square(
             "channels; was it collected on this model?"
         )
     total = 0.0
-    others = None if minus is None else _pieces(reader, minus)
-    for first, values in _pieces(reader, ref):
+    others = None if minus is None else pieces(reader, minus)
+    for first, values in pieces(reader, ref):
         part = (values if others is None else values - next(others)[1]).square()
         if turned:
             total += float(part.sum(1) @ squares[first : first + len(part)])
@@ -63,9 +63,9 @@ def driven_square(
     return total
 
 
-def _pieces(reader: FileReader, ref: TensorRef) -> Iterator[tuple[int, Tensor]]:
-    """(first row, some rows as float64 [rows, width])."""
-    rows, width = ref.shape[0], math.prod(ref.shape[1:])
+def pieces(reader: FileReader, ref: TensorRef) -> Iterator[tuple[int, Tensor]]:
+    """(first row, some rows as float64 [rows, width]); a vector's rows are its elements."""
+    rows, width = (ref.shape or (1,))[0], math.prod(ref.shape[1:])
     size = ref.nbytes // max(1, rows * width)
     step = max(1, _PIECE // max(1, width))
     kind = getattr(torch, TORCH_NAMES[ref.dtype])
