@@ -7,6 +7,7 @@
     evaluate            scores of models on the tasks of a file
     collect             statistics of a model on data, into a file
     write_recipe        let a guide write the numbers of a recipe, from evidence
+    allow               open pickle files, or quantised weights, while a `with` lasts
 
 Everything is imported when first used, so that ``import mergewise`` costs nothing.
 """
@@ -17,6 +18,7 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mergewise.checkpoint import allow
     from mergewise.engine import merge_state_dicts
     from mergewise.evidence import collect, evaluate
     from mergewise.guides import merge, write_recipe
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = [
     "__version__",
+    "allow",
     "collect",
     "evaluate",
     "load_recipe",
@@ -38,6 +41,7 @@ __all__ = [
 logging.getLogger(__name__).addHandler(logging.NullHandler())
 
 _HOMES = {
+    "allow": ("mergewise.checkpoint", "allow"),
     "merge": ("mergewise.guides", "merge"),
     "merge_state_dicts": ("mergewise.engine", "merge_state_dicts"),
     "plan": ("mergewise.plan", "build_plan"),

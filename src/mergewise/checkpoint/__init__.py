@@ -1,5 +1,6 @@
 """Checkpoints on disk: open, read by range, lay out, write; nothing here imports torch."""
 
+from mergewise.checkpoint._access import Access, access, allow
 from mergewise.checkpoint._adapt import adapt, open_reference, split_reference
 from mergewise.checkpoint._adapter import PREFIX, Adapter, is_adapter, open_adapter
 from mergewise.checkpoint._adapter_config import AdapterConfig
@@ -54,6 +55,7 @@ __all__ = [
     "MAX_COPIED",
     "PREFIX",
     "TORCH_NAMES",
+    "Access",
     "Adapter",
     "AdapterConfig",
     "CardInput",
@@ -74,7 +76,9 @@ __all__ = [
     "TensorInfo",
     "TensorRef",
     "TensorSummary",
+    "access",
     "adapt",
+    "allow",
     "byte_count",
     "cannot_write",
     "changed_whole",

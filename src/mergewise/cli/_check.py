@@ -9,7 +9,12 @@ from typing import TYPE_CHECKING
 import click
 
 from mergewise.cli._errors import BAD, OK
-from mergewise.cli._options import json_option, our_command, recipe_options
+from mergewise.cli._options import (
+    access_options,
+    json_option,
+    our_command,
+    recipe_options,
+)
 from mergewise.cli._output import Output, count
 
 if TYPE_CHECKING:
@@ -19,6 +24,7 @@ if TYPE_CHECKING:
 @our_command(name="check")
 @click.argument("recipes", nargs=-1, required=True, metavar="RECIPE...", type=click.Path())
 @recipe_options
+@access_options
 @json_option
 def command(
     out: Output, recipes: tuple[str, ...], overrides: tuple[str, ...], lenient: bool, as_json: bool

@@ -10,7 +10,13 @@ import click
 
 from mergewise.cli._collecting import collecting
 from mergewise.cli._interrupt import terminable
-from mergewise.cli._options import json_option, our_command, read_device, read_size
+from mergewise.cli._options import (
+    access_options,
+    json_option,
+    our_command,
+    read_device,
+    read_size,
+)
 from mergewise.cli._output import Output, count
 from mergewise.cli._pairs import scalar, scalars
 from mergewise.cli._progress import show_seconds
@@ -96,6 +102,7 @@ def _settings(
 @click.option("--overwrite", is_flag=True, help="Replace FILE.")
 @click.option("--trust-remote-code", is_flag=True, help="Run Python code of the checkpoint.")
 @click.option("--list", "listed", is_flag=True, help="List the statistics, or explain one.")
+@access_options
 @json_option
 def command(
     out: Output,

@@ -10,7 +10,12 @@ import click
 
 from mergewise.cli._errors import FAILED, OK
 from mergewise.cli._interrupt import terminable
-from mergewise.cli._options import json_option, our_command, read_device
+from mergewise.cli._options import (
+    access_options,
+    json_option,
+    our_command,
+    read_device,
+)
 from mergewise.cli._output import Output, count
 from mergewise.cli._progress import show_seconds
 from mergewise.cli._steps import steps
@@ -61,6 +66,7 @@ def _named(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) 
     "--trust-remote-code", is_flag=True, default=None, help="Run Python code of the checkpoints."
 )
 @click.option("--list", "listed", is_flag=True, help="List the kinds of task, or explain one.")
+@access_options
 @json_option
 def command(
     out: Output,

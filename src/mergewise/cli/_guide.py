@@ -10,7 +10,12 @@ import click
 from mergewise.cli._collecting import in_turn
 from mergewise.cli._guides import complete
 from mergewise.cli._interrupt import terminable
-from mergewise.cli._options import json_option, our_command, read_device
+from mergewise.cli._options import (
+    access_options,
+    json_option,
+    our_command,
+    read_device,
+)
 from mergewise.cli._output import Output
 from mergewise.cli._pairs import scalar, texts
 
@@ -88,6 +93,7 @@ def _evidence(
 @click.option("--offload", is_flag=True, help="Read each layer from disk when it runs.")
 @click.option("--trust-remote-code", is_flag=True, help="Run Python code of a checkpoint.")
 @click.option("--overwrite", is_flag=True, help="Replace the recipe, evidence and picture.")
+@access_options
 @json_option
 def command(
     out: Output,

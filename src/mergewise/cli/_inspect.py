@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import click
 
-from mergewise.cli._options import json_option, our_command
+from mergewise.cli._options import access_options, json_option, our_command
 from mergewise.cli._output import Output
 
 
 @our_command(name="inspect")
 @click.argument("checkpoint", type=click.Path())
 @click.option("--tensors", is_flag=True, help="Every tensor on its own row.")
+@access_options
 @json_option
 def command(out: Output, checkpoint: str, tensors: bool, as_json: bool) -> None:
     """Show a model or BASE+ADAPTER: tensors, shapes.

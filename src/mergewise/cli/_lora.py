@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mergewise.cli._options import json_option, our_command, read_folder
+from mergewise.cli._options import access_options, json_option, our_command, read_folder
 from mergewise.cli._output import Output, count
 from mergewise.cli._pairs import scalars
 from mergewise.cli._progress import progress
@@ -54,6 +54,7 @@ def _size_options(function: Callable[..., Any]) -> Callable[..., Any]:
     "--rest", type=click.Choice(("whole", "skip")), default="whole", show_default=True,
     help="Changed norms and biases: stored whole, or left out.",
 )  # fmt: skip
+@access_options
 @_size_options
 def extract(
     out: Output, finetuned: str, base: str, rest: str, output: Path, as_json: bool, **options: Any
@@ -101,6 +102,7 @@ def _numbers(ctx: click.Context, param: click.Parameter, value: str | None) -> l
     help="Merge B @ A, or A and B apart (as LoRA soups do; not the same).",
 )  # fmt: skip
 @click.option("--seed", type=int, default=0, help="Of random masks.")
+@access_options
 @_size_options
 def merge(
     out: Output, adapters: tuple[str, ...], output: Path, as_json: bool, **options: Any

@@ -12,6 +12,7 @@ from mergewise._units import show_bytes
 from mergewise.cli._collecting import in_turn
 from mergewise.cli._interrupt import how_to_continue, progress_kept, terminable
 from mergewise.cli._options import (
+    access_options,
     json_option,
     our_command,
     read_device,
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
     "--trust-remote-code", is_flag=True, help="Let a guide run code of checkpoints and tasks."
 )
 @recipe_options
+@access_options
 @json_option
 def command(
     out: Output,

@@ -107,6 +107,29 @@ def recipe_options(function: F) -> F:
     return override(lenient(function))
 
 
+def access_options(function: F) -> F:
+    """Add ``--allow-pickle`` and ``--dequantize``: formats that are opened only where asked for."""
+    pickle = click.option(
+        "--allow-pickle", is_flag=True, expose_value=False, callback=_allows("pickle"),
+        help="Read PyTorch files (.bin, .pt, .ckpt), weights only.",
+    )  # fmt: skip
+    dequantize = click.option(
+        "--dequantize", is_flag=True, expose_value=False, callback=_allows("dequantize"),
+        help="Read quantised weights as the floating-point numbers they stand for.",
+    )  # fmt: skip
+    return pickle(dequantize(function))
+
+
+def _allows(kind: str) -> Callable[[click.Context, click.Parameter, bool], None]:
+    def callback(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+        if value:
+            from mergewise.checkpoint import allow
+
+            ctx.with_resource(allow(**{kind: True}))
+
+    return callback
+
+
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 
 

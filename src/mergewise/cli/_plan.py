@@ -6,7 +6,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mergewise.cli._options import json_option, our_command, read_recipe, recipe_options
+from mergewise.cli._options import (
+    access_options,
+    json_option,
+    our_command,
+    read_recipe,
+    recipe_options,
+)
 from mergewise.cli._output import Output
 
 if TYPE_CHECKING:
@@ -23,6 +29,7 @@ _NAMES_SHOWN = 8
 )  # fmt: skip
 @click.option("--tensors", is_flag=True, help="Every tensor on its own row.")
 @recipe_options
+@access_options
 @json_option
 def command(
     out: Output,

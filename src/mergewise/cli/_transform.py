@@ -12,7 +12,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mergewise.cli._interrupt import terminable
-from mergewise.cli._options import json_option, our_command, read_device, read_folder
+from mergewise.cli._options import (
+    access_options,
+    json_option,
+    our_command,
+    read_device,
+    read_folder,
+)
 from mergewise.cli._output import Output, count
 from mergewise.cli._pairs import scalars
 from mergewise.cli._progress import EVERY, show_seconds
@@ -79,6 +85,7 @@ def _weights(ctx: click.Context, param: click.Parameter, value: str | None) -> l
 @click.option("--overwrite", is_flag=True, help="Replace what OUT holds.")
 @click.option("--restart", is_flag=True, help="Discard an unfinished merge in OUT.")
 @click.option("--trust-remote-code", is_flag=True, help="Run Python code of a checkpoint.")
+@access_options
 @json_option
 def command(
     out: Output,

@@ -1,0 +1,53 @@
+"""What may be opened beyond plain safetensors: the caller says so, a recipe never can."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
+
+
+@dataclass(frozen=True)
+class Access:
+    """Formats that are opened only where the caller asks for it.
+
+    Attributes:
+        pickle: PyTorch files (``.bin``, ``.pt``, ``.pth``, ``.ckpt``), by `weights_only`.
+        dequantize: quantised weights, as the floating-point numbers that they stand for.
+    """
+
+    pickle: bool = False
+    dequantize: bool = False
+
+
+_PLAIN = Access()
+_current: ContextVar[Access] = ContextVar("access", default=_PLAIN)
+
+
+def access() -> Access:
+    """What is allowed here and now."""
+    return _current.get()
+
+
+@contextmanager
+def allow(*, pickle: bool | None = None, dequantize: bool | None = None) -> Iterator[Access]:
+    """Allow formats, or forbid them again, while a ``with`` lasts; None leaves as it is.
+
+    Args:
+        pickle: open PyTorch files. They are read by ``torch.load(weights_only=True)``, and in no
+            other way.
+        dequantize: open quantised weights; the result is not quantised.
+
+    Example:
+        >>> import mergewise
+        >>> with mergewise.allow(pickle=True):  # doctest: +SKIP
+        ...     mergewise.merge("recipe.yml", "merged")
+    """
+    given = {"pickle": pickle, "dequantize": dequantize}
+    chosen = replace(access(), **{k: v for k, v in given.items() if v is not None})
+    token = _current.set(chosen)
+    try:
+        yield chosen
+    finally:
+        _current.reset(token)
