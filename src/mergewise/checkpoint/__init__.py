@@ -34,6 +34,7 @@ from mergewise.checkpoint._output import (
     edited_config,
     write_config,
 )
+from mergewise.checkpoint._packed._ref import PackedRef, Packing
 from mergewise.checkpoint._provenance import fingerprint, provenance, sha256_file, versions
 from mergewise.checkpoint._read import FileReader
 from mergewise.checkpoint._safetensors import Header, TensorInfo, read_header
@@ -69,6 +70,8 @@ __all__ = [
     "Header",
     "LayerGroup",
     "LowRank",
+    "PackedRef",
+    "Packing",
     "Scaled",
     "ShardLayout",
     "Shifted",
