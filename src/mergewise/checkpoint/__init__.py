@@ -6,7 +6,7 @@ from mergewise.checkpoint._adapter import PREFIX, Adapter, is_adapter, open_adap
 from mergewise.checkpoint._adapter_config import AdapterConfig
 from mergewise.checkpoint._card import CardInput, model_card
 from mergewise.checkpoint._change import Change, ChangedRef, LowRank, Scaled, Shifted
-from mergewise.checkpoint._change_values import ChangeValues, changed_whole
+from mergewise.checkpoint._change_values import ChangeValues, changed_whole, read_whole
 from mergewise.checkpoint._depth import layer_count, with_layers
 from mergewise.checkpoint._dtypes import BITS, CODES, TORCH_NAMES, byte_count
 from mergewise.checkpoint._files import FileStamp, read_small
@@ -109,6 +109,7 @@ __all__ = [
     "provenance",
     "read_header",
     "read_small",
+    "read_whole",
     "renumber",
     "sha256_file",
     "split_reference",

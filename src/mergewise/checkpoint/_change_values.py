@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 
 from mergewise._lazy import torch
 from mergewise.checkpoint._change import ChangedRef, LowRank, Scaled, Shifted
+from mergewise.checkpoint._dtypes import TORCH_NAMES
 from mergewise.checkpoint._folder import TensorRef
+from mergewise.checkpoint._read import FileReader
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -139,6 +141,13 @@ class ChangeValues:
         else:
             spread = factor.repeat(last - first)
         return spread[offset : offset + size]
+
+
+def read_whole(reader: FileReader, ref: TensorRef) -> Tensor:
+    """A whole tensor of a file, as stored, in its own shape; for where memory has room for it."""
+    buffer = torch.empty(ref.nbytes, dtype=torch.uint8)
+    reader.read_into(ref, 0, buffer.numpy().data)
+    return buffer.view(getattr(torch, TORCH_NAMES[ref.dtype])).reshape(ref.shape)
 
 
 def changed_whole(ref: ChangedRef, read: Read) -> Tensor:
