@@ -4,10 +4,10 @@
 
 Makes a base of Llama's shape, adapters of all its linear modules, and, by merging each alone, the
 dense models. Then every method is run on `BASE+ADAPTER` and on the dense models, whole processes
-in turn, page cache warm; the ratio is that of the medians. With `dtype: bfloat16`, which both
-recipes say, an adapter's model is rounded as the dense one was, so both write the same bytes
-but where a float32 sum fell on a boundary: the share of outputs that differ is measured too.
-The folder takes 2.2 GB for a model of 1.1 B; it is left there unless `--clean`.
+in turn, page cache warm; the ratio is that of the medians. With `dtype: bfloat16` in the recipe,
+an adapter's model is rounded as the dense one was, and both write the same bytes; with `--dtype
+none` adapters are not rounded. The share of elements that differ is measured too. The folder takes
+16 GB for models of 1.1 B; it is left there unless `--clean`.
 """
 
 from __future__ import annotations
@@ -69,7 +69,12 @@ def make_adapter(folder: Path, size: str, rank: int, seed: int) -> None:
         b = torch.randn(shape[0], rank, generator=draw) * 0.02
         state[f"{start}lora_A.weight"], state[f"{start}lora_B.weight"] = a, b
     save_file({n: t.bfloat16() for n, t in state.items()}, folder / "adapter_model.safetensors")
-    config = {"peft_type": "LORA", "r": rank, "lora_alpha": 2 * rank, "target_modules": "all-linear"}
+    config = {
+        "peft_type": "LORA",
+        "r": rank,
+        "lora_alpha": 2 * rank,
+        "target_modules": "all-linear",
+    }
     (folder / "adapter_config.json").write_text(json.dumps(config))
 
 
@@ -82,9 +87,15 @@ def make_dense(base: Path, adapter: Path, out: Path, recipe: Path) -> None:
 
 
 def write_recipe(
-    path: Path, method: str, base: Path | None, models: list[str], each: str
+    path: Path,
+    method: str,
+    base: Path | None,
+    models: list[str],
+    each: str,
+    dtype: str = "bfloat16",
 ) -> None:
-    lines = [f"merge_method: {method}", "dtype: bfloat16"]
+    lines = [f"merge_method: {method}"]
+    lines += [f"dtype: {dtype}"] if dtype != "none" else []
     lines += [f"base_model: {base}"] if base else []
     lines.append("models:")
     for model in models:
@@ -113,12 +124,12 @@ class Cost:
             self.dense.append(str(dense))
             self.adapted.append(f"{self.base}+{adapter}")
 
-    def row(self, method: str, runs: int) -> Row:
+    def row(self, method: str, runs: int, dtype: str) -> Row:
         each, based = METHODS[method]
         recipes = {}
         for kind, models in (("dense", self.dense), ("adapters", self.adapted)):
             recipes[kind] = self.folder / f"{method}-{kind}.yml"
-            write_recipe(recipes[kind], method, self.base if based else None, models, each)
+            write_recipe(recipes[kind], method, self.base if based else None, models, each, dtype)
         for kind in recipes:  # page cache, compiled kernels
             self._merge(recipes, kind)
         differing = self._differing()
@@ -150,7 +161,9 @@ class Cost:
             "zip(sys.argv[1:3], sys.argv[3:]))\n"
             "print(np.count_nonzero(a != b) / len(a))"
         )
-        paths = [self.folder / f"out-{kind}" / "model.safetensors" for kind in ("dense", "adapters")]
+        paths = [
+            self.folder / f"out-{kind}" / "model.safetensors" for kind in ("dense", "adapters")
+        ]
         starts = [str(8 + int.from_bytes(p.open("rb").read(8), "little")) for p in paths]
         command = [sys.executable, "-c", code, *map(str, paths), *starts]
         return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
@@ -177,6 +190,7 @@ def main() -> None:
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--adapters", type=int, default=4)
     parser.add_argument("--methods", default=",".join(METHODS))
+    parser.add_argument("--dtype", choices=("bfloat16", "none"), default="bfloat16")
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--clean", action="store_true", help="delete the models at the end")
     parser.add_argument("--only-make", action="store_true", help=argparse.SUPPRESS)
@@ -190,7 +204,7 @@ def main() -> None:
     cost = Cost(options.folder, options.size, options.rank, options.adapters)
     rows = []
     for method in options.methods.split(","):
-        rows.append(cost.row(method, options.runs))
+        rows.append(cost.row(method, options.runs, options.dtype))
         console.print(table(rows[-1:]))
     console.print(table(rows))
     result = options.folder / f"adapter_cost-{options.size}.json"

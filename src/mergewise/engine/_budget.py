@@ -124,8 +124,10 @@ class _Need:
         stored = sum(BITS[dtype] for dtype in types) // 8
         if plain:  # widened inputs, and intermediate results of each
             stored += wide * (2 * len(tensor.inputs) + 4)
-        # what an adapter changes is computed in float32, beside the product that is added
-        stored += 2 * wide * sum(isinstance(r, ChangedRef) for r in self._refs)
+        # what an adapter changes is computed in float32 unless the recipe has a type for it;
+        # the base's block is held beside
+        stored += 2 * wide * any(isinstance(r, ChangedRef) for r in self._refs)
+        stored += wide * sum(isinstance(r, ChangedRef) for r in self._refs)
         # sums as stored, and means
         stored += 8 * sum(len(each) for each in tensor.statistics)
         if ranked:  # scores, ranks and masks
