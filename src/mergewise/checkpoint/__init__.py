@@ -12,6 +12,7 @@ from mergewise.checkpoint._dtypes import BITS, CODES, TORCH_NAMES, byte_count
 from mergewise.checkpoint._files import FileStamp, read_small
 from mergewise.checkpoint._folder import Checkpoint, TensorRef, open_checkpoint
 from mergewise.checkpoint._inspect import Summary, TensorSummary, inspect_checkpoint
+from mergewise.checkpoint._kinds import Kind, tensor_kind
 from mergewise.checkpoint._layers import (
     LayerGroup,
     find_layers,
@@ -67,6 +68,7 @@ __all__ = [
     "FileReader",
     "FileStamp",
     "Header",
+    "Kind",
     "LayerGroup",
     "LowRank",
     "Scaled",
@@ -115,6 +117,7 @@ __all__ = [
     "split_reference",
     "stated_licence",
     "stored_turned",
+    "tensor_kind",
     "tied_head",
     "versions",
     "with_layers",
