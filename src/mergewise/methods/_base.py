@@ -236,7 +236,9 @@ class Method(ABC):
         else:
             parts, rest = [1.0] * experts, float(experts == 1)
         found = [*([rest] if base else []), *parts]
-        return [part / sum(found) for part in found] if sum(found) else [1 / len(found)] * len(found)
+        return (
+            [part / sum(found) for part in found] if sum(found) else [1 / len(found)] * len(found)
+        )
 
     def coefficients(self, totals: Mapping[str, float], p: Settings, n: int) -> dict[str, Any]:
         """Scalars for `combine`: floats, or lists of floats. `n` counts the tensor's elements.

@@ -4,8 +4,9 @@ A plain average of running variances leaves out how far the means lie apart, and
 added to a variance may make it negative. Pooled are the activations' distributions instead: with
 shares w of the models, ``mean = sum w m`` and ``var = sum w v + sum w (m - mean)^2``.
 
-Source: training-free merging for multi-target domain adaptation (Li et al. 2024, arXiv 2407.13771,
-[mem]); there w is the number of batches tracked, here the models' weights.
+Source: Training-Free Model Merging for Multi-target Domain Adaptation (Li et al. 2024, arXiv
+2407.13771), which estimates merged statistics under a Gaussian prior; here the shares are the
+models' weights, whatever the number of batches each has tracked.
 """
 
 from __future__ import annotations
@@ -46,8 +47,8 @@ def pooled(planned: TensorPlan, method: Method) -> TensorPlan | None:
     others = tuple(item for item in beside if item is not None)
     if len(others) < len(beside):
         return None
-    found = method.mixture(Settings(planned.values), planned.base is not None, len(planned.experts))
-    shares = [round(share, 15) for share in found]
+    settings = Settings(planned.values)
+    shares = method.mixture(settings, planned.base is not None, len(planned.experts))
     return replace(
         planned,
         fate="pool",
