@@ -19,8 +19,8 @@ def refuse_missing(text: str) -> NoReturn:
     base, plus, adapter = text.partition("+")
     if plus and Path(base).exists() and Path(adapter).exists():
         raise CheckpointError(
-            f"{where(text)}: a base with an adapter is not read here, but in recipes, by inspect "
-            "and by evaluate; merge the adapter into its base first"
+            f"{where(text)}: a base with an adapter is not read here; merge the adapter into its "
+            "base first (a recipe with it as the only model, merge_method linear and weight 1)"
         )
     if _HUB_NAME.fullmatch(text) and not Path(text).parent.exists():
         raise NotBuiltYetError(
