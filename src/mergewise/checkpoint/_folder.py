@@ -49,6 +49,11 @@ class TensorRef(TensorInfo):
 
     file: Path
 
+    @property
+    def stored_as(self) -> str | None:
+        """What the file holds instead, if the tensor is computed from fewer bits, as ``Q4_K``."""
+        return None
+
 
 @dataclass(frozen=True)
 class Checkpoint:

@@ -33,7 +33,7 @@ _GEMMA2 = {
 }
 DERIVED = re.compile(r"rope_freqs\.weight|rope_factors_(long|short)\.weight")
 """Made from the config's `rope_scaling` when the file was written."""
-_BLOCK = re.compile(r"blk\.(\d{1,6})\.([a-z0-9_]+)\.(weight|bias)")
+_BLOCK = re.compile(r"blk\.(0|[1-9][0-9]{0,5})\.([a-z0-9_]+)\.(weight|bias)")
 
 
 @dataclass(frozen=True)

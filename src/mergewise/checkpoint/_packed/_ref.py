@@ -67,7 +67,7 @@ class PackedRef(TensorRef):
         return sum(part.nbytes for part in self.packing.parts)
 
     @property
-    def stored_as(self) -> str:
+    def stored_as(self) -> str | None:
         return self.packing.kind
 
 
