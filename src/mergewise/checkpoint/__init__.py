@@ -13,6 +13,7 @@ from mergewise.checkpoint._dtypes import BITS, CODES, TORCH_NAMES, byte_count
 from mergewise.checkpoint._files import FileStamp, read_small
 from mergewise.checkpoint._folder import Checkpoint, TensorRef, open_checkpoint
 from mergewise.checkpoint._inspect import Summary, TensorSummary, inspect_checkpoint
+from mergewise.checkpoint._joined import JoinedRef, Piece
 from mergewise.checkpoint._json import parse_object
 from mergewise.checkpoint._kinds import Kind, tensor_kind
 from mergewise.checkpoint._layers import (
@@ -40,6 +41,7 @@ from mergewise.checkpoint._output import (
 from mergewise.checkpoint._packed._ref import PackedRef, Packing
 from mergewise.checkpoint._provenance import fingerprint, provenance, sha256_file, versions
 from mergewise.checkpoint._read import FileReader
+from mergewise.checkpoint._relayout import in_layout_of
 from mergewise.checkpoint._safetensors import Header, TensorInfo, read_header
 from mergewise.checkpoint._turned import stored_turned
 from mergewise.checkpoint._write import (
@@ -71,11 +73,13 @@ __all__ = [
     "FileReader",
     "FileStamp",
     "Header",
+    "JoinedRef",
     "Kind",
     "LayerGroup",
     "LowRank",
     "PackedRef",
     "Packing",
+    "Piece",
     "Scaled",
     "ShardLayout",
     "Shifted",
@@ -97,6 +101,7 @@ __all__ = [
     "find_layers",
     "fingerprint",
     "head_and_embedding",
+    "in_layout_of",
     "index_json",
     "inspect_checkpoint",
     "is_adapter",
