@@ -7,7 +7,7 @@ from mergewise.checkpoint._adapter_config import AdapterConfig
 from mergewise.checkpoint._card import CardInput, model_card
 from mergewise.checkpoint._change import Change, ChangedRef, LowRank, Scaled, Shifted
 from mergewise.checkpoint._change_values import ChangeValues, changed_whole
-from mergewise.checkpoint._depth import layer_count, with_layers
+from mergewise.checkpoint._depth import layer_count, layer_kinds, with_layers
 from mergewise.checkpoint._dtypes import BITS, CODES, TORCH_NAMES, byte_count
 from mergewise.checkpoint._files import FileStamp, read_small
 from mergewise.checkpoint._folder import Checkpoint, TensorRef, open_checkpoint
@@ -26,6 +26,7 @@ from mergewise.checkpoint._layers import (
     tied_head,
 )
 from mergewise.checkpoint._licence import merged_licence, stated_licence
+from mergewise.checkpoint._modules import ModelModule, find_modules, module_called
 from mergewise.checkpoint._output import (
     MAX_COPIED,
     Copied,
@@ -69,6 +70,7 @@ __all__ = [
     "Header",
     "LayerGroup",
     "LowRank",
+    "ModelModule",
     "Scaled",
     "ShardLayout",
     "Shifted",
@@ -87,6 +89,7 @@ __all__ = [
     "create_shard",
     "edited_config",
     "find_layers",
+    "find_modules",
     "fingerprint",
     "head_and_embedding",
     "index_json",
@@ -97,11 +100,13 @@ __all__ = [
     "is_pre_layer",
     "layer_count",
     "layer_index",
+    "layer_kinds",
     "layer_prefix",
     "main_layers",
     "make_folder",
     "merged_licence",
     "model_card",
+    "module_called",
     "open_adapter",
     "open_checkpoint",
     "open_reference",

@@ -139,7 +139,7 @@ def describe(plan: MergePlan, tied: bool | None) -> dict[str, Any] | None:
         CheckpointError: if the donor's config cannot describe the output's layers.
     """
     output = plan.output
-    if output.donor.config is None:
+    if output.config is None:
         return None
     sizes: dict[str, int] = {}
     for tensor in output.tensors.values():
@@ -147,9 +147,8 @@ def describe(plan: MergePlan, tied: bool | None) -> dict[str, Any] | None:
             sizes[tensor.meta.dtype] = sizes.get(tensor.meta.dtype, 0) + tensor.meta.nbytes
     main = max(sizes, key=lambda code: sizes[code]) if sizes else None
     return edited_config(
-        output.donor.config,
+        output.config,
         dtype=TORCH_NAMES[main] if main else None,
-        kept_layers=output.layers,
         tie_word_embeddings=tied,
     )
 

@@ -15,7 +15,7 @@ from mergewise.plan._odd_evidence import Given, odd_evidence
 from mergewise.plan._slots import Slot
 from mergewise.plan._values import Parameters
 from mergewise.plan._views import describe
-from mergewise.recipe import Module, Source, Stage
+from mergewise.recipe import Source, Stage
 
 FLOATS = frozenset(
     ("F16", "BF16", "F32", "F64", "F8_E5M2", "F8_E4M3", "F8_E4M3FNUZ", "F8_E5M2FNUZ")
@@ -29,7 +29,6 @@ class Fates:
         self,
         stage: Stage,
         method: Method,
-        module: Module,
         evidence: Mapping[str, Evidence],
         reads: bool = True,
     ) -> None:
@@ -37,7 +36,7 @@ class Fates:
         self._reads = reads
         self.stage = stage
         self.method = method
-        self.parameters = Parameters(stage, method, module)
+        self.parameters = Parameters(stage, method)
         self.problems: list[Diagnostic] = []
         self.warnings: list[str] = []
         self._missing: dict[str, list[str]] = {}
@@ -68,6 +67,9 @@ class Fates:
             return self._integer(meta, donor, found)
         if self.stage.excludes(slot.name):
             reason = f"excluded by the recipe: copied from {donor.view.label}"
+            return TensorPlan(meta, "copy", None, (donor,), reason=reason)
+        if slot.slice_.copied(self.method.base, self.method.experts[0]):
+            reason = f"the recipe names only {donor.view.label} here"
             return TensorPlan(meta, "copy", None, (donor,), reason=reason)
         absent = [view.label for view, item in zip(views, found, strict=True) if item is None]
         if absent and not self._tolerates(slot, found):

@@ -111,7 +111,8 @@ class StagePlan:
             turns out equal to the embedding after merging.
         tied: (head, embedding) if the output's head is its embedding for certain.
         donor: the model whose config and tokenizer the output gets.
-        layers: for each output layer, the donor's layer it is described by; None for unchanged.
+        config: the donor's, with its layers as they are in the output; None if it has none.
+        sliced: whether layers are put together from slices.
     """
 
     index: int
@@ -122,7 +123,8 @@ class StagePlan:
     views: tuple[View, ...]
     maybe_tied: tuple[str, str] | None = None
     tied: tuple[str, str] | None = None
-    layers: tuple[int, ...] | None = None
+    config: dict[str, Any] | None = None
+    sliced: bool = False
     warnings: tuple[str, ...] = ()
 
     @property
