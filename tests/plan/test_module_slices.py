@@ -1,4 +1,4 @@
-"""Slices and modules, end to end: the result loads whole and equals a model put together by hand."""
+"""Slices and modules, end to end: the result loads whole and equals one put together by hand."""
 
 from __future__ import annotations
 

@@ -6,12 +6,13 @@ from mergewise.checkpoint._adapter import PREFIX, Adapter, is_adapter, open_adap
 from mergewise.checkpoint._adapter_config import AdapterConfig
 from mergewise.checkpoint._card import CardInput, model_card
 from mergewise.checkpoint._change import Change, ChangedRef, LowRank, Scaled, Shifted
-from mergewise.checkpoint._change_values import ChangeValues, changed_whole
+from mergewise.checkpoint._change_values import ChangeValues, changed_whole, read_whole
 from mergewise.checkpoint._depth import layer_count, layer_kinds, with_layers
 from mergewise.checkpoint._dtypes import BITS, CODES, TORCH_NAMES, byte_count
 from mergewise.checkpoint._files import FileStamp, read_small
 from mergewise.checkpoint._folder import Checkpoint, TensorRef, open_checkpoint
 from mergewise.checkpoint._inspect import Summary, TensorSummary, inspect_checkpoint
+from mergewise.checkpoint._kinds import Kind, tensor_kind
 from mergewise.checkpoint._layers import (
     LayerGroup,
     find_layers,
@@ -68,6 +69,7 @@ __all__ = [
     "FileReader",
     "FileStamp",
     "Header",
+    "Kind",
     "LayerGroup",
     "LowRank",
     "ModelModule",
@@ -114,11 +116,13 @@ __all__ = [
     "provenance",
     "read_header",
     "read_small",
+    "read_whole",
     "renumber",
     "sha256_file",
     "split_reference",
     "stated_licence",
     "stored_turned",
+    "tensor_kind",
     "tied_head",
     "versions",
     "with_layers",
