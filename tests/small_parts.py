@@ -158,7 +158,7 @@ def made(
 ) -> Path:
     """A random model, saved; its biases and norms are random too."""
     torch.manual_seed(seed)
-    model = (MAKERS[maker] if isinstance(maker, str) else maker)(*size, **more)
+    model = (MAKERS[maker] if isinstance(maker, str) else maker)(*sizes, **more)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn(parameter.shape))
