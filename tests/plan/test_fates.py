@@ -244,11 +244,11 @@ def test_what_is_not_built_yet(
     assert re.search(rf"recipe\.yml:\d+:\d+: .*{words}", found), found
 
 
-def test_modules_are_not_built_yet(models: Path, tmp_path: Path) -> None:
+def test_modules_that_the_model_does_not_have(models: Path, tmp_path: Path) -> None:
     part = {"slices": [{"sources": [span(models / "base", 0, 2)]}]}
-    document = {"merge_method": "passthrough", "modules": {"text": part, "vision": part}}
+    document = {"merge_method": "passthrough", "modules": {"text": part, "vision_tower": part}}
     text = refusal(written(tmp_path, document))
-    assert "recipe.yml:1:1" in text and "modules (text, vision)" in text
+    assert "recipe.yml:11:9" in text and "no module 'vision_tower'; it has: `default` (2" in text
 
 
 def test_two_problems_at_once(models: Path, tmp_path: Path) -> None:
