@@ -282,5 +282,6 @@ def _at(module: Module) -> Position:
 
 
 def _described(module: ModelModule) -> str:
-    layers = f"{module.layers.count} layers, " if module.layers else ""
-    return f"`{module.name}` ({layers}{len(module.tensors)} tensors such as {module.tensors[0]})"
+    if module.layers:
+        return f"`{module.name}` ({module.layers.count} layers, {module.layers.prefix}*)"
+    return f"`{module.name}` ({len(module.tensors)} tensors such as {module.tensors[0]})"
