@@ -65,7 +65,7 @@ class TensorSource(_Ready):
 _buffers = threading.local()
 
 
-def _buffer(key: tuple[int, int], size: int) -> memoryview:
+def buffer(key: tuple[int, int], size: int) -> memoryview:
     """This thread's buffer for one input, reused from block to block."""
     kept: dict[tuple[int, int], bytearray] = _buffers.__dict__.setdefault("kept", {})
     if len(kept.get(key, b"")) < size:
@@ -91,9 +91,9 @@ class FileSource(_Ready):
 
     def read(self, start: int, size: int, slot: int) -> Tensor:
         item = self.dtype.itemsize
-        buffer = _buffer((self._level, slot), size * item)
-        self._reader.read_into(self._ref, start * item, buffer)
-        return torch.frombuffer(buffer, dtype=self.dtype)
+        raw = buffer((self._level, slot), size * item)
+        self._reader.read_into(self._ref, start * item, raw)
+        return torch.frombuffer(raw, dtype=self.dtype)
 
 
 class ChangedSource:
@@ -132,7 +132,7 @@ class ChangedSource:
         if self._values is None:
             raise RuntimeError(f"{self.name} of {self.model} is read before it is prepared")
         base = self._shared(start, size)
-        raw = _buffer((self._level, slot), size * self.dtype.itemsize)
+        raw = buffer((self._level, slot), size * self.dtype.itemsize)
         return self._values.apply(base, start, torch.frombuffer(raw, dtype=self.dtype))
 
     def _shared(self, start: int, size: int) -> Tensor:
@@ -142,7 +142,7 @@ class ChangedSource:
         last: dict[int, tuple[object, Tensor]] = _buffers.__dict__.setdefault("bases", {})
         known = last.get(self._level)
         if known is None or known[0] != key:
-            raw = _buffer((self._level, -1), size * self.dtype.itemsize)
+            raw = buffer((self._level, -1), size * self.dtype.itemsize)
             block = torch.frombuffer(raw, dtype=self.dtype)
             last.pop(self._level, None)
             block.copy_(self._base.read(start, size, -2))
