@@ -6,7 +6,7 @@ from mergewise.checkpoint._adapter import PREFIX, Adapter, is_adapter, open_adap
 from mergewise.checkpoint._adapter_config import AdapterConfig
 from mergewise.checkpoint._card import CardInput, model_card
 from mergewise.checkpoint._change import Change, ChangedRef, LowRank, Scaled, Shifted
-from mergewise.checkpoint._change_values import ChangeValues, changed_whole
+from mergewise.checkpoint._change_values import ChangeValues, changed_whole, read_whole
 from mergewise.checkpoint._config import config_value
 from mergewise.checkpoint._depth import layer_count, with_layers
 from mergewise.checkpoint._dtypes import BITS, CODES, TORCH_NAMES, byte_count
@@ -14,6 +14,7 @@ from mergewise.checkpoint._files import FileStamp, read_small, shown, stays_insi
 from mergewise.checkpoint._folder import Checkpoint, TensorRef, open_checkpoint
 from mergewise.checkpoint._inspect import Summary, TensorSummary, inspect_checkpoint
 from mergewise.checkpoint._json import parse_object
+from mergewise.checkpoint._kinds import Kind, tensor_kind
 from mergewise.checkpoint._layers import (
     LayerGroup,
     find_layers,
@@ -36,6 +37,7 @@ from mergewise.checkpoint._output import (
     edited_config,
     write_config,
 )
+from mergewise.checkpoint._packed._ref import PackedRef, Packing
 from mergewise.checkpoint._provenance import fingerprint, provenance, sha256_file, versions
 from mergewise.checkpoint._read import FileReader
 from mergewise.checkpoint._safetensors import Header, TensorInfo, read_header
@@ -69,8 +71,11 @@ __all__ = [
     "FileReader",
     "FileStamp",
     "Header",
+    "Kind",
     "LayerGroup",
     "LowRank",
+    "PackedRef",
+    "Packing",
     "Scaled",
     "ShardLayout",
     "Shifted",
@@ -113,6 +118,7 @@ __all__ = [
     "provenance",
     "read_header",
     "read_small",
+    "read_whole",
     "renumber",
     "sha256_file",
     "shown",
@@ -120,6 +126,7 @@ __all__ = [
     "stated_licence",
     "stays_inside",
     "stored_turned",
+    "tensor_kind",
     "tied_head",
     "versions",
     "where",

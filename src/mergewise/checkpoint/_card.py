@@ -106,9 +106,9 @@ def model_card(
     import jinja2
     import yaml
 
-    licences = {item.public_name: item.licence for item in inputs}
-    licence, note = merged_licence(licences)
-    front = _front_matter(list(licences), licence, architecture, dialect)
+    licence, note = merged_licence([(item.public_name, item.licence) for item in inputs])
+    names = list(dict.fromkeys(item.public_name for item in inputs))
+    front = _front_matter(names, licence, architecture, dialect)
     # the text is Markdown of our own making; HTML escaping would damage the recipe
     environment = jinja2.Environment(
         trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True

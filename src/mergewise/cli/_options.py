@@ -111,7 +111,7 @@ def access_options(function: F) -> F:
     """Add ``--allow-pickle`` and ``--dequantize``: formats that are opened only where asked for."""
     pickle = click.option(
         "--allow-pickle", is_flag=True, expose_value=False, callback=_allows("pickle"),
-        help="Read PyTorch files (.bin, .pt, .ckpt), weights only.",
+        help="Read PyTorch files (.bin, .pt, .ckpt), their weights only; nothing in them is run.",
     )  # fmt: skip
     dequantize = click.option(
         "--dequantize", is_flag=True, expose_value=False, callback=_allows("dequantize"),

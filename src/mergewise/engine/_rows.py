@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from mergewise._lazy import torch
 from mergewise.constants import PLAIN_BLOCK_ELEMENTS
-from mergewise.engine._sources import Source, buffer
+from mergewise.engine._sources import Source
+from mergewise.engine._sources import _buffer as buffer
 from mergewise.engine._work import Parallel, Range, Work
 from mergewise.vocabulary import MEAN, OWN, PADDING, RowMap
 

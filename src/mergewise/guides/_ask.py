@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from mergewise._settings import checked
 from mergewise.checkpoint import Checkpoint
-from mergewise.errors import Diagnostic, EvidenceError, GuideError, NotBuiltYetError, RecipeError
+from mergewise.errors import (
+    Diagnostic,
+    EvidenceError,
+    GuideError,
+    NotBuiltYetError,
+    RecipeError,
+    TaskError,
+)
 from mergewise.evidence import Data, Evidence, Tasks, fingerprint_of, load_evidence, load_tasks
+from mergewise.evidence._vocabulary import see_tokens
 from mergewise.evidence.statistics import all_statistics
 from mergewise.guides._base import Ask, Expert, Guide, Guided, Needs, Progress
 from mergewise.guides._kin import unlike_base
@@ -19,6 +27,7 @@ from mergewise.plan import MergePlan, build_plan
 from mergewise.recipe import Position, Recipe, Source, Stage, load_recipe
 
 if TYPE_CHECKING:
+    from mergewise.evidence._tasks import Entry
     from mergewise.recipe import Setting
 
 Files = Evidence | Path | str | Sequence[Evidence | Path | str]
@@ -72,13 +81,15 @@ def guide(
     plan = planned(chosen, recipe, ours)
     files = {label: _opened(given) for label, given in by_label(plan, evidence or {}).items()}
     ask = _ask(chosen, plan, ours, files, by_label(plan, data or {}))
+    if chosen.needs_for(ours, plan).data:
+        _see_tokens(ask, options or {})
     place = Path(out) if out is not None else Path(plan.recipe.path)
     if folder is None and (out is not None or place.is_file()):
         folder = place.with_name(f"{place.stem}.evidence")
     return chosen.run(
         replace(
             ask,
-            tasks=_tasks(chosen, ours, tasks),
+            tasks=_tasks(chosen, ours, tasks, split),
             split=split,
             options=dict(options or {}),
             out=None if out is None else place,
@@ -89,8 +100,23 @@ def guide(
     )
 
 
+def _see_tokens(ask: Ask, options: Mapping[str, Any]) -> None:
+    """Look at every expert's data before the first is run; raises DataError."""
+    from mergewise.evidence.statistics._collect import role_of
+
+    trust = bool(options.get("trust_remote_code"))
+    for expert in ask.experts:
+        data, model = ask.data[expert.label], expert.checkpoint
+        if not isinstance(data.source, Iterator):
+            template = options.get("template")
+            see_tokens(expert.label, model, data, role_of(model), template, trust)
+
+
 def _tasks(
-    guide: Guide, settings: Settings, given: Tasks | str | Path | Mapping[str, Any] | None
+    guide: Guide,
+    settings: Settings,
+    given: Tasks | str | Path | Mapping[str, Any] | None,
+    split: str,
 ) -> Tasks | None:
     if not guide.needs(settings).tasks:
         return None
@@ -99,7 +125,23 @@ def _tasks(
             f"{guide.name} scores models: give a tasks file (--tasks FILE; tasks=); "
             "`mergewise evaluate --list` shows what it can say"
         )
-    return given if isinstance(given, Tasks) else load_tasks(given)
+    tasks = given if isinstance(given, Tasks) else load_tasks(given)
+    for entry in tasks:
+        _see_split(entry, split)
+    return tasks
+
+
+def _see_split(entry: Entry, split: str) -> None:
+    task = entry.evaluator.task
+    if not task.data and not entry.evaluator.needs_data:
+        return
+    try:
+        task.split(split)
+    except TaskError as error:
+        raise TaskError(
+            f"{error}; a guide scores by {split!r} unless told another: --task-split NAME "
+            "(`task_split` under `guide`; split=)"
+        ) from None
 
 
 def settings_of(guide: Guide, given: Mapping[str, Any]) -> Settings:
@@ -122,7 +164,7 @@ def planned(
     Raises:
         RecipeError: if it cannot be run, or sets what the guide is to find.
         GuideError: if the guide cannot work on it.
-        NotBuiltYetError: for slices, modules, several documents and adapters.
+        NotBuiltYetError: for slices, modules and several documents.
     """
     loaded = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     if len(loaded.stages) > 1 or loaded.output.form != "models":
@@ -138,19 +180,7 @@ def planned(
         )
     for parameter in guide.written(settings):
         _refuse_set(loaded.output, parameter, guide.name)
-    plan = build_plan(loaded, collected=not guide.calibrates)
-    _refuse_adapters(plan)
-    return plan
-
-
-def _refuse_adapters(plan: MergePlan) -> None:
-    adapted = [label for label, found in plan.checkpoints.items() if found.adapter]
-    if adapted:
-        raise NotBuiltYetError(
-            f"{plan.recipe.path}: guides do not read a base with an adapter yet ({adapted[0]}); "
-            "merge the adapter into its base first: a recipe with it as the only model, "
-            "merge_method linear and weight 1"
-        )
+    return build_plan(loaded, collected=not guide.calibrates)
 
 
 def _refuse_set(stage: Stage, parameter: str, name: str) -> None:
