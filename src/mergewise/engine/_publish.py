@@ -33,6 +33,7 @@ from mergewise.engine._journal import Workspace
 from mergewise.errors import OutputError
 from mergewise.methods import get_method
 from mergewise.plan import MergePlan
+from mergewise.vocabulary import OutputFiles
 
 RECIPE_FILE = "mergekit_config.yml"
 PROVENANCE_FILE = "mergewise_provenance.json"
@@ -48,8 +49,11 @@ def publish(
     tied: bool | None,
     settings: Mapping[str, Any],
     full_hashes: bool,
+    files: OutputFiles | None = None,
 ) -> list[str]:
     """Move the shards into the output folder and write everything else; returns warnings.
+
+    `files` are those of an output that has not simply its donor's tokenizer.
 
     The config comes last: whatever interrupts this, a folder with a config is complete.
 
@@ -61,7 +65,8 @@ def publish(
     try:
         shutil.rmtree(small, ignore_errors=True)
         small.mkdir()
-        copied = copy_tokenizer(plan.output.donor.folder, small)
+        donor = plan.output.donor.folder
+        copied = files.write(small) if files else copy_tokenizer(donor, small)
         write_file(small / RECIPE_FILE, plan.recipe.text.encode())
         names = [layout.filename for layout in layouts]
         record = _provenance(plan, space, names, settings, full_hashes)

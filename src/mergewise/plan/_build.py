@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from mergewise.errors import Diagnostic, MergewiseError, RecipeError
 from mergewise.evidence import Evidence
@@ -15,7 +16,9 @@ from mergewise.plan._fates import Fates
 from mergewise.plan._model import MergePlan, StagePlan, TensorPlan, View
 from mergewise.plan._patterns import idle_patterns
 from mergewise.plan._slots import Slot
-from mergewise.plan._views import describe, open_view, tokenizer_fingerprint
+from mergewise.plan._tokenizers import Tokenizers, stage_vocabulary
+from mergewise.plan._views import describe, open_view, tokenizer_view
+from mergewise.plan._vocabulary import StageVocabulary, asked_at
 from mergewise.recipe import ModelRef, Position, Recipe, Source, Stage, load_recipe
 
 _CONFIG_KEYS = (
@@ -51,6 +54,7 @@ class _Builder:
         self.warnings: list[str] = []
         self.views: dict[str, View] = {}
         self.evidence: dict[str, Evidence] = {}
+        self.tokenizers = Tokenizers()
         self.stages: list[StagePlan] = []
 
     def build(self) -> MergePlan:
@@ -118,6 +122,7 @@ class _Builder:
             stage=planned.index,
             tied=planned.tied,
             maybe_tied=planned.maybe_tied,
+            tokenizer=planned.vocabulary.tokenizer if planned.vocabulary else None,
         )
 
     def _stage(self, index: int, stage: Stage) -> StagePlan | None:
@@ -129,19 +134,40 @@ class _Builder:
         assembly = assemble(stage, views, self._problem)
         if self.problems:
             return None
-        return self._fates(index, stage, views, assembly)
+        vocabulary, told = self._vocabulary(stage, views)
+        if self.problems:
+            return None
+        planned = self._fates(index, stage, views, assembly, vocabulary)
+        return planned and replace(planned, warnings=(*planned.warnings, *told))
+
+    def _vocabulary(
+        self, stage: Stage, views: Mapping[ModelRef, View]
+    ) -> tuple[StageVocabulary | None, list[str]]:
+        """What becomes of tokenizers, and warnings; problems are noted."""
+        told: list[str] = []
+        at = stage.positions.get(asked_at(stage), stage.position)
+
+        def opened(label: str) -> View:
+            ref = ModelRef.parse(label)
+            if self.recipe.stage_of(ref, stage):
+                return self._view(ref, stage)
+            if label not in self.views:
+                self.views[label] = tokenizer_view(ref, self.recipe)
+            return self.views[label]
+
+        try:
+            found = stage_vocabulary(stage, views, self.tokenizers, opened, told)
+        except MergewiseError as error:
+            key = f"{asked_at(stage)}: " if stage.tokenizer else ""
+            self._problem(at, f"{key}{describe(error)}")
+            return None, told
+        if found is not None:
+            told[:0] = found.said
+        return found, told
 
     def _unbuilt(self, stage: Stage, views: Mapping[ModelRef, View]) -> list[Diagnostic]:
-        """Requests about tokenizers that a copy of the donor's does not satisfy."""
+        """Requests that this version cannot meet."""
         found = []
-        if stage.tokenizer and not _copy_suffices(stage.tokenizer, views):
-            found.append(
-                (
-                    "tokenizer" if "tokenizer" in stage.positions else "tokenizer_source",
-                    "the models' vocabularies differ and mapping them is not built yet; leave "
-                    "this out (the base's tokenizer is copied), if their embeddings fit",
-                )
-            )
         if stage.chat_template:
             found.append(
                 (
@@ -156,7 +182,12 @@ class _Builder:
         ]
 
     def _fates(
-        self, index: int, stage: Stage, views: Mapping[ModelRef, View], assembly: Assembly
+        self,
+        index: int,
+        stage: Stage,
+        views: Mapping[ModelRef, View],
+        assembly: Assembly,
+        vocabulary: StageVocabulary | None,
     ) -> StagePlan | None:
         donor, slots = assembly.donor, assembly.slots
         ties = [v.tied or v.maybe_tied for v in (donor, *views.values())]
@@ -164,7 +195,8 @@ class _Builder:
         all_tied = tie is not None and all(v.tied for v in views.values())
         omitted = dict(assembly.omitted)
         tensors: dict[str, TensorPlan] = {}
-        fates = Fates(stage, get_method(stage.method), self.evidence, self.collected)
+        method = get_method(stage.method)
+        fates = Fates(stage, method, self.evidence, self.collected, vocabulary)
         if tie and not all_tied and assembly.sliced:
             slots = _with_head(slots, tie, views)
         for slot in slots:
@@ -190,23 +222,15 @@ class _Builder:
             views=tuple(views.values()),
             maybe_tied=tie if tie and not all_tied and tie[0] in tensors else None,
             tied=tie if all_tied else None,
-            config=assembly.config,
+            config=_config(assembly, vocabulary),
             sliced=assembly.sliced,
+            vocabulary=vocabulary,
             warnings=(
                 *fates.warnings,
                 *idle_patterns(stage, names),
                 *_config_warnings(donor, list(views.values())),
             ),
         )
-
-
-def _copy_suffices(tokenizer: Mapping[str, object], views: Mapping[ModelRef, View]) -> bool:
-    """Whether the donor's tokenizer is what was asked for."""
-    if tokenizer.keys() > {"source"}:
-        return False
-    if tokenizer["source"] == "base":
-        return True
-    return len({tokenizer_fingerprint(view) for view in views.values()}) == 1
 
 
 def _references(stage: Stage) -> list[tuple[ModelRef, Position]]:
@@ -262,3 +286,8 @@ def _config_warnings(donor: View, views: list[View]) -> list[str]:
                 f"the output gets {donor.label}'s"
             )
     return found
+
+
+def _config(assembly: Assembly, vocabulary: StageVocabulary | None) -> dict[str, Any] | None:
+    config = assembly.config
+    return vocabulary.config(config)[0] if config and vocabulary else config
