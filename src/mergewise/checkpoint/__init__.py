@@ -35,6 +35,7 @@ from mergewise.checkpoint._output import (
     edited_config,
     write_config,
 )
+from mergewise.checkpoint._packed._ref import PackedRef, Packing
 from mergewise.checkpoint._provenance import fingerprint, provenance, sha256_file, versions
 from mergewise.checkpoint._read import FileReader
 from mergewise.checkpoint._safetensors import Header, TensorInfo, read_header
@@ -71,6 +72,8 @@ __all__ = [
     "Kind",
     "LayerGroup",
     "LowRank",
+    "PackedRef",
+    "Packing",
     "Scaled",
     "ShardLayout",
     "Shifted",

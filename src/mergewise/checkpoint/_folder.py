@@ -211,7 +211,16 @@ def _config(folder: Path) -> dict[str, Any] | None:
         return None
     config = read_json(path, "config", MAX_CONFIG)
     check_config(config, path)
+    _refuse_quantised(config, path)
     return config
+
+
+def _refuse_quantised(config: dict[str, Any], path: Path) -> None:
+    """Refuse quantised weights that nobody asked to read, before any header is read."""
+    from mergewise.checkpoint._packed._find import quantisation, refuse_unasked
+
+    if stated := quantisation(config):
+        refuse_unasked(path, stated[1], stated[0])
 
 
 def _assemble(
@@ -239,7 +248,16 @@ def _assemble(
     if index:
         warnings = [*warnings, *index.compare(tensors)]
     raw = index.raw if index else None
-    return Checkpoint(path, folder, tuple(files), tensors, config, raw, tuple(warnings), stamps)
+    return _unpacked(
+        Checkpoint(path, folder, tuple(files), tensors, config, raw, tuple(warnings), stamps)
+    )
+
+
+def _unpacked(checkpoint: Checkpoint) -> Checkpoint:
+    # inside: a packed tensor is a TensorRef
+    from mergewise.checkpoint._packed._find import unpacked_checkpoint
+
+    return unpacked_checkpoint(checkpoint)
 
 
 def _header(file: Path, index: Index | None, warnings: list[str]) -> Header:

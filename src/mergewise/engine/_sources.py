@@ -7,7 +7,14 @@ from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 from mergewise._lazy import torch
-from mergewise.checkpoint import TORCH_NAMES, ChangedRef, ChangeValues, FileReader, TensorRef
+from mergewise.checkpoint import (
+    TORCH_NAMES,
+    ChangedRef,
+    ChangeValues,
+    FileReader,
+    PackedRef,
+    TensorRef,
+)
 from mergewise.constants import PLAIN_BLOCK_ELEMENTS
 from mergewise.engine._kernels import finite
 from mergewise.engine._work import Parallel, Range, Work
@@ -96,6 +103,33 @@ class FileSource(_Ready):
         return torch.frombuffer(buffer, dtype=self.dtype)
 
 
+class PackedSource(_Ready):
+    """A quantised tensor, dequantised block by block as it is read; see `Packing`.
+
+    Blocks come in float32, unrounded.
+    """
+
+    def __init__(self, model: str, ref: PackedRef, reader: FileReader) -> None:
+        self.model = model
+        self.name = ref.name
+        self.shape = ref.shape
+        self.dtype = torch.float32
+        self._packing = ref.packing
+        self._numel = ref.numel
+        self._reader = reader
+
+    def prepare(self) -> Work:
+        self._packing.check(self._reader.read_into)
+        yield from ()
+
+    def read(self, start: int, size: int, slot: int) -> Tensor:
+        granule = self._packing.granule
+        first = start - start % granule
+        last = min(-(-(start + size) // granule) * granule, self._numel)
+        values = self._packing.values(first, last - first, self._reader.read_into)
+        return values[start - first : start - first + size]
+
+
 class ChangedSource:
     """A tensor that an adapter changes, computed block by block as it is read; see `ChangeValues`.
 
@@ -113,7 +147,7 @@ class ChangedSource:
     ) -> None:
         # buffers of its own: those of `level` may hold blocks of other inputs
         self._level = -1 - level
-        self._base = FileSource(model, ref.stored, reader, self._level)
+        self._base = file_source(model, ref.stored, reader, self._level)
         self._ref = ref
         self._reader = reader
         self._values: ChangeValues | None = None
@@ -130,6 +164,7 @@ class ChangedSource:
     def prepare(self) -> Work:
         if self._values is not None:
             return
+        yield from self._base.prepare()
         values = ChangeValues(self._ref, self._whole)
         if values.wants_squares and values.rows:
             step = max(1, PLAIN_BLOCK_ELEMENTS // values.columns)
@@ -177,6 +212,8 @@ def file_source(model: str, ref: TensorRef, reader: FileReader, level: int) -> S
     """A tensor of a checkpoint, as it lies in its file or as an adapter changes it."""
     if isinstance(ref, ChangedRef):
         return ChangedSource(model, ref, reader, level)
+    if isinstance(ref, PackedRef):
+        return PackedSource(model, ref, reader)
     return FileSource(model, ref, reader, level)
 
 
