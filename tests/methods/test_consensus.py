@@ -41,7 +41,7 @@ def test_of_one_task_everything_is_used() -> None:
 
 
 def test_consensus_of_ties_masks_the_ties_vector() -> None:
-    # trimmed to (3, 0, 0) and (0, -2.5, 0), whose sum is (3, -2.5, 0). The first task uses element 1
+    # trimmed, (3, 0, 0) and (0, -2.5, 0) add up to (3, -2.5, 0). The first task uses element 1
     # alone (3 > 1.5 |0|, but 1 < 1.5 |-2.5 + 1|), the second elements 1 (2 > 1.5 |3 - 2|) and 2
     tasks = [3.0, -1.0, 0.0], [2.0, -2.5, 0.0]
     more = {"density": 0.34, "tall": 1.5, **ONE}
