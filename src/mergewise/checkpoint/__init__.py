@@ -10,7 +10,7 @@ from mergewise.checkpoint._change_values import ChangeValues, changed_whole, rea
 from mergewise.checkpoint._config import config_value
 from mergewise.checkpoint._depth import layer_count, with_layers
 from mergewise.checkpoint._dtypes import BITS, CODES, TORCH_NAMES, byte_count
-from mergewise.checkpoint._files import FileStamp, read_small
+from mergewise.checkpoint._files import FileStamp, read_small, shown, stays_inside, where
 from mergewise.checkpoint._folder import Checkpoint, TensorRef, open_checkpoint
 from mergewise.checkpoint._inspect import Summary, TensorSummary, inspect_checkpoint
 from mergewise.checkpoint._json import parse_object
@@ -121,12 +121,15 @@ __all__ = [
     "read_whole",
     "renumber",
     "sha256_file",
+    "shown",
     "split_reference",
     "stated_licence",
+    "stays_inside",
     "stored_turned",
     "tensor_kind",
     "tied_head",
     "versions",
+    "where",
     "with_layers",
     "write_at",
     "write_config",

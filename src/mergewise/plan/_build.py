@@ -15,7 +15,9 @@ from mergewise.plan._fates import Fates
 from mergewise.plan._model import MergePlan, StagePlan, TensorPlan, View
 from mergewise.plan._patterns import idle_patterns
 from mergewise.plan._slots import Slot, slice_slots, whole_model_slots
-from mergewise.plan._views import describe, open_view, tokenizer_fingerprint
+from mergewise.plan._tokenizers import Tokenizers, stage_vocabulary
+from mergewise.plan._views import describe, open_view, tokenizer_view
+from mergewise.plan._vocabulary import StageVocabulary, asked_at
 from mergewise.recipe import ModelRef, Module, Position, Recipe, Source, Stage, load_recipe
 
 _CONFIG_KEYS = (
@@ -51,6 +53,7 @@ class _Builder:
         self.warnings: list[str] = []
         self.views: dict[str, View] = {}
         self.evidence: dict[str, Evidence] = {}
+        self.tokenizers = Tokenizers()
         self.stages: list[StagePlan] = []
 
     def build(self) -> MergePlan:
@@ -118,6 +121,7 @@ class _Builder:
             stage=planned.index,
             tied=planned.tied,
             maybe_tied=planned.maybe_tied,
+            tokenizer=planned.vocabulary.tokenizer if planned.vocabulary else None,
         )
 
     def _stage(self, index: int, stage: Stage) -> StagePlan | None:
@@ -139,19 +143,41 @@ class _Builder:
         slots, layers = self._slots(stage, module, views, donor)
         if self.problems:
             return None
-        return self._fates(index, stage, module, views, donor, slots, layers)
+        found = self._vocabulary(stage, views)
+        if self.problems:
+            return None
+        vocabulary, told = found
+        planned = self._fates(index, stage, module, views, donor, slots, layers, vocabulary)
+        return planned and replace(planned, warnings=(*planned.warnings, *told))
+
+    def _vocabulary(
+        self, stage: Stage, views: Mapping[ModelRef, View]
+    ) -> tuple[StageVocabulary | None, list[str]]:
+        """What becomes of tokenizers, and warnings; problems are noted."""
+        told: list[str] = []
+        at = stage.positions.get(asked_at(stage), stage.position)
+
+        def opened(label: str) -> View:
+            ref = ModelRef.parse(label)
+            if self.recipe.stage_of(ref, stage):
+                return self._view(ref, stage)
+            if label not in self.views:
+                self.views[label] = tokenizer_view(ref, self.recipe)
+            return self.views[label]
+
+        try:
+            found = stage_vocabulary(stage, views, self.tokenizers, opened, told)
+        except MergewiseError as error:
+            key = f"{asked_at(stage)}: " if stage.tokenizer else ""
+            self._problem(at, f"{key}{describe(error)}")
+            return None, told
+        if found is not None:
+            told[:0] = found.said
+        return found, told
 
     def _unbuilt(self, stage: Stage, views: Mapping[ModelRef, View]) -> list[Diagnostic]:
-        """Requests about tokenizers that a copy of the donor's does not satisfy."""
+        """Requests that this version cannot meet."""
         found = []
-        if stage.tokenizer and not _copy_suffices(stage.tokenizer, views):
-            found.append(
-                (
-                    "tokenizer" if "tokenizer" in stage.positions else "tokenizer_source",
-                    "the models' vocabularies differ and mapping them is not built yet; leave "
-                    "this out (the base's tokenizer is copied), if their embeddings fit",
-                )
-            )
         if stage.chat_template:
             found.append(
                 (
@@ -208,13 +234,16 @@ class _Builder:
         donor: View,
         slots: list[Slot],
         layers: tuple[int, ...] | None,
+        vocabulary: StageVocabulary | None,
     ) -> StagePlan | None:
         ties = [v.tied or v.maybe_tied for v in views.values()]
         tie = next((pair for pair in ties if pair), None)
         all_tied = tie is not None and all(v.tied for v in views.values())
         omitted: dict[str, str] = {}
         tensors: dict[str, TensorPlan] = {}
-        fates = Fates(stage, get_method(stage.method), module, self.evidence, self.collected)
+        fates = Fates(
+            stage, get_method(stage.method), module, self.evidence, self.collected, vocabulary
+        )
         if tie and not all_tied and layers is not None:
             slots = _with_head(slots, tie, views)
         for slot in slots:
@@ -241,6 +270,7 @@ class _Builder:
             maybe_tied=tie if tie and not all_tied and tie[0] in tensors else None,
             tied=tie if all_tied else None,
             layers=layers,
+            vocabulary=vocabulary,
             warnings=(
                 *fates.warnings,
                 *idle_patterns(stage, module, names),
@@ -253,15 +283,6 @@ class _Builder:
             self._problem(stage.position, f"slices: {describe(error)}, in {donor.label}")
             return None
         return planned
-
-
-def _copy_suffices(tokenizer: Mapping[str, object], views: Mapping[ModelRef, View]) -> bool:
-    """Whether the donor's tokenizer is what was asked for."""
-    if tokenizer.keys() > {"source"}:
-        return False
-    if tokenizer["source"] == "base":
-        return True
-    return len({tokenizer_fingerprint(view) for view in views.values()}) == 1
 
 
 def _references(stage: Stage) -> list[tuple[ModelRef, Position]]:
@@ -320,4 +341,6 @@ def _config_warnings(donor: View, views: list[View]) -> list[str]:
 
 def _stage_config(planned: StagePlan) -> dict[str, object] | None:
     config = planned.donor.config
+    if config and planned.vocabulary:
+        config = planned.vocabulary.config(config)[0]
     return with_layers(config, list(planned.layers)) if config and planned.layers else config

@@ -16,7 +16,10 @@ def idle_patterns(stage: Stage, module: Module, names: Collection[str]) -> list[
         if not any(fnmatch.fnmatchcase(name, pattern) for name in names)
     ]
     for setting in _settings(stage, module):
+        found += _idle_blocks(setting, names)
         for condition in setting.conditions:
+            if condition.block:
+                continue
             wanted = condition.filter
             if wanted in (None, "*") or any(condition.matches(name) for name in names):
                 continue
@@ -24,6 +27,23 @@ def idle_patterns(stage: Stage, module: Module, names: Collection[str]) -> list[
                 f"{condition.position} {setting.where}: filter {wanted!r} matches no tensor"
             )
     return list(dict.fromkeys(found))
+
+
+def _idle_blocks(setting: Setting, names: Collection[str]) -> list[str]:
+    """A warning if numbers for blocks of a UNet apply to none of its tensors."""
+    idle: dict[str, bool] = {}
+    for condition in setting.conditions:
+        if condition.block and condition.block not in ("BASE", "VAE"):
+            used = any(condition.matches(name) for name in names)
+            idle[condition.block] = idle.get(condition.block, True) and not used
+    blocks = [block for block, unused in idle.items() if unused]
+    if not blocks:
+        return []
+    few = f"{', '.join(blocks[:4])}{', …' if blocks[4:] else ''}"
+    return [
+        f"{setting.position} {setting.where}: no tensor belongs to {len(blocks)} of the blocks "
+        f"({few}); are these numbers for SD1, and the model SDXL, or neither?"
+    ]
 
 
 def _settings(stage: Stage, module: Module) -> Iterator[Setting]:
