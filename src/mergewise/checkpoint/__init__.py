@@ -8,9 +8,9 @@ from mergewise.checkpoint._card import CardInput, model_card
 from mergewise.checkpoint._change import Change, ChangedRef, LowRank, Scaled, Shifted
 from mergewise.checkpoint._change_values import ChangeValues, changed_whole, read_whole
 from mergewise.checkpoint._config import config_value
-from mergewise.checkpoint._depth import layer_count, with_layers
+from mergewise.checkpoint._depth import layer_count, layer_kinds, with_layers
 from mergewise.checkpoint._dtypes import BITS, CODES, TORCH_NAMES, byte_count
-from mergewise.checkpoint._files import FileStamp, read_small
+from mergewise.checkpoint._files import FileStamp, read_small, shown, stays_inside, where
 from mergewise.checkpoint._folder import Checkpoint, TensorRef, open_checkpoint
 from mergewise.checkpoint._inspect import Summary, TensorSummary, inspect_checkpoint
 from mergewise.checkpoint._joined import JoinedRef, Piece
@@ -30,6 +30,7 @@ from mergewise.checkpoint._layers import (
     tied_head,
 )
 from mergewise.checkpoint._licence import merged_licence, stated_licence
+from mergewise.checkpoint._modules import ModelModule, find_modules, module_called
 from mergewise.checkpoint._output import (
     MAX_COPIED,
     Copied,
@@ -77,6 +78,7 @@ __all__ = [
     "Kind",
     "LayerGroup",
     "LowRank",
+    "ModelModule",
     "PackedRef",
     "Packing",
     "Piece",
@@ -99,6 +101,7 @@ __all__ = [
     "create_shard",
     "edited_config",
     "find_layers",
+    "find_modules",
     "fingerprint",
     "head_and_embedding",
     "in_layout_of",
@@ -110,11 +113,13 @@ __all__ = [
     "is_pre_layer",
     "layer_count",
     "layer_index",
+    "layer_kinds",
     "layer_prefix",
     "main_layers",
     "make_folder",
     "merged_licence",
     "model_card",
+    "module_called",
     "open_adapter",
     "open_checkpoint",
     "open_reference",
@@ -126,12 +131,15 @@ __all__ = [
     "read_whole",
     "renumber",
     "sha256_file",
+    "shown",
     "split_reference",
     "stated_licence",
+    "stays_inside",
     "stored_turned",
     "tensor_kind",
     "tied_head",
     "versions",
+    "where",
     "with_layers",
     "write_at",
     "write_config",
