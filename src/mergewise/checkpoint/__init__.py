@@ -40,6 +40,7 @@ from mergewise.checkpoint._output import (
     write_config,
 )
 from mergewise.checkpoint._packed._ref import PackedRef, Packing
+from mergewise.checkpoint._packed._refuse import open_runnable, refuse_packed
 from mergewise.checkpoint._provenance import fingerprint, provenance, sha256_file, versions
 from mergewise.checkpoint._read import FileReader
 from mergewise.checkpoint._relayout import in_layout_of
@@ -123,12 +124,14 @@ __all__ = [
     "open_adapter",
     "open_checkpoint",
     "open_reference",
+    "open_runnable",
     "parse_object",
     "plan_shards",
     "provenance",
     "read_header",
     "read_small",
     "read_whole",
+    "refuse_packed",
     "renumber",
     "sha256_file",
     "shown",

@@ -92,6 +92,12 @@ class Checkpoint:
         return sum(tensor.nbytes for tensor in self.tensors.values())
 
     @property
+    def stored_as(self) -> str | None:
+        """What quantised tensors are stored as, such as ``Q4_K``; None if none is quantised."""
+        kinds = dict.fromkeys(ref.stored_as for ref in self.tensors.values() if ref.stored_as)
+        return ", ".join(filter(None, kinds)) or None
+
+    @property
     def architecture(self) -> str | None:
         """The first of the config's ``architectures``, such as ``LlamaForCausalLM``."""
         names = config_value(self.config, "architectures")

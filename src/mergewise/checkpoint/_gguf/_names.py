@@ -67,12 +67,13 @@ class Architecture:
         return f"model.layers.{int(found[1])}.{module}.{found[3]}" if found and module else None
 
 
+_SILU: dict[str, object] = {"hidden_act": "silu"}
 _GELU: dict[str, object] = {"hidden_activation": "gelu_pytorch_tanh"}
 _SLIDING = {"sliding_window": "attention.sliding_window"}
 ARCHITECTURES = {
-    "llama": Architecture("llama", "LlamaForCausalLM", _LAYER, rotary=True),
-    "qwen2": Architecture("qwen2", "Qwen2ForCausalLM", _LAYER),
-    "qwen3": Architecture("qwen3", "Qwen3ForCausalLM", _LAYER | _QK_NORMS),
+    "llama": Architecture("llama", "LlamaForCausalLM", _LAYER, rotary=True, fixed=_SILU),
+    "qwen2": Architecture("qwen2", "Qwen2ForCausalLM", _LAYER, fixed=_SILU),
+    "qwen3": Architecture("qwen3", "Qwen3ForCausalLM", _LAYER | _QK_NORMS, fixed=_SILU),
     "gemma": Architecture("gemma", "GemmaForCausalLM", _LAYER, shifted=True, fixed=_GELU),
     "gemma2": Architecture(
         "gemma2",
