@@ -111,7 +111,7 @@ LINEAR = {
 MLA = {
     "n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 8, "n_group": 1,
     "topk_group": 1, "q_lora_rank": 8, "kv_lora_rank": 8, "qk_rope_head_dim": 4, "v_head_dim": 4,
-    "qk_nope_head_dim": 4, "head_dim": 4,
+    "qk_nope_head_dim": 4, "head_dim": 4, "num_key_value_heads": 4,
 }  # fmt: skip
 
 

@@ -51,7 +51,7 @@ class StandIns:
         loaded = load_recipe(copied, lenient=lenient)
         refs = references(loaded)
         kind = kind_of(refs)
-        layers = _layers(loaded)
+        layers = layers_needed(loaded)
         differ = any("union" in str(s.tokenizer) or "tokens" in (s.tokenizer or {})
                      for s in loaded.stages)  # fmt: skip
         wanted = WANTED.get(recipe.stem, {})
@@ -119,7 +119,8 @@ def kind_of(refs: Sequence[ModelRef]) -> str:
     return next((kind for pattern, kind in KINDS if re.search(pattern, names)), "llama")
 
 
-def _layers(recipe: Recipe) -> int:
+def layers_needed(recipe: Recipe) -> int:
+    """How many layers every stand-in has: enough for all ranges, three if there is none."""
     ends = [
         source.layer_range[1]
         for stage in recipe.stages
