@@ -64,13 +64,15 @@ class CardInput:
             shown, because the card is made to be published.
         role: ``base`` or ``expert``.
         licence: as stated by the input, or None.
-        fingerprint: of its files, shortened; may be empty.
+        fingerprint: of its files, shortened, or its commit; may be empty.
+        hub: `name` is its name on the Hub.
     """
 
     name: str
     role: str = "expert"
     licence: str | None = None
     fingerprint: str = ""
+    hub: bool = False
 
     @property
     def public_name(self) -> str:
@@ -108,7 +110,9 @@ def model_card(
 
     licences = {item.public_name: item.licence for item in inputs}
     licence, note = merged_licence(licences)
-    front = _front_matter(list(licences), licence, architecture, dialect)
+    # what is no model of the Hub's cannot be linked there; without any, names say at least something
+    linked = list(dict.fromkeys(item.public_name for item in inputs if item.hub))
+    front = _front_matter(linked or list(licences), licence, architecture, dialect)
     # the text is Markdown of our own making; HTML escaping would damage the recipe
     environment = jinja2.Environment(
         trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True

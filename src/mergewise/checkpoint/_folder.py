@@ -25,10 +25,11 @@ from mergewise._paths import expanded
 from mergewise.checkpoint._config import check_config, config_value
 from mergewise.checkpoint._dtypes import TORCH_NAMES
 from mergewise.checkpoint._files import FileStamp, shown, where
+from mergewise.checkpoint._hub import Origin, away, header_of, incomplete, listed, locate, origin_of, repo_of
 from mergewise.checkpoint._index import Index, read_index
 from mergewise.checkpoint._json import read_json
 from mergewise.checkpoint._refuse import refuse_missing, refuse_other_formats, refuse_quantised
-from mergewise.checkpoint._safetensors import Header, TensorInfo, read_header
+from mergewise.checkpoint._safetensors import Header, TensorInfo
 from mergewise.errors import CheckpointError
 
 MAX_CONFIG = 8_000_000
@@ -70,6 +71,11 @@ class Checkpoint:
     warnings: tuple[str, ...]
     stamps: Mapping[Path, FileStamp]
     adapter: Path | None = None
+
+    @property
+    def origin(self) -> Origin | None:
+        """Repository and commit, of what lies in the Hub's cache or is still on the Hub."""
+        return origin_of(self.folder)
 
     @cached_property
     def total_parameters(self) -> int:
@@ -117,10 +123,13 @@ class Checkpoint:
 def open_checkpoint(path: Path | str) -> Checkpoint:
     """Open a folder or one safetensors file, reading headers, index and config.
 
+    A name on the Hub (``org/name[@revision]``) is opened likewise: its small files are downloaded,
+    of its weights the headers alone are read; see `arrived` and `FileReader`.
+
     Raises:
         CheckpointError: if there is no checkpoint, or it is broken: the message names the file.
-        NotBuiltYetError: if it is an adapter, quantised, GGUF, a diffusers pipeline or a name on
-            the Hub.
+        HubError: if it is no path here, but a name on the Hub, and cannot be had there.
+        NotBuiltYetError: if it is an adapter, quantised, GGUF or a diffusers pipeline.
     """
     given = str(path)
     path = expanded(path) if given.startswith("~") else Path(path)
@@ -129,8 +138,21 @@ def open_checkpoint(path: Path | str) -> Checkpoint:
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{where(path)}: cannot be opened: {error}") from None
     if not exists:
+        path = _on_hub(given, path)
+        repo = repo_of(path)
+        is_folder = path.is_dir() or (repo is not None and path == repo.folder)
+    try:
+        return _open_folder(path) if is_folder else _open_file(path)
+    except CheckpointError as error:
+        raise incomplete(path, error) from None
+
+
+def _on_hub(given: str, path: Path) -> Path:
+    """Where the cache has, or will have, what is not at `path`; raises if that is nowhere."""
+    found = path if away(path) is not None else locate(given)
+    if found is None:
         refuse_missing(given)
-    return _open_folder(path) if is_folder else _open_file(path)
+    return found
 
 
 def _open_file(path: Path) -> Checkpoint:
@@ -143,7 +165,7 @@ def _open_file(path: Path) -> Checkpoint:
 
 def _open_folder(path: Path) -> Checkpoint:
     try:
-        names = sorted(entry.name for entry in path.iterdir())
+        names = listed(path)
     except OSError as error:
         raise CheckpointError(f"{where(path)}: cannot be listed: {error}") from None
     refuse_quantised(path, names)
@@ -236,9 +258,9 @@ def _assemble(
 
 
 def _header(file: Path, index: Index | None) -> Header:
-    if index and not file.exists():
+    if index and not file.exists() and away(file) is None:
         raise CheckpointError(
             f"{where(file)}: this shard is named in {index.path.name} but missing; "
             "fetch the rest of the checkpoint"
         )
-    return read_header(file)
+    return header_of(file)
