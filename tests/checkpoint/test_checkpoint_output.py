@@ -165,6 +165,13 @@ def test_card_with_different_licences():
     assert front["license"] == "other" and "a/b: mit, c/d: not stated" in text
 
 
+def test_card_of_two_models_of_one_name():
+    inputs = [CardInput("/a/model", licence="gpl-3.0"), CardInput("/b/model", licence="mit")]
+    front, text = card(inputs=inputs)
+    assert front["license"] == "other" and "model: gpl-3.0, model: mit" in text
+    assert front["base_model"] == ["model"]
+
+
 def test_card_cannot_be_broken_out_of():
     recipe = "# ```\n# {{ 7 * 7 }} {% raw %} <b>&"
     front, text = card(recipe=recipe, title="x\n---\nlicense: evil", inputs=[CardInput("a|b\n# h")])
@@ -198,9 +205,9 @@ def test_no_readme_no_licence(tmp_path):
 
 
 def test_merged_licence():
-    assert merged_licence({"a": "mit", "b": "mit"}) == ("mit", None)
-    assert merged_licence({"a": None, "b": None})[0] == "other"
-    assert "b: gpl-3.0" in merged_licence({"a": "mit", "b": "gpl-3.0"})[1]
+    assert merged_licence([("a", "mit"), ("b", "mit")]) == ("mit", None)
+    assert merged_licence([("a", None), ("b", None)])[0] == "other"
+    assert "b: gpl-3.0" in merged_licence([("a", "mit"), ("b", "gpl-3.0")])[1]
 
 
 def test_fingerprint_notices_change(tmp_path):

@@ -139,7 +139,7 @@ ATTACKS: dict[str, tuple[Attack, str]] = {
     "no config": (absent(CONFIG), "no adapter_config.json"),
     # the weights
     "no weights": (absent(WEIGHTS), "no adapter_model.safetensors"),
-    "pickle": (pickled, "a pickle, which is not read"),
+    "pickle": (pickled, "which is a pickle"),
     "folder": (a_folder, "a regular file expected"),
     "truncated": (weights(header({"a": ENTRY})), "truncated"),
     "huge header": (weights(header(b"{}", 1 << 60)), "claims a header"),

@@ -180,7 +180,10 @@ def test_offline_names_what_is_missing(hub, base, monkeypatch):
     open_checkpoint("org/base")
     forget()
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(CheckpointError, match=r"no \.safetensors.*cache has of org/base, commit \w{12}.*HF_HUB_OFFLINE"):
+    with pytest.raises(
+        CheckpointError,
+        match=r"no \.safetensors.*cache has of org/base, commit \w{12}.*HF_HUB_OFFLINE",
+    ):
         open_checkpoint("org/base")
 
 

@@ -68,6 +68,7 @@ def test_another_split_and_tasks_that_lack_it(run, ready):
     assert run(*command, "--task-split", "test").exit_code == 0
     done = run(*command, "--overwrite", "--task-split", "dev")
     assert done.exit_code == 1 and "no split 'dev'; it has validation, test" in done.stderr
+    assert "--task-split NAME" in done.stderr and "scoring" not in done.stderr
     done = run(*command[:-2], "--overwrite")
     assert done.exit_code == 1 and "give a tasks file (--tasks FILE" in done.stderr
     assert len(load_recipe("soup.yml").output.models) in (1, 2)

@@ -1,6 +1,7 @@
 """`mergewise lora`, and BASE+ADAPTER in other commands."""
 
 import json
+import re
 
 import pytest
 from small_adapters import lora
@@ -43,10 +44,7 @@ def test_inspect_shows_a_base_with_an_adapter(run, adapters):
     assert shown["parameters"] == plain["parameters"]
 
 
-def test_other_commands_say_that_they_do_not(run, adapters):
-    (adapters / "d.jsonl").write_text('{"text": "a"}\n')
-    done = run("collect", "fisher", "base+one", "--data", "d.jsonl", "-o", "f")
-    assert done.exit_code != 0 and "base with an adapter is not read here" in done.stderr
+def test_an_adapter_alone_is_refused(run, adapters):
     assert "name it with its base" in run("inspect", "one").stderr
 
 
@@ -56,3 +54,13 @@ def test_mistakes_are_told(run, adapters):
     assert run("lora", "merge", "one", "two", "--set", "density", "-o", "x").exit_code == 2
     assert run("lora", "merge", "one", "absent", "-o", "x").exit_code == 1
     assert not (adapters / "x").exists()
+
+
+def test_merging_shows_how_far_it_is(run, adapters, monkeypatch):
+    monkeypatch.setattr("mergewise.cli._progress.EVERY", 0.0)
+    for name in ("one", "two"):
+        lora(adapters / name, load(adapters / "base"), [Q, Q.replace("q_proj", "v_proj")])
+    shown = run("lora", "merge", "one", "two", "-o", "both")
+    assert shown.exit_code == 0 and re.search(r"1 of \d+ weights", shown.stderr)
+    quiet = run("lora", "merge", "one", "two", "-o", "both", "--overwrite", "-q")
+    assert "weights" not in quiet.stderr

@@ -30,6 +30,7 @@ from mergewise.checkpoint import (
     ChangeValues,
     FileReader,
     TensorRef,
+    _change_values,
     adapt,
     fingerprint,
     open_adapter,
@@ -199,6 +200,42 @@ def test_the_sum_is_rounded_once(tmp_path: Path) -> None:
     found = alone(base, adapter, tmp_path / "out", out_dtype="float32")
     assert torch.equal(found["a.weight"], torch.full((2, 2), 1 + 1e-4))
     assert alone(base, adapter, tmp_path / "same")["a.weight"].dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("kind", ["bfloat16", "float16"])
+def test_a_dtype_rounds_adapters_as_it_rounds_models(kind: str, base: Path, tmp_path: Path) -> None:
+    """With `dtype`, the merge is that of the dense models in this type, to the last bit."""
+    state = load(base)
+    models, whole = [], []
+    for i in range(3):
+        adapter = lora(tmp_path / f"adapter_{i}", state, [Q, DOWN], seed=i, use_dora=i == 1)
+        alone(base, adapter, tmp_path / f"dense_{i}", dtype=kind)
+        models.append(f"{base}+{adapter}")
+        whole.append(str(tmp_path / f"dense_{i}"))
+    for inputs, out in ((models, "lazy"), (whole, "dense")):
+        given = {"weight": 0.4, "density": 0.5}
+        each = [{"model": model, "parameters": given} for model in inputs]
+        mergewise.merge(
+            {"merge_method": "ties", "base_model": str(base), "models": each, "dtype": kind},
+            tmp_path / out, device="cpu",
+        )  # fmt: skip
+    assert_same(load(tmp_path / "lazy"), load(tmp_path / "dense"))
+
+
+@pytest.mark.parametrize(("kind", "words"), [
+    ("float16", "recipe's `dtype`, float16, does not hold"), ("float32", "holds NaN or infinity"),
+])  # fmt: skip
+def test_numbers_that_the_dtype_does_not_hold(
+    kind: str, words: str, base: Path, tmp_path: Path
+) -> None:
+    far = 7e4 if kind == "float16" else math.inf
+    adapter = lora(tmp_path / "adapter", load(base), [Q], whole={f"{Q}.bias": torch.ones(1)})
+    found = {n: t * 0 + 1 for n, t in load(adapter).items() if "lora" in n}
+    found = {n: t * far if "lora_B" in n else t for n, t in found.items()}
+    write(adapter, found, json.loads((adapter / "adapter_config.json").read_text()))
+    with pytest.raises(NonFiniteError, match=words):
+        alone(base, adapter, tmp_path / "out", dtype=kind)
+    assert not (tmp_path / "out" / "config.json").exists()
 
 
 def test_bytes_do_not_depend_on_workers(base: Path, tmp_path: Path) -> None:
@@ -417,8 +454,13 @@ def test_any_range_of_any_change(
         values.set_norms([values.squares(part, at) for at, part in blocks if part.numel()])
     start = data.draw(st.integers(0, len(flat) - 1))
     end = data.draw(st.integers(start + 1, len(flat)))
-    found = values.apply(flat[start:end], start).double()
-    assert torch.allclose(found, wanted[start:end], rtol=1e-4, atol=1e-5)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_change_values, "TILE", data.draw(st.sampled_from([1, 7, 12, 1 << 17])))
+        found = values.apply(flat[start:end], start)
+        narrow = torch.empty(end - start, dtype=torch.bfloat16)
+        values.apply(flat[start:end], start, narrow)
+    assert torch.allclose(found.double(), wanted[start:end], rtol=1e-4, atol=1e-5)
+    assert torch.equal(narrow, found.bfloat16())  # rounded once
 
 
 def _values(ref: TensorRef, adapter: Path) -> ChangeValues:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mergewise.methods import Access, Inputs, Method, Need, Settings, get_method
+from mergewise.methods import Access, Inputs, Method, Need, Settings, get_method, placed
 
 
 @dataclass(frozen=True)
@@ -79,18 +79,23 @@ def merge_tensor(
     seed: int = 0,
     evidence: Sequence[Mapping[str, Tensor | None]] | None = None,
     base_evidence: Mapping[str, Tensor | None] | None = None,
+    kind: str | None = None,
+    turned: bool = False,
     **parameters: Any,
 ) -> Tensor:
     """Merge one tensor; a per-model parameter is a scalar or a list with one value each.
 
-    `evidence` gives each model's means for this tensor, by statistic, `base_evidence` the base's.
+    `evidence` gives each model's means for this tensor, by statistic, `base_evidence` the base's;
+    `kind` and `turned` are what methods of matrices are told of it.
     """
     chosen = get_method(method)
     settings = complete(chosen, len(experts), parameters)
+    shape = experts[0].shape
+    kind = kind or {0: "vector", 1: "vector", 2: "matrix"}.get(len(shape), "convolution")
+    settings = Settings(placed(chosen, vars(settings), kind, turned))
     values = dict(vars(settings))
     problem = chosen.problem(settings, len(experts))
     assert problem is None, problem
-    shape = experts[0].shape
     columns = _rows(shape)[1]
     needs = chosen.needs(settings)
     theirs = {"experts": evidence or (), "base": (base_evidence or {},)}

@@ -225,7 +225,10 @@ def test_slices_without_layers(tmp_path: Path) -> None:
     ("change", "words"),
     [
         ({"models": [{"model": "{a}+some/lora"}, {"model": "{b}"}]}, "no adapter_config.json here"),
-        ({"models": [{"model": "org/name@main"}, {"model": "{b}"}]}, "org/name@main: no such folder"),
+        (
+            {"models": [{"model": "org/name@main"}, {"model": "{b}"}]},
+            "org/name@main: no such folder",
+        ),
         ({"models": [{"model": "org/name"}, {"model": "{b}"}]}, "org/name: no such folder here"),
         ({"tokenizer_source": "union"}, "tokenizer_source: the models' vocabularies differ"),
         ({"tokenizer": {"source": "union"}}, "tokenizer: .* mapping them is not built yet"),

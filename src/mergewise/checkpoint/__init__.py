@@ -6,7 +6,7 @@ from mergewise.checkpoint._adapter import PREFIX, Adapter, is_adapter, open_adap
 from mergewise.checkpoint._adapter_config import AdapterConfig
 from mergewise.checkpoint._card import CardInput, model_card
 from mergewise.checkpoint._change import Change, ChangedRef, LowRank, Scaled, Shifted
-from mergewise.checkpoint._change_values import ChangeValues, changed_whole
+from mergewise.checkpoint._change_values import ChangeValues, changed_whole, read_whole
 from mergewise.checkpoint._depth import layer_count, with_layers
 from mergewise.checkpoint._dtypes import BITS, CODES, TORCH_NAMES, byte_count
 from mergewise.checkpoint._fetch import fetched, identity, to_fetch
@@ -27,6 +27,7 @@ from mergewise.checkpoint._hub import (
     origin_of,
 )
 from mergewise.checkpoint._inspect import Summary, TensorSummary, inspect_checkpoint
+from mergewise.checkpoint._kinds import Kind, tensor_kind
 from mergewise.checkpoint._layers import (
     LayerGroup,
     find_layers,
@@ -49,6 +50,7 @@ from mergewise.checkpoint._output import (
     edited_config,
     write_config,
 )
+from mergewise.checkpoint._packed._ref import PackedRef, Packing
 from mergewise.checkpoint._provenance import fingerprint, provenance, sha256_file, versions
 from mergewise.checkpoint._read import FileReader
 from mergewise.checkpoint._safetensors import Header, TensorInfo, read_header
@@ -85,9 +87,12 @@ __all__ = [
     "FileStamp",
     "Header",
     "HubName",
+    "Kind",
     "LayerGroup",
     "LowRank",
     "Origin",
+    "PackedRef",
+    "Packing",
     "Scaled",
     "ShardLayout",
     "Shifted",
@@ -138,11 +143,13 @@ __all__ = [
     "provenance",
     "read_header",
     "read_small",
+    "read_whole",
     "renumber",
     "sha256_file",
     "split_reference",
     "stated_licence",
     "stored_turned",
+    "tensor_kind",
     "tied_head",
     "to_fetch",
     "versions",

@@ -13,7 +13,7 @@ class Access:
     """Formats that are opened only where the caller asks for it.
 
     Attributes:
-        pickle: PyTorch files (``.bin``, ``.pt``, ``.pth``, ``.ckpt``), by `weights_only`.
+        pickle: PyTorch files (``.bin``, ``.pt``, ``.pth``, ``.ckpt``), for their weights only.
         dequantize: quantised weights, as the floating-point numbers that they stand for.
     """
 
@@ -35,8 +35,8 @@ def allow(*, pickle: bool | None = None, dequantize: bool | None = None) -> Iter
     """Allow formats, or forbid them again, while a ``with`` lasts; None leaves as it is.
 
     Args:
-        pickle: open PyTorch files. They are read by ``torch.load(weights_only=True)``, and in no
-            other way.
+        pickle: open PyTorch files. Their pickles are read as data: nothing that they name is
+            imported or called, and what weights do not need is refused.
         dequantize: open quantised weights; the result is not quantised.
 
     Example:

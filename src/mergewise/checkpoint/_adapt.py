@@ -14,6 +14,7 @@ from mergewise.checkpoint._files import where
 from mergewise.checkpoint._folder import Checkpoint, TensorRef, open_checkpoint
 from mergewise.checkpoint._layers import tied_head
 from mergewise.checkpoint._output import edited_config
+from mergewise.checkpoint._packed._ref import PackedRef
 from mergewise.errors import CheckpointError
 
 Refs = dict[str, TensorRef]
@@ -111,7 +112,9 @@ def _changed(name: str, refs: Refs, changes: Changes, replaced: Refs) -> TensorR
     change = changes.get(name)
     if change is None:
         return ref
-    return ChangedRef(ref.name, ref.dtype, ref.shape, ref.start, ref.end, ref.file, change)
+    packed = ref if isinstance(ref, PackedRef) else None
+    where_ = (ref.start, ref.end, ref.file)
+    return ChangedRef(ref.name, ref.dtype, ref.shape, *where_, change, packed)
 
 
 def _untied_config(base: Checkpoint) -> dict[str, object] | None:

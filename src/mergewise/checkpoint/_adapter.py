@@ -11,8 +11,10 @@ from mergewise._paths import exists, expanded
 from mergewise.checkpoint._adapter_config import AdapterConfig, parse_adapter_config
 from mergewise.checkpoint._files import FileStamp, shown, stamp, where
 from mergewise.checkpoint._folder import TensorRef
-from mergewise.checkpoint._hub import away, header_of, locate
+from mergewise.checkpoint._hub import away, header_of, here, locate
 from mergewise.checkpoint._json import read_json
+from mergewise.checkpoint._pickles import refuse_pickles
+from mergewise.checkpoint._torch_file import read_torch_file
 from mergewise.errors import CheckpointError, MergewiseError, NotBuiltYetError
 
 CONFIG_FILE = "adapter_config.json"
@@ -89,8 +91,8 @@ def open_adapter(path: Path | str) -> Adapter:
     raw = read_json(config_path, "adapter's config", _MAX_CONFIG)
     config = parse_adapter_config(raw, config_path)
     if not file.exists() and away(file) is None:
-        _refuse_weights(folder)
-    header = header_of(file)
+        file = _pickled_weights(folder)
+    header = header_of(file) if file.name == WEIGHTS_FILE else read_torch_file(here(file)).header
     refs = [
         TensorRef(t.name, t.dtype, t.shape, t.start, t.end, file) for t in header.tensors.values()
     ]
@@ -101,13 +103,11 @@ def open_adapter(path: Path | str) -> Adapter:
     return Adapter(folder, file, config, modules, replaced, stamps)
 
 
-def _refuse_weights(folder: Path) -> None:
-    if (folder / "adapter_model.bin").exists():
-        raise CheckpointError(
-            f"{where(folder)}: only adapter_model.bin, a pickle, which is not read, because a "
-            f"pickle can run code; fetch {WEIGHTS_FILE}, or save it anew with PEFT where you "
-            "trust the file"
-        )
+def _pickled_weights(folder: Path) -> Path:
+    file = folder / "adapter_model.bin"
+    if file.exists() or away(file) is not None:
+        refuse_pickles(folder, [file.name])
+        return file
     raise CheckpointError(
         f"{where(folder)}: no {WEIGHTS_FILE} beside {CONFIG_FILE}; fetch the rest of the adapter"
     )

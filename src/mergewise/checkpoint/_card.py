@@ -108,11 +108,11 @@ def model_card(
     import jinja2
     import yaml
 
-    licences = {item.public_name: item.licence for item in inputs}
-    licence, note = merged_licence(licences)
-    # what is no model of the Hub's cannot be linked there; without any, names say at least something
-    linked = list(dict.fromkeys(item.public_name for item in inputs if item.hub))
-    front = _front_matter(linked or list(licences), licence, architecture, dialect)
+    licence, note = merged_licence([(item.public_name, item.licence) for item in inputs])
+    # the Hub can link its own models only; where there are none, names say at least something
+    linked = [item.public_name for item in inputs if item.hub]
+    names = list(dict.fromkeys(linked or [item.public_name for item in inputs]))
+    front = _front_matter(names, licence, architecture, dialect)
     # the text is Markdown of our own making; HTML escaping would damage the recipe
     environment = jinja2.Environment(
         trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True

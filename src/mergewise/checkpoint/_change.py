@@ -70,14 +70,18 @@ Change = LowRank | Scaled | Shifted
 class ChangedRef(TensorRef):
     """A tensor that is computed: what `file` holds, changed by an adapter.
 
+    `packed` is the tensor before the change where that is computed too (quantised weights).
     Its name and shape are the result's. What reads bytes refuses it (`FileReader.read_into`).
     """
 
     change: Change
+    packed: TensorRef | None = None
 
     @property
     def stored(self) -> TensorRef:
         """The tensor before the change."""
+        if self.packed is not None:
+            return self.packed
         return TensorRef(self.name, self.dtype, self.shape, self.start, self.end, self.file)
 
     @property

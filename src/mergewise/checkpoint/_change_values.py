@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from mergewise._lazy import torch
 from mergewise.checkpoint._change import ChangedRef, LowRank, Scaled, Shifted
+from mergewise.checkpoint._dtypes import TORCH_NAMES
 from mergewise.checkpoint._folder import TensorRef
+from mergewise.checkpoint._read import FileReader
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -16,11 +18,15 @@ if TYPE_CHECKING:
 Read = Callable[[TensorRef], "Tensor"]
 """Gives a tensor of a file, whole, as stored."""
 
+TILE = 1 << 17
+"""Elements computed at a time: they stay in the processor's cache until they are rounded."""
+
 
 class ChangeValues:
     """A tensor's change with its numbers in memory: float32, float64 for a base of float64.
 
-    For DoRA, `add_squares` must see every row of the base once before `apply` is called.
+    For DoRA, `squares` must see every row of the base once, and `set_norms` what it gave, before
+    `apply` is called.
 
     Args:
         read: reads the adapter's tensors.
@@ -75,7 +81,8 @@ class ChangeValues:
             The first row, and float64 sums: one a row, or one a column.
         """
         first = start // self.columns
-        value = self._sum(base, start).view(-1, self.columns).double().square_()
+        value = self._sum(torch.empty(base.shape, dtype=self.dtype), base, start)
+        value = value.view(-1, self.columns).double().square_()
         return first, value.sum(dim=1 if self._by_row else 0)
 
     def set_norms(self, parts: list[tuple[int, Tensor]]) -> None:
@@ -91,16 +98,39 @@ class ChangeValues:
         """Elements `start` to `start + len(base)` of the result, flat; `base` is not changed.
 
         Args:
-            out: of the same length and of `dtype`; may be used for the result.
+            out: where they go, of the same length; by default a new tensor of `dtype`. Of a
+                narrower type, each is computed in `dtype` and rounded once.
         """
-        value = self._sum(base, start, out)
+        result = torch.empty(base.shape, dtype=self.dtype) if out is None else out
+        apart = result.dtype != self.dtype
+        room = torch.empty(min(len(base), self._tile) if apart else 0, dtype=self.dtype)
+        for first, last in self._tiles(start, len(base)):
+            part = slice(first - start, last - start)
+            value = room[: last - first] if apart else result[part]
+            self._fill(value, base[part], first)
+            if apart:
+                result[part].copy_(value)
+        return result
+
+    @property
+    def _tile(self) -> int:
+        return max(1, TILE // self.columns) * self.columns
+
+    def _tiles(self, start: int, size: int) -> Iterator[tuple[int, int]]:
+        """Some whole rows each, the same ones wherever a block begins, cut at its ends."""
+        at, step, end = start, self._tile, start + size
+        while at < end:
+            following = min(end, (at // step + 1) * step)
+            yield at, following
+            at = following
+
+    def _fill(self, value: Tensor, base: Tensor, start: int) -> None:
+        self._sum(value, base, start)
         if self._factor is not None:
             value.mul_(self._spread(self._factor, start, base.numel()))
-        return value
 
-    def _sum(self, base: Tensor, start: int, out: Tensor | None = None) -> Tensor:
-        """The block with what is added, in `out` or as a new tensor."""
-        value = torch.empty(base.shape, dtype=self.dtype) if out is None else out
+    def _sum(self, value: Tensor, base: Tensor, start: int) -> Tensor:
+        """Make `value` the base with what is added, before it is normed or scaled."""
         value.copy_(base)
         if self._left is not None:
             self._add_product(value, start)
@@ -139,6 +169,13 @@ class ChangeValues:
         else:
             spread = factor.repeat(last - first)
         return spread[offset : offset + size]
+
+
+def read_whole(reader: FileReader, ref: TensorRef) -> Tensor:
+    """A whole tensor of a file, as stored, in its own shape; for where memory has room for it."""
+    buffer = torch.empty(ref.nbytes, dtype=torch.uint8)
+    reader.read_into(ref, 0, buffer.numpy().data)
+    return buffer.view(getattr(torch, TORCH_NAMES[ref.dtype])).reshape(ref.shape)
 
 
 def changed_whole(ref: ChangedRef, read: Read) -> Tensor:

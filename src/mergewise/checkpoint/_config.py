@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mergewise.checkpoint._files import shown, where
-from mergewise.errors import CheckpointError, NotBuiltYetError
+from mergewise.errors import CheckpointError
 
 TEXT_CONFIGS = ("text_config", "llm_config", "language_config")
 """Where multimodal models keep the language model's part."""
@@ -22,6 +22,7 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "hidden_size": (int, list),
     "text_config": (dict,),
     "quantization_config": (dict,),
+    "compression_config": (dict,),
 }
 
 
@@ -45,16 +46,10 @@ def config_value(config: dict[str, Any] | None, key: str) -> Any:
 
 
 def check_config(config: dict[str, Any], path: Path) -> None:
-    """Refuse a config whose known keys have wrong types, or that is of a quantised model.
-
-    Raises:
-        CheckpointError: for a wrong type.
-        NotBuiltYetError: for quantised weights.
-    """
+    """Refuse a config whose known keys have wrong types; raises CheckpointError."""
     nested = text_config(config)
     for part in (config, nested or {}):
         _check_kinds(part, path)
-        _refuse_quantised(part, path)
 
 
 def _check_kinds(config: dict[str, Any], path: Path) -> None:
@@ -67,15 +62,4 @@ def _check_kinds(config: dict[str, Any], path: Path) -> None:
             expected = " or ".join(kind.__name__ for kind in kinds)
             raise CheckpointError(
                 f"{where(path)}: {key} must be {expected}, got {shown(value)}; correct the file"
-            )
-
-
-def _refuse_quantised(config: dict[str, Any], path: Path) -> None:
-    for key in ("quantization_config", "compression_config"):
-        settings = config.get(key)
-        if settings:
-            method = settings.get("quant_method") if isinstance(settings, dict) else None
-            raise NotBuiltYetError(
-                f"{where(path)}: the weights are quantised ({key}: {shown(method or 'unnamed')}), "
-                "which this version cannot merge; use the unquantised checkpoint"
             )

@@ -1,4 +1,4 @@
-"""Open a checkpoint: a folder or a file of safetensors, understood from headers alone.
+"""Open a checkpoint: a folder or a file, understood from headers alone.
 
 Which files of a folder count, in this order:
 
@@ -8,6 +8,7 @@ Which files of a folder count, in this order:
    (``consolidated.safetensors``, say) are left out with a warning.
 3. The only ``*.safetensors.index.json``.
 4. The only ``*.safetensors``.
+5. Where the caller allows it (`access`), PyTorch files; see `_pickles`.
 
 Anything else is refused, with the reason. The files may be links, as in the hub's cache; names in
 an index are plain file names or refused.
@@ -25,11 +26,23 @@ from mergewise._paths import expanded
 from mergewise.checkpoint._config import check_config, config_value
 from mergewise.checkpoint._dtypes import TORCH_NAMES
 from mergewise.checkpoint._files import FileStamp, shown, where
-from mergewise.checkpoint._hub import Origin, away, header_of, incomplete, listed, locate, origin_of, repo_of
+from mergewise.checkpoint._hub import (
+    Origin,
+    away,
+    header_of,
+    here,
+    incomplete,
+    listed,
+    locate,
+    origin_of,
+    repo_of,
+)
 from mergewise.checkpoint._index import Index, read_index
 from mergewise.checkpoint._json import read_json
+from mergewise.checkpoint._pickles import choose_pickles, is_pickle, refuse_pickles
 from mergewise.checkpoint._refuse import refuse_missing, refuse_other_formats, refuse_quantised
 from mergewise.checkpoint._safetensors import Header, TensorInfo
+from mergewise.checkpoint._torch_file import read_torch_file
 from mergewise.errors import CheckpointError
 
 MAX_CONFIG = 8_000_000
@@ -121,7 +134,7 @@ class Checkpoint:
 
 
 def open_checkpoint(path: Path | str) -> Checkpoint:
-    """Open a folder or one safetensors file, reading headers, index and config.
+    """Open a folder or one file of weights, reading headers, index and config.
 
     A name on the Hub (``org/name[@revision]``) is opened likewise: its small files are downloaded,
     of its weights the headers alone are read; see `arrived` and `FileReader`.
@@ -156,9 +169,10 @@ def _on_hub(given: str, path: Path) -> Path:
 
 
 def _open_file(path: Path) -> Checkpoint:
-    if path.suffix != ".safetensors":
+    if path.suffix != ".safetensors" and not is_pickle(path.name):
         refuse_other_formats(path, [path.name])
         raise CheckpointError(f"{where(path)}: a folder or a .safetensors file expected")
+    refuse_pickles(path, [path.name])
     config = _config(path.parent)
     return _assemble(path, path.parent, [path], None, config, [])
 
@@ -174,9 +188,10 @@ def _open_folder(path: Path) -> Checkpoint:
     if single:
         return _assemble(path, path, [path / single], None, config, warnings)
     index = read_index(path / index_name)
+    ending = ".bin" if index_name.endswith(".bin.index.json") else ".safetensors"
     extra = [
         n for n in names
-        if n.endswith(".safetensors") and n not in index.shards and not n.startswith("surgery.")
+        if n.endswith(ending) and n not in index.shards and not n.startswith("surgery.")
     ]  # fmt: skip
     index.refuse_siblings(extra)
     if extra:
@@ -197,6 +212,8 @@ def _choose(path: Path, names: list[str]) -> tuple[str, str, list[str]]:
         return "", usual if usual in indexes else indexes[0], []
     if len(weights) == 1 and not indexes:
         return weights[0], "", []
+    if not weights and (chosen := choose_pickles(path, names)):
+        return *chosen, []
     refuse_other_formats(path, names)
     if not weights:
         raise CheckpointError(
@@ -226,7 +243,16 @@ def _config(folder: Path) -> dict[str, Any] | None:
         return None
     config = read_json(path, "config", MAX_CONFIG)
     check_config(config, path)
+    _refuse_quantised(config, path)
     return config
+
+
+def _refuse_quantised(config: dict[str, Any], path: Path) -> None:
+    """Refuse quantised weights that nobody asked to read, before any header is read."""
+    from mergewise.checkpoint._packed._find import quantisation, refuse_unasked
+
+    if stated := quantisation(config):
+        refuse_unasked(path, stated[1], stated[0])
 
 
 def _assemble(
@@ -240,7 +266,7 @@ def _assemble(
     tensors: dict[str, TensorRef] = {}
     stamps: dict[Path, FileStamp] = {}
     for file in files:
-        header = _header(file, index)
+        header = _header(file, index, warnings)
         stamps[file] = header.stamp
         for name, info in header.tensors.items():
             if name in tensors:
@@ -254,13 +280,26 @@ def _assemble(
     if index:
         warnings = [*warnings, *index.compare(tensors)]
     raw = index.raw if index else None
-    return Checkpoint(path, folder, tuple(files), tensors, config, raw, tuple(warnings), stamps)
+    return _unpacked(
+        Checkpoint(path, folder, tuple(files), tensors, config, raw, tuple(warnings), stamps)
+    )
 
 
-def _header(file: Path, index: Index | None) -> Header:
+def _unpacked(checkpoint: Checkpoint) -> Checkpoint:
+    # inside: a packed tensor is a TensorRef
+    from mergewise.checkpoint._packed._find import unpacked_checkpoint
+
+    return unpacked_checkpoint(checkpoint)
+
+
+def _header(file: Path, index: Index | None, warnings: list[str]) -> Header:
     if index and not file.exists() and away(file) is None:
         raise CheckpointError(
             f"{where(file)}: this shard is named in {index.path.name} but missing; "
             "fetch the rest of the checkpoint"
         )
-    return header_of(file)
+    if not is_pickle(file.name):
+        return header_of(file)
+    found = read_torch_file(here(file))
+    warnings += found.warnings
+    return found.header

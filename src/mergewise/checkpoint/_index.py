@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 MAX_INDEX = 64_000_000
 """Bytes; an index takes about 100 a tensor."""
 MAX_SHARDS = 10_000
-_NUMBERED = re.compile(r"(.+)-\d{5}-of-(\d{5})\.safetensors")
+_NUMBERED = re.compile(r"(.+)-\d{5}-of-(\d{5})\.(safetensors|bin)")
 
 
 @dataclass(frozen=True)
@@ -110,21 +110,22 @@ def _family(shard: str) -> tuple[str, str] | None:
 
 
 def _check_shard(path: Path, name: str, shard: Any) -> None:
-    problem = _problem(shard)
+    ending = ".bin" if path.name.endswith(".bin.index.json") else ".safetensors"
+    problem = _problem(shard, ending)
     if problem:
         raise CheckpointError(
             f"{where(path)}: tensor {shown(name)}: {problem}, got {shown(shard)}; a shard is a "
-            "plain file name such as 'model-00001-of-00002.safetensors'"
+            f"plain file name such as 'model-00001-of-00002{ending}'"
         )
 
 
-def _problem(shard: Any) -> str | None:
+def _problem(shard: Any, ending: str) -> str | None:
     if not isinstance(shard, str):
         return "a file name expected"
     if any(c in shard for c in "/\\:"):
         return "the name would leave the folder"
     if not shard.isprintable() or len(shard.encode()) > 200:
         return "the name is too long or not printable"
-    if not shard.endswith(".safetensors"):
-        return "a .safetensors file expected"
+    if not shard.endswith(ending):
+        return f"a {ending} file expected"
     return None

@@ -160,11 +160,13 @@ _PAIRS: Mapping[str, tuple[str, ...]] = {
     "lm_head.decoder.weight": ("roberta.embeddings.word_embeddings.weight",),
     "vocab_projector.weight": ("distilbert.embeddings.word_embeddings.weight",),
     "generator_lm_head.weight": ("electra.embeddings.word_embeddings.weight",),
+    "decoder.weight": ("model.embeddings.tok_embeddings.weight",),
     "predictions.decoder.weight": ("albert.embeddings.word_embeddings.weight",),
 }
 _WITH_HEAD = (
     "ForCausalLM",
     "LMHeadModel",
+    "MTModel",
     "ForMaskedLM",
     "ForConditionalGeneration",
     "ForPreTraining",

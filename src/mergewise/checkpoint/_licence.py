@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
 
 from mergewise.checkpoint._files import read_small
@@ -43,18 +43,18 @@ def _front_matter(text: str) -> str | None:
     return match[1]
 
 
-def merged_licence(stated: Mapping[str, str | None]) -> tuple[str, str | None]:
+def merged_licence(stated: Sequence[tuple[str, str | None]]) -> tuple[str, str | None]:
     """The licence to declare, and a note when the inputs do not agree.
 
     Args:
-        stated: each input's licence by its name; None where unknown.
+        stated: each input's name and licence, None where unknown; two may have one name.
 
     Returns:
         The common licence and None, or ``other`` and a sentence listing the inputs' licences.
     """
-    values = set(stated.values())
+    values = {licence for _, licence in stated}
     only = next(iter(values)) if len(values) == 1 else None
     if only is not None and only != "other":
         return only, None
-    each = ", ".join(f"{name}: {licence or 'not stated'}" for name, licence in stated.items())
+    each = ", ".join(f"{name}: {licence or 'not stated'}" for name, licence in stated)
     return "other", f"The inputs' licences all apply to the merge ({each})."

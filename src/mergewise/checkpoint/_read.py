@@ -15,6 +15,7 @@ from mergewise.checkpoint._change import ChangedRef
 from mergewise.checkpoint._files import FileStamp, open_regular, stamp, where
 from mergewise.checkpoint._folder import TensorRef
 from mergewise.checkpoint._hub import arrived
+from mergewise.checkpoint._packed._ref import PackedRef
 from mergewise.errors import CheckpointError
 
 
@@ -60,6 +61,13 @@ class FileReader:
                 f"{ref.name}: an adapter changes this tensor, so it is computed and cannot be read "
                 "as it lies in the file; what was asked for works on plain checkpoints only: merge "
                 "the adapter into its base first (a recipe with `BASE+ADAPTER` as its only model)"
+            )
+        if isinstance(ref, PackedRef):
+            raise CheckpointError(
+                f"{ref.name}: this tensor is stored as {ref.stored_as}, so it is computed and "
+                "cannot be read as it lies in the file; what was asked for works on plain "
+                "checkpoints only: dequantise the model first (a recipe with it as its only model, "
+                "merged with --dequantize)"
             )
         view = buffer.cast("B")
         if start < 0 or start + view.nbytes > ref.nbytes:

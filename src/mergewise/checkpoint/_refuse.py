@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import NoReturn
 
 from mergewise.checkpoint._files import shown, where
+from mergewise.checkpoint._pickles import refuse_pickles
 from mergewise.errors import CheckpointError, NotBuiltYetError
 
-_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _QUANTISERS = {"quantize_config.json": "GPTQ", "quant_config.json": "AWQ"}
 
 
@@ -17,8 +17,8 @@ def refuse_missing(text: str) -> NoReturn:
     base, plus, adapter = text.partition("+")
     if plus and Path(base).exists() and Path(adapter).exists():
         raise CheckpointError(
-            f"{where(text)}: a base with an adapter is not read here, but in recipes, by inspect "
-            "and by evaluate; merge the adapter into its base first"
+            f"{where(text)}: a base with an adapter is not read here; merge the adapter into its "
+            "base first (a recipe with it as the only model, merge_method linear and weight 1)"
         )
     raise CheckpointError(
         f"{where(text)}: no such file or folder; give a local folder with safetensors files, or "
@@ -43,13 +43,8 @@ def refuse_other_formats(path: Path, names: list[str]) -> None:
     for name in names:
         if name.endswith(".gguf"):
             _not_yet(path, f"a GGUF file ({shown(name)})", "use the safetensors it was made from")
-    pickles = [name for name in names if name.endswith(_PICKLES)]
-    if pickles and not any(name.endswith(".safetensors") for name in names):
-        raise CheckpointError(
-            f"{where(path)}: only pickle files ({shown(pickles[0])}), which are not read, because "
-            "a pickle can run code; convert with transformers, model.save_pretrained(folder), "
-            "where you trust the file, or fetch the .safetensors version"
-        )
+    if not any(name.endswith(".safetensors") for name in names):
+        refuse_pickles(path, names)
 
 
 def refuse_quantised(path: Path, names: list[str]) -> None:

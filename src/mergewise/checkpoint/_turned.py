@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Protocol
 
 from mergewise.checkpoint._layers import layer_index
-from mergewise.checkpoint._safetensors import TensorInfo
 
 
-def stored_turned(name: str, tensors: Mapping[str, TensorInfo]) -> bool | None:
+class Shaped(Protocol):
+    """What has a shape."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+
+def stored_turned(name: str, tensors: Mapping[str, Shaped]) -> bool | None:
     """Whether a weight is stored inputs first; None if nothing tells.
 
     Told by the biases of its layer's oblong weights: a bias is as long as the outputs.

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from mergewise.cli._interrupt import terminable
 from mergewise.cli._options import access_options, json_option, our_command, read_folder
 from mergewise.cli._output import Output, count
 from mergewise.cli._pairs import scalars
@@ -65,7 +66,7 @@ def extract(
     """
     from mergewise.forms import extract_lora
 
-    with progress(out, "extracting") as report:
+    with terminable(), progress(out, "extracting", "weights") as report:
         made = extract_lora(finetuned, base, output, rest=rest, progress=report, **options)
     if as_json:
         out.json(made.to_dict())
@@ -113,7 +114,8 @@ def merge(
     """
     from mergewise.forms import merge_adapters
 
-    made = merge_adapters(adapters, output, **options)
+    with terminable(), progress(out, "merging", "weights") as report:
+        made = merge_adapters(adapters, output, progress=report, **options)
     for warning in made.warnings:
         out.warn(warning)
     if as_json:

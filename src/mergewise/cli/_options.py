@@ -114,7 +114,7 @@ def access_options(function: F) -> F:
     """
     pickle = click.option(
         "--allow-pickle", is_flag=True, expose_value=False, callback=_allows("pickle"),
-        help="Read PyTorch files (.bin, .pt, .ckpt), weights only.",
+        help="Read PyTorch files (.bin, .pt, .ckpt), their weights only; nothing in them is run.",
     )  # fmt: skip
     dequantize = click.option(
         "--dequantize", is_flag=True, expose_value=False, callback=_allows("dequantize"),

@@ -18,32 +18,36 @@ Report = Callable[[int, int], None]
 
 
 @contextmanager
-def progress(out: Output, doing: str = "merging") -> Iterator[Report | None]:
-    """What to call with (bytes done, bytes in all), from any thread; None with ``-q``."""
+def progress(out: Output, doing: str = "merging", unit: str = "") -> Iterator[Report | None]:
+    """What to call with (bytes done, bytes in all), from any thread; None with ``-q``.
+
+    Args:
+        unit: what is counted instead of bytes, such as ``weights``.
+    """
     if out.quiet:
         yield None
     elif sys.stderr.isatty() and not out.console(stderr=True).is_dumb_terminal:
-        with _bar(out, doing) as report:
+        with _bar(out, doing, unit) as report:
             yield report
     else:
-        yield Lines(out)
+        yield Lines(out, unit)
 
 
 @contextmanager
-def _bar(out: Output, doing: str) -> Iterator[Report]:
+def _bar(out: Output, doing: str, unit: str) -> Iterator[Report]:
     from rich.progress import (
         BarColumn,
         DownloadColumn,
+        MofNCompleteColumn,
         Progress,
         TextColumn,
         TimeRemainingColumn,
         TransferSpeedColumn,
     )
 
-    columns = (
-        TextColumn("{task.description}"), BarColumn(), DownloadColumn(),
-        TransferSpeedColumn(), TimeRemainingColumn(),
-    )  # fmt: skip
+    sizes = (DownloadColumn(), TransferSpeedColumn())
+    counted = (MofNCompleteColumn(), TextColumn(unit)) if unit else sizes
+    columns = (TextColumn("{task.description}"), BarColumn(), *counted, TimeRemainingColumn())
     with Progress(*columns, console=out.console(stderr=True), transient=True) as bar:
         task = bar.add_task(doing, total=None)
 
@@ -56,8 +60,8 @@ def _bar(out: Output, doing: str) -> Iterator[Report]:
 class Lines:
     """Prints a line at most every `EVERY` seconds."""
 
-    def __init__(self, out: Output) -> None:
-        self._out = out
+    def __init__(self, out: Output, unit: str = "") -> None:
+        self._out, self._unit = out, unit
         self._lock = threading.Lock()
         self._start = self._last = time.monotonic()
 
@@ -67,13 +71,15 @@ class Lines:
             if now - self._last < EVERY or done >= total:
                 return
             self._last = now
-            self._out.note(describe(done, total, now - self._start))
+            self._out.note(describe(done, total, now - self._start, self._unit))
 
 
-def describe(done: int, total: int, seconds: float) -> str:
-    """``1.2 GB of 4.4 GB, 350 MB/s, 9 s left``."""
+def describe(done: int, total: int, seconds: float, unit: str = "") -> str:
+    """``1.2 GB of 4.4 GB, 350 MB/s, 9 s left``, or ``12 of 154 weights, 9 s left``."""
     rate = done / max(seconds, 1e-9)
     left = f", {show_seconds((total - done) / rate)} left" if rate else ""
+    if unit:
+        return f"{done:,} of {total:,} {unit}{left}"
     return f"{show_bytes(done)} of {show_bytes(total)}, {show_bytes(rate)}/s{left}"
 
 

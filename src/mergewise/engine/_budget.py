@@ -12,7 +12,7 @@ from mergewise.engine import _compile
 from mergewise.engine._device import processors
 from mergewise.engine._task import row_length
 from mergewise.errors import MergewiseError
-from mergewise.methods import Access, Method, Need, Settings, get_method
+from mergewise.methods import Access, MatrixMethod, Method, Need, Settings, get_method
 from mergewise.plan import MergePlan, StagePlan, TensorPlan
 
 # Measured, in bytes.
@@ -99,6 +99,8 @@ class _Need:
         plain = access is Access.WHOLE or not compiled
         block = min(block, self.elements)
         self.held = self._solving(block, sides) if sides else block * self._bytes(plain, ranked)
+        if isinstance(method, MatrixMethod) and access is Access.WHOLE:
+            self.held += block * 8 * method.solving * len(tensor.experts)
 
     def _sides(self, needs: Sequence[Need]) -> list[int]:
         """Of each statistic that is a matrix: its number of rows."""
@@ -124,8 +126,10 @@ class _Need:
         stored = sum(BITS[dtype] for dtype in types) // 8
         if plain:  # widened inputs, and intermediate results of each
             stored += wide * (2 * len(tensor.inputs) + 4)
-        # what an adapter changes is computed in float32, beside the product that is added
-        stored += 2 * wide * sum(isinstance(r, ChangedRef) for r in self._refs)
+        # what an adapter changes is computed in float32 unless the recipe has a type for it;
+        # the base's block is held beside
+        stored += 2 * wide * any(isinstance(r, ChangedRef) for r in self._refs)
+        stored += wide * sum(isinstance(r, ChangedRef) for r in self._refs)
         # sums as stored, and means
         stored += 8 * sum(len(each) for each in tensor.statistics)
         if ranked:  # scores, ranks and masks

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from mergewise._device import pick_device
 from mergewise._lazy import torch
+from mergewise.checkpoint import tensor_kind
 from mergewise.constants import FUSE_FROM_ELEMENTS
 from mergewise.engine import _compile
 from mergewise.engine._block import Shared
@@ -19,7 +20,7 @@ from mergewise.engine._task import Options, TensorTask
 from mergewise.engine._threads import one_torch_thread
 from mergewise.engine._work import Parallel, Range, Work
 from mergewise.errors import IncompatibleModelsError, MergewiseError
-from mergewise.methods import Method, Need, Settings, get_method
+from mergewise.methods import Method, Need, Settings, get_method, placed
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -118,7 +119,7 @@ def merge_state_dicts(
                 name=name,
                 shape=tuple(tensor.shape),
                 method=chosen,
-                values=values,
+                values=placed(chosen, values, tensor_kind(name, tensor.shape)),
                 base=sources[0] if has_base else None,
                 experts=sources[has_base:],
                 out_dtype=_out(tensor, dtype),

@@ -171,7 +171,7 @@ def _provenance(
         config={"recipe_digest": plan.recipe.digest, **settings},
     )
     for model, checkpoint in zip(record["inputs"], plan.checkpoints.values(), strict=True):
-        model |= _origins(checkpoint)
+        model.update(_origins(checkpoint))
     if plan.evidence:
         record["evidence"] = [
             {"name": known.path.name, "fingerprint": fingerprint(known.path), **known.summary}

@@ -7,7 +7,14 @@ from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 from mergewise._lazy import torch
-from mergewise.checkpoint import TORCH_NAMES, ChangedRef, ChangeValues, FileReader, TensorRef
+from mergewise.checkpoint import (
+    TORCH_NAMES,
+    ChangedRef,
+    ChangeValues,
+    FileReader,
+    PackedRef,
+    TensorRef,
+)
 from mergewise.constants import PLAIN_BLOCK_ELEMENTS
 from mergewise.engine._kernels import finite
 from mergewise.engine._work import Parallel, Range, Work
@@ -96,28 +103,68 @@ class FileSource(_Ready):
         return torch.frombuffer(buffer, dtype=self.dtype)
 
 
+class PackedSource(_Ready):
+    """A quantised tensor, dequantised block by block as it is read; see `Packing`.
+
+    Blocks come in float32, unrounded.
+    """
+
+    def __init__(self, model: str, ref: PackedRef, reader: FileReader) -> None:
+        self.model = model
+        self.name = ref.name
+        self.shape = ref.shape
+        self.dtype = torch.float32
+        self._packing = ref.packing
+        self._numel = ref.numel
+        self._reader = reader
+
+    def prepare(self) -> Work:
+        self._packing.check(self._reader.read_into)
+        yield from ()
+
+    def read(self, start: int, size: int, slot: int) -> Tensor:
+        granule = self._packing.granule
+        first = start - start % granule
+        last = min(-(-(start + size) // granule) * granule, self._numel)
+        values = self._packing.values(first, last - first, self._reader.read_into)
+        return values[start - first : start - first + size]
+
+
 class ChangedSource:
     """A tensor that an adapter changes, computed block by block as it is read; see `ChangeValues`.
 
-    Blocks come in float32 (float64 for a base of float64), unrounded. The adapter's matrices are
-    held in memory from `prepare` on.
+    Blocks are computed in float32 (float64 for a base of float64), and come unrounded or rounded
+    once to `dtype`. The adapter's matrices are held in memory from `prepare` on.
     """
 
-    def __init__(self, model: str, ref: ChangedRef, reader: FileReader, level: int) -> None:
+    def __init__(
+        self,
+        model: str,
+        ref: ChangedRef,
+        reader: FileReader,
+        level: int,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         # buffers of its own: those of `level` may hold blocks of other inputs
         self._level = -1 - level
-        self._base = FileSource(model, ref.stored, reader, self._level)
+        self._base = file_source(model, ref.stored, reader, self._level)
         self._ref = ref
         self._reader = reader
         self._values: ChangeValues | None = None
         self.model = model
         self.name = ref.name
         self.shape = ref.shape
-        self.dtype = torch.float64 if ref.dtype == "F64" else torch.float32
+        self.dtype = dtype or (torch.float64 if ref.dtype == "F64" else torch.float32)
+
+    def rounded(self, dtype: torch.dtype) -> ChangedSource:
+        """The same tensor, in a type of no more digits."""
+        level = -1 - self._level
+        return ChangedSource(self.model, self._ref, self._reader, level, dtype)
 
     def prepare(self) -> Work:
         if self._values is not None:
             return
+        yield from self._base.prepare()
         values = ChangeValues(self._ref, self._whole)
         if values.wants_squares and values.rows:
             step = max(1, PLAIN_BLOCK_ELEMENTS // values.columns)
@@ -129,24 +176,28 @@ class ChangedSource:
         self._values = values
 
     def read(self, start: int, size: int, slot: int) -> Tensor:
+        raw = _buffer((self._level, slot), size * self.dtype.itemsize)
+        return self._computed(start, size, torch.frombuffer(raw, dtype=self.dtype))
+
+    def overflows(self, start: int, size: int) -> bool:
+        """Whether finite numbers of a block do not fit `dtype`."""
+        wide = self._computed(start, size)
+        return finite(wide) and not finite(wide.to(self.dtype))
+
+    def _computed(self, start: int, size: int, out: Tensor | None = None) -> Tensor:
         if self._values is None:
             raise RuntimeError(f"{self.name} of {self.model} is read before it is prepared")
-        base = self._shared(start, size)
-        raw = _buffer((self._level, slot), size * self.dtype.itemsize)
-        return self._values.apply(base, start, torch.frombuffer(raw, dtype=self.dtype))
+        return self._values.apply(self._shared(start, size), start, out)
 
     def _shared(self, start: int, size: int) -> Tensor:
-        """A block of the base, which several adapters of it want one after another."""
+        """A block of the base as stored, which several adapters of it want one after another."""
         ref = self._ref
         key = (self._reader, ref.file, ref.start, ref.dtype, start, size)
         last: dict[int, tuple[object, Tensor]] = _buffers.__dict__.setdefault("bases", {})
         known = last.get(self._level)
         if known is None or known[0] != key:
-            raw = _buffer((self._level, -1), size * self.dtype.itemsize)
-            block = torch.frombuffer(raw, dtype=self.dtype)
             last.pop(self._level, None)
-            block.copy_(self._base.read(start, size, -2))
-            last[self._level] = known = (key, block)
+            last[self._level] = known = (key, self._base.read(start, size, -1))
         return known[1]
 
     def _squares(self, values: ChangeValues, where: Range) -> tuple[int, Tensor]:
@@ -161,19 +212,16 @@ def file_source(model: str, ref: TensorRef, reader: FileReader, level: int) -> S
     """A tensor of a checkpoint, as it lies in its file or as an adapter changes it."""
     if isinstance(ref, ChangedRef):
         return ChangedSource(model, ref, reader, level)
+    if isinstance(ref, PackedRef):
+        return PackedSource(model, ref, reader)
     return FileSource(model, ref, reader, level)
 
 
 class CastSource:
-    """Another source rounded to a narrower type, as a recipe's `dtype` asks for inputs.
+    """Another source rounded to a narrower type, as a recipe's `dtype` asks for inputs."""
 
-    Args:
-        check: refuse finite numbers that the type does not hold.
-    """
-
-    def __init__(self, source: Source, dtype: torch.dtype, check: bool) -> None:
+    def __init__(self, source: Source, dtype: torch.dtype) -> None:
         self._source = source
-        self._check = check
         self.model = source.model
         self.name = source.name
         self.shape = source.shape
@@ -183,18 +231,15 @@ class CastSource:
         yield from self._source.prepare()
 
     def read(self, start: int, size: int, slot: int) -> Tensor:
-        block = self._source.read(start, size, slot)
-        narrow = block.to(self.dtype)
-        if self._check and not finite(narrow) and finite(block):
-            raise NonFiniteError(
-                f"tensor {self.name} of model {self.model} holds numbers that the recipe's "
-                f"`dtype`, {str(self.dtype).removeprefix('torch.')}, does not hold; choose a "
-                "wider dtype, or set `out_dtype` to round the result alone"
-            )
-        return narrow
+        return self._source.read(start, size, slot).to(self.dtype)
+
+    def overflows(self, start: int, size: int) -> bool:
+        """Whether finite numbers of a block do not fit `dtype`."""
+        block = self._source.read(start, size, 0)
+        return finite(block) and not finite(block.to(self.dtype))
 
 
-def cast(source: Source, dtype: torch.dtype | None, *, check: bool = True) -> Source:
+def cast(source: Source, dtype: torch.dtype | None) -> Source:
     """`source` as `dtype`, without a wrapper where that changes nothing.
 
     Arithmetic is in float32 at least, so narrower types need not be widened to it.
@@ -204,4 +249,21 @@ def cast(source: Source, dtype: torch.dtype | None, *, check: bool = True) -> So
     exact = source.dtype.is_floating_point and source.dtype.itemsize < dtype.itemsize
     if exact and dtype == torch.float32:
         return source
-    return CastSource(source, dtype, check)
+    if isinstance(source, ChangedSource) and dtype.itemsize <= source.dtype.itemsize:
+        return source.rounded(dtype)
+    return CastSource(source, dtype)
+
+
+def nonfinite(source: Source, where: Range) -> NonFiniteError:
+    """The error for a block of an input in which NaN or infinity was found."""
+    if isinstance(source, CastSource | ChangedSource) and source.overflows(*where):
+        return NonFiniteError(
+            f"tensor {source.name} of model {source.model} holds numbers that the recipe's "
+            f"`dtype`, {str(source.dtype).removeprefix('torch.')}, does not hold; choose a "
+            "wider dtype, or set `out_dtype` to round the result alone"
+        )
+    return NonFiniteError(
+        f"tensor {source.name} of model {source.model} holds NaN or infinity; the "
+        "merge would spread it. Repair that model, or pass --allow-nonfinite "
+        "(allow_nonfinite=True) to go on regardless"
+    )

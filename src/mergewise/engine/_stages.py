@@ -106,7 +106,7 @@ class Tasks:
             return CopyTask(tensor.meta.name, tensor.meta.shape, sources[0], dtype, options)
         if tensor.in_dtype:
             wanted = torch_dtype(tensor.in_dtype)
-            sources = [cast(source, wanted, check=options.check) for source in sources]
+            sources = [cast(source, wanted) for source in sources]
         has_base = tensor.base is not None
         method = method or get_method(document.method)
         return TensorTask(

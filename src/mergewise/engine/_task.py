@@ -14,7 +14,7 @@ from mergewise.engine._kernels import Kernels, Result
 from mergewise.engine._masks import MaskCache
 from mergewise.engine._ranks import row_ranks
 from mergewise.engine._select import select
-from mergewise.engine._sources import Source
+from mergewise.engine._sources import Source, nonfinite
 from mergewise.engine._work import Parallel, Range, Work
 from mergewise.errors import MergewiseError, NonFiniteError
 from mergewise.methods import Access, Method
@@ -164,7 +164,7 @@ class TensorTask:
         if kept is not None:
             block.masks = kept
             return
-        scores = self._checked(self.kernels.scores(block)).tensors
+        scores = self._checked(self.kernels.scores(block), where).tensors
         block.ranks = [
             row_ranks(score, block.start, self.columns, (self.keys.tensor, self.keys.tie[i]))
             for i, score in enumerate(scores)
@@ -173,7 +173,7 @@ class TensorTask:
             block.masks, block.ranks = self.kernels.masks(block).tensors, []
 
     def scores(self, where: Range) -> list[Tensor]:
-        return self._checked(self.kernels.scores(self.load(where))).tensors
+        return self._checked(self.kernels.scores(self.load(where)), where).tensors
 
     def prepare_inputs(self) -> Work:
         """What must be known of inputs that are computed themselves (earlier stages)."""
@@ -221,13 +221,13 @@ class TensorTask:
             result = self.kernels.combine(block)
         except MergewiseError as problem:
             raise type(problem)(f"tensor {self.name}: {problem}") from None
-        return self._checked(result).tensors[0]
+        return self._checked(result, where).tensors[0]
 
     def _terms(self, where: Range) -> dict[str, float]:
         block = self.load(where)
         if block.masks:
             self._masks.put(where, block.masks)
-        return self._checked(self.kernels.terms(block)).sums
+        return self._checked(self.kernels.terms(block), where).sums
 
     def _tiny(self) -> Block:
         """A block of zeros, to see what a method computes at all."""
@@ -243,18 +243,14 @@ class TensorTask:
         ]
         return block
 
-    def _checked(self, result: Result) -> Result:
+    def _checked(self, result: Result, where: Range) -> Result:
         if not result.bad:
             return result
         for slot, source in enumerate(self._sources, 1):
             if result.bad >> slot & 1 and not self.options.check:
                 self.options.nonfinite.add(f"{source.name} of {source.model}")
             elif result.bad >> slot & 1:
-                raise NonFiniteError(
-                    f"tensor {source.name} of model {source.model} holds NaN or infinity; the "
-                    "merge would spread it. Repair that model, or pass --allow-nonfinite "
-                    "(allow_nonfinite=True) to go on regardless"
-                )
+                raise nonfinite(source, where)
         if result.bad & 1 and self.options.check:
             raise NonFiniteError(
                 f"merging tensor {self.name} with {self.method.name} gives numbers that do not "

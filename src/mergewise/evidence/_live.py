@@ -128,11 +128,8 @@ def open_model(
 
     transformers = _transformers()
     checkpoint = open_reference(path)
-    if checkpoint.adapter and offload:
-        raise NotBuiltYetError(
-            f"{path}: a base with an adapter is not run from disk yet; leave out --offload, or "
-            "merge the adapter into its base first"
-        )
+    if offload:
+        refuse_on_disk(checkpoint)
     checkpoint = fetched(checkpoint)
     where = pick_device(device)
     kind = _dtype(dtype) or usual_dtype(checkpoint.dtype, where)
@@ -157,6 +154,19 @@ def open_model(
         folder=folder,
         adapter=checkpoint.adapter,
     )
+
+
+def refuse_on_disk(checkpoint: Checkpoint) -> None:
+    """Refuse a model that cannot be read from disk as it runs.
+
+    Raises:
+        NotBuiltYetError: for a base with an adapter.
+    """
+    if checkpoint.adapter is not None:
+        raise NotBuiltYetError(
+            f"{checkpoint.path}: a base with an adapter is not run from disk yet; leave out "
+            "--offload, or merge the adapter into its base first"
+        )
 
 
 def _transformers() -> Any:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from mergewise._lazy import torch
 from mergewise._paths import expanded
-from mergewise.checkpoint import Checkpoint, open_checkpoint
+from mergewise.checkpoint import Checkpoint, open_reference
 from mergewise.evidence._live import LiveModel, open_model
 from mergewise.evidence._mask_training import MaskSettings, Trained, train_mask
 from mergewise.evidence._masked import StoredTensors
@@ -71,8 +71,8 @@ def collect_mask(
     """
     path = expanded(out)
     check_out(path, overwrite)
-    checkpoint = open_checkpoint(expert)
-    foundation = base if isinstance(base, Checkpoint) else open_checkpoint(base)
+    checkpoint = open_reference(expert)
+    foundation = base if isinstance(base, Checkpoint) else open_reference(base)
     role = role_of(checkpoint)
     reading = Reading(batch_size, max_length, template, dict(prepare or {}))
     found = as_data(data, limit, (0, 1), split)

@@ -14,6 +14,7 @@ from mergewise.checkpoint import (
     FileReader,
     TensorRef,
     changed_whole,
+    read_whole,
 )
 from mergewise.errors import CheckpointError, EvidenceError
 from mergewise.evidence.statistics._names import Names, Part
@@ -46,9 +47,7 @@ class StoredTensors(Mapping[str, "Tensor"]):
         return value.float() if value.is_floating_point() and value.element_size() < 4 else value
 
     def _read(self, ref: TensorRef) -> Tensor:
-        buffer = torch.empty(ref.nbytes, dtype=torch.uint8)
-        self._reader.read_into(ref, 0, buffer.numpy().data)
-        return buffer.view(getattr(torch, TORCH_NAMES[ref.dtype])).reshape(ref.shape)
+        return read_whole(self._reader, ref)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._checkpoint.tensors)

@@ -158,6 +158,7 @@ class MergedGrams:
             processor=_live._processor(folder, role),
             fingerprint=_live.fingerprint_of(checkpoint.path),
             folder=folder,
+            adapter=checkpoint.adapter,
         )
         feeder = Feeder(data, live, self._reading, role == "text_classifier")
         batches = list(feeder)

@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from mergewise._settings import checked
 from mergewise.checkpoint import Checkpoint
-from mergewise.errors import Diagnostic, EvidenceError, GuideError, NotBuiltYetError, RecipeError
+from mergewise.errors import (
+    Diagnostic,
+    EvidenceError,
+    GuideError,
+    NotBuiltYetError,
+    RecipeError,
+    TaskError,
+)
 from mergewise.evidence import Data, Evidence, Tasks, fingerprint_of, load_evidence, load_tasks
 from mergewise.evidence.statistics import all_statistics
 from mergewise.guides._base import Ask, Expert, Guide, Guided, Needs, Progress
@@ -19,6 +26,7 @@ from mergewise.plan import MergePlan, build_plan
 from mergewise.recipe import Position, Recipe, Source, Stage, load_recipe
 
 if TYPE_CHECKING:
+    from mergewise.evidence._tasks import Entry
     from mergewise.recipe import Setting
 
 Files = Evidence | Path | str | Sequence[Evidence | Path | str]
@@ -78,7 +86,7 @@ def guide(
     return chosen.run(
         replace(
             ask,
-            tasks=_tasks(chosen, ours, tasks),
+            tasks=_tasks(chosen, ours, tasks, split),
             split=split,
             options=dict(options or {}),
             out=None if out is None else place,
@@ -90,7 +98,10 @@ def guide(
 
 
 def _tasks(
-    guide: Guide, settings: Settings, given: Tasks | str | Path | Mapping[str, Any] | None
+    guide: Guide,
+    settings: Settings,
+    given: Tasks | str | Path | Mapping[str, Any] | None,
+    split: str,
 ) -> Tasks | None:
     if not guide.needs(settings).tasks:
         return None
@@ -99,7 +110,23 @@ def _tasks(
             f"{guide.name} scores models: give a tasks file (--tasks FILE; tasks=); "
             "`mergewise evaluate --list` shows what it can say"
         )
-    return given if isinstance(given, Tasks) else load_tasks(given)
+    tasks = given if isinstance(given, Tasks) else load_tasks(given)
+    for entry in tasks:
+        _see_split(entry, split)
+    return tasks
+
+
+def _see_split(entry: Entry, split: str) -> None:
+    task = entry.evaluator.task
+    if not task.data and not entry.evaluator.needs_data:
+        return
+    try:
+        task.split(split)
+    except TaskError as error:
+        raise TaskError(
+            f"{error}; a guide scores by {split!r} unless told another: --task-split NAME "
+            "(`task_split` under `guide`; split=)"
+        ) from None
 
 
 def settings_of(guide: Guide, given: Mapping[str, Any]) -> Settings:
@@ -122,7 +149,7 @@ def planned(
     Raises:
         RecipeError: if it cannot be run, or sets what the guide is to find.
         GuideError: if the guide cannot work on it.
-        NotBuiltYetError: for slices, modules, several documents and adapters.
+        NotBuiltYetError: for slices, modules and several documents.
     """
     loaded = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     if len(loaded.stages) > 1 or loaded.output.form != "models":
@@ -138,19 +165,7 @@ def planned(
         )
     for parameter in guide.written(settings):
         _refuse_set(loaded.output, parameter, guide.name)
-    plan = build_plan(loaded, collected=not guide.calibrates)
-    _refuse_adapters(plan)
-    return plan
-
-
-def _refuse_adapters(plan: MergePlan) -> None:
-    adapted = [label for label, found in plan.checkpoints.items() if found.adapter]
-    if adapted:
-        raise NotBuiltYetError(
-            f"{plan.recipe.path}: guides do not read a base with an adapter yet ({adapted[0]}); "
-            "merge the adapter into its base first: a recipe with it as the only model, "
-            "merge_method linear and weight 1"
-        )
+    return build_plan(loaded, collected=not guide.calibrates)
 
 
 def _refuse_set(stage: Stage, parameter: str, name: str) -> None:

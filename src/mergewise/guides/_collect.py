@@ -12,7 +12,7 @@ from mergewise._paths import expanded
 from mergewise.checkpoint import Checkpoint, fetched, fingerprint, make_folder
 from mergewise.errors import EvidenceError, GuideError, OutputError
 from mergewise.evidence import Data, Evidence, collect, fingerprint_of, load_evidence
-from mergewise.evidence._live import usual_dtype
+from mergewise.evidence._live import refuse_on_disk, usual_dtype
 from mergewise.guides._ask import (
     Files,
     base_of,
@@ -283,13 +283,15 @@ def _check(
                 f"--evidence {run.label}={run.out}"
             )
         if run.file:
-            _look_for(run)
+            _look_for(run, checkpoint_of(plan, run.label))
         else:
             _look_at(run, checkpoint_of(plan, run.label), options)
 
 
 def _look_at(run: _Run, model: Checkpoint, options: Mapping[str, Any]) -> None:
     """See that data has texts, and the model a tokenizer."""
+    if options.get("offload"):
+        refuse_on_disk(model)
     from mergewise.evidence.statistics._collect import _has_tokenizer, role_of
     from mergewise.evidence.statistics._inputs import Reading, as_data, survey
 
@@ -304,10 +306,13 @@ def _look_at(run: _Run, model: Checkpoint, options: Mapping[str, Any]) -> None:
         raise EvidenceError(f"{run.label}: {error}") from None
 
 
-def _look_for(run: _Run) -> None:
+def _look_for(run: _Run, model: Checkpoint) -> None:
     from mergewise.evidence.statistics import get_statistic
     from mergewise.evidence.statistics._from_file import training_file
+    from mergewise.evidence.statistics.adam import of_factors
 
+    if model.adapter is not None and "adam" in run.statistics:
+        raise EvidenceError(of_factors(model))
     path = run.data.path if isinstance(run.data, Data) else run.data
     if isinstance(path, str | Path):
         training_file(get_statistic(run.statistics[0]), expanded(path))

@@ -5,10 +5,20 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from mergewise._lazy import torch
-from mergewise.checkpoint import TORCH_NAMES, Checkpoint, FileReader, TensorRef
+from mergewise.checkpoint import (
+    TORCH_NAMES,
+    ChangedRef,
+    ChangeValues,
+    Checkpoint,
+    FileReader,
+    TensorRef,
+    changed_whole,
+    read_whole,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -63,8 +73,19 @@ def _fits(ref: TensorRef, model: Checkpoint, name: str) -> bool:
 
 def _middle(reader: FileReader, ref: TensorRef) -> Tensor:
     elements = math.prod(ref.shape)
-    size = ref.nbytes // max(1, elements)
     count = min(elements, _ELEMENTS)
+    start = (elements - count) // 2
+    if not isinstance(ref, ChangedRef):
+        return _part(reader, ref, start, count).double()
+    read = partial(read_whole, reader)
+    values = ChangeValues(ref, read)
+    if values.wants_squares:  # its norms need every row
+        return changed_whole(ref, read).reshape(-1)[start : start + count].double()
+    return values.apply(_part(reader, ref.stored, start, count), start).double()
+
+
+def _part(reader: FileReader, ref: TensorRef, start: int, count: int) -> Tensor:
+    size = ref.nbytes // max(1, math.prod(ref.shape))
     buffer = bytearray(count * size)
-    reader.read_into(ref, (elements - count) // 2 * size, memoryview(buffer))
-    return torch.frombuffer(buffer, dtype=getattr(torch, TORCH_NAMES[ref.dtype])).double()
+    reader.read_into(ref, start * size, memoryview(buffer))
+    return torch.frombuffer(buffer, dtype=getattr(torch, TORCH_NAMES[ref.dtype]))

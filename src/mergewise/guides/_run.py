@@ -245,10 +245,16 @@ def follow(
 
 def _placed(made: Guided, home: Path) -> Guided:
     """With a line that says where its relative paths begin, for it lies elsewhere."""
-    if all(Path(model.path).is_absolute() for model in made.recipe.output.models):
+    if all(Path(part).is_absolute() for part in _paths(made.recipe)):
         return made
     places = dict.fromkeys([str(Path.cwd()), str(home.resolve())])
     return replace(made, text=f"# Relative paths: from {', else '.join(places)}\n{made.text}")
+
+
+def _paths(recipe: Recipe) -> list[str]:
+    """Of models, and of adapters on top of them."""
+    models = recipe.output.models
+    return [part.path for one in models for part in (one, one.lora) if part is not None]
 
 
 def _tasks(call: Mapping[str, Any], home: Path, trusted: bool) -> Tasks | None:

@@ -76,9 +76,7 @@ class Scorer:
         self._tell(f"scoring {', '.join(models)}", len(models))
         names: dict[Path | LiveModel, list[str]] = {}
         for label, model in models.items():
-            names.setdefault(model.resolve() if isinstance(model, Path) else model, []).append(
-                label
-            )
+            names.setdefault(_resolved(model), []).append(label)
         found = self._evaluate({labels[0]: model for model, labels in names.items()})
         return {
             label: replace(found[labels[0]], label=label)
@@ -154,6 +152,11 @@ class Scorer:
         for label, task, failure in found.failures:
             raise TaskError(f"{label}: task {task}: {failure.message}")
         return {label: _scored(label, found) for label in models}
+
+
+def _resolved(model: Path | LiveModel) -> Path | LiveModel:
+    """One path for each folder; BASE+ADAPTER stays as it is written."""
+    return model.resolve() if isinstance(model, Path) and model.exists() else model
 
 
 def _chosen(ask: Ask) -> Tasks:

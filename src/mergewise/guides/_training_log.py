@@ -43,8 +43,13 @@ def logged(ask: Ask, metric: str, log: str | None) -> list[float]:
     return [_from_table(expert, metric, entries, file) for expert in ask.experts]
 
 
+def _state_file(expert: Expert) -> Path:
+    """Beside the weights that were trained: the adapter's, if there is one."""
+    return (expert.checkpoint.adapter or expert.checkpoint.folder) / STATE
+
+
 def _from_state(expert: Expert, metric: str) -> float:
-    file = expert.checkpoint.folder / STATE
+    file = _state_file(expert)
     if not file.is_file():
         raise GuideError(
             f"{expert.label} has no {STATE}, in which a trainer writes what it logged; name a "
@@ -73,7 +78,7 @@ def _names(expert: Expert) -> set[str]:
 
 def _step_of(expert: Expert) -> float:
     """Of the trainer's state, or of a folder's name such as ``checkpoint-500``."""
-    file = expert.checkpoint.folder / STATE
+    file = _state_file(expert)
     if file.is_file():
         return _number(_state(file).get("global_step"), f"{file}: global_step")
     found = re.search(r"(\d+)$", Path(expert.label).name)

@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from functools import partial
 from typing import TYPE_CHECKING
 
 from mergewise._lazy import torch
-from mergewise.checkpoint import TORCH_NAMES, FileReader, TensorRef
+from mergewise.checkpoint import (
+    TORCH_NAMES,
+    ChangedRef,
+    ChangeValues,
+    FileReader,
+    TensorRef,
+    read_whole,
+)
 from mergewise.errors import EvidenceError, NonFiniteError
 
 if TYPE_CHECKING:
@@ -64,7 +72,13 @@ def driven_square(
 
 
 def pieces(reader: FileReader, ref: TensorRef) -> Iterator[tuple[int, Tensor]]:
-    """(first row, some rows as float64 [rows, width]); a vector's rows are its elements."""
+    """(first row, some rows as float64 [rows, width]); a vector's rows are its elements.
+
+    What an adapter changes is computed; the adapter's matrices are in memory meanwhile.
+    """
+    if isinstance(ref, ChangedRef):
+        yield from _changed(reader, ref)
+        return
     rows, width = (ref.shape or (1,))[0], math.prod(ref.shape[1:])
     size = ref.nbytes // max(1, rows * width)
     step = max(1, _PIECE // max(1, width))
@@ -74,3 +88,14 @@ def pieces(reader: FileReader, ref: TensorRef) -> Iterator[tuple[int, Tensor]]:
         buffer = bytearray(count * width * size)
         reader.read_into(ref, first * width * size, memoryview(buffer))
         yield first, torch.frombuffer(buffer, dtype=kind).double().view(count, width)
+
+
+def _changed(reader: FileReader, ref: ChangedRef) -> Iterator[tuple[int, Tensor]]:
+    values = ChangeValues(ref, partial(read_whole, reader))
+    stored = (reader, ref.stored)
+    if values.wants_squares:
+        flat = ((first, rows.reshape(-1)) for first, rows in pieces(*stored))
+        values.set_norms([values.squares(rows, first * values.columns) for first, rows in flat])
+    for first, rows in pieces(*stored):
+        changed = values.apply(rows.reshape(-1), first * values.columns)
+        yield first, changed.double().view(rows.shape)

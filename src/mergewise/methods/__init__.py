@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from mergewise.methods._base import Access, Inputs, Method, Need
+from mergewise.methods._matrix import MatrixMethod, placed
 from mergewise.methods._params import REQUIRED, Param, Settings
 from mergewise.methods._registry import all_methods, get_method
 from mergewise.methods._score import SCORES, element_score, score_needs
@@ -13,6 +14,7 @@ __all__ = [
     "SCORES",
     "Access",
     "Inputs",
+    "MatrixMethod",
     "Method",
     "Need",
     "Param",
@@ -21,5 +23,6 @@ __all__ = [
     "element_score",
     "get_method",
     "kept_count",
+    "placed",
     "score_needs",
 ]

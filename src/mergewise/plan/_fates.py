@@ -4,11 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
-from mergewise.checkpoint import CODES, TORCH_NAMES
+from mergewise.checkpoint import (
+    CODES,
+    TORCH_NAMES,
+    layer_index,
+    layer_prefix,
+    stored_turned,
+    tensor_kind,
+)
 from mergewise.errors import Diagnostic, MergewiseError, RecipeError
 from mergewise.evidence import Evidence
-from mergewise.methods import Method, Need, Settings
+from mergewise.methods import MatrixMethod, Method, Need, Settings, placed
 from mergewise.plan._evidence import Own, find_statistics, lacking
 from mergewise.plan._model import Input, TensorMeta, TensorPlan, View
 from mergewise.plan._odd_evidence import Given, odd_evidence
@@ -46,6 +54,7 @@ class Fates:
         self._needs: dict[Need, None] = {}
         self._given: dict[str, Given] = {}
         self._lacking: dict[str, list[str]] = {}
+        self._layers_turned: dict[Hashable, bool] = {}
 
     def decide(self, slot: Slot, views: Sequence[View]) -> TensorPlan | None:
         """The plan of one tensor; None, with the problem noted, if it cannot be made."""
@@ -205,6 +214,7 @@ class Fates:
                 kind = _without(str(diagnostic), [slot.name, *filter(None, names)])
                 self._gather(slot.name, kind, diagnostic)
             return None
+        values = self._placed(values, meta, found)
         experts = [i for i in slot.slice_.experts(self.method.base) if found[i] is not None]
         problem = self.method.problem(Settings(values), len(experts))
         if problem:
@@ -224,6 +234,24 @@ class Fates:
         in_dtype = CODES[self.stage.dtype] if self.stage.dtype else None
         planned = TensorPlan(meta, "merge", base_input, inputs, values, origins, in_dtype)
         return self._with_statistics(slot, planned, experts)
+
+    def _placed(
+        self, values: dict[str, Any], meta: TensorMeta, found: Sequence[Input | None]
+    ) -> dict[str, Any]:
+        """The parameters, with what methods of matrices are told of the tensor."""
+        if not isinstance(self.method, MatrixMethod):
+            return values
+        kind = tensor_kind(meta.name, meta.shape)
+        donor = next(item for item in found if item is not None)
+        return placed(self.method, values, kind, kind == "matrix" and self._turned(donor))
+
+    def _turned(self, item: Input) -> bool:
+        """Whether a weight is stored [inputs, outputs]; asked once a layer."""
+        name = item.meta.name
+        layer = (item.view.label, layer_prefix(name), layer_index(name))
+        if layer not in self._layers_turned:
+            self._layers_turned[layer] = bool(stored_turned(name, item.view.tensors))
+        return self._layers_turned[layer]
 
     def _with_statistics(
         self, slot: Slot, planned: TensorPlan, experts: Sequence[int]

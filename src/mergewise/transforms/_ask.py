@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mergewise._settings import checked
-from mergewise.checkpoint import Checkpoint, open_checkpoint
+from mergewise.checkpoint import Checkpoint, open_reference
 from mergewise.errors import IncompatibleModelsError, TransformError
 from mergewise.evidence import Data
 from mergewise.evidence.statistics._inputs import Reading, as_data, survey
@@ -43,6 +43,7 @@ def transform(
 
     Args:
         name: the transform; `mergewise transforms` lists them.
+        checkpoint: a folder or file, or ``BASE+ADAPTER``, which is written as one dense model.
         out: the output folder; must be absent or empty unless `overwrite`.
         data: a path, `Data` or an iterable of records; by model, where each has its own.
         models: further models by label; in a sequence, their folders' names are the labels.
@@ -66,7 +67,7 @@ def transform(
 
     chosen = get_transform(name)
     ours = settings_of(chosen, settings)
-    source = open_checkpoint(checkpoint)
+    source = open_reference(checkpoint)
     others = _models(chosen, source, models)
     if problem := chosen.problem(ours, source):
         raise TransformError(f"{name}: {source.path}: {problem}")
@@ -104,7 +105,7 @@ def _models(transform: Transform, source: Checkpoint, given: Models) -> dict[str
             f"{transform.name} needs {transform.models}; give them: --model PATH, or "
             "--model LABEL=PATH"
         )
-    found = {label: open_checkpoint(path) for label, path in named.items()}
+    found = {label: open_reference(path) for label, path in named.items()}
     for label, model in found.items():
         _same_tensors(source, label, model)
     return found

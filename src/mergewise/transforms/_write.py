@@ -8,6 +8,7 @@ import re
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -16,17 +17,21 @@ from mergewise._lazy import torch
 from mergewise._units import show_bytes
 from mergewise.checkpoint import (
     TORCH_NAMES,
+    ChangedRef,
     Checkpoint,
     FileReader,
     ShardLayout,
     TensorRef,
     cannot_write,
+    changed_whole,
     copy_tokenizer,
     create_shard,
     fingerprint,
     index_json,
+    merged_licence,
     plan_shards,
     read_small,
+    read_whole,
     stated_licence,
     versions,
     write_at,
@@ -125,7 +130,7 @@ class Output:
         """
         source = self.ask.checkpoint
         layouts = plan_shards(
-            [(t.name, t.dtype, t.shape) for t in source.tensors.values()], DEFAULT_SHARD_BYTES
+            [(n, t.dtype, t.shape) for n, t in source.tensors.items()], DEFAULT_SHARD_BYTES
         )
         values = {name: _stored(source.tensors[name], v) for name, v in changes.tensors.items()}
         sums = self._shards(layouts, values)
@@ -171,8 +176,7 @@ class Output:
             if len(layouts) > 1:
                 write_file(small / "model.safetensors.index.json", index_json(layouts))
             if source.config is not None:
-                config = read_small(source.folder / "config.json", _MAX_RECORD)
-                write_file(small / "config.json", config)
+                write_file(small / "config.json", _config(source))
             kept = {path.name for path in small.iterdir()}
             move_in(self.space, small, list(sums))
             for old in sorted(self.out.iterdir()):  # of the weights that were here before
@@ -227,6 +231,8 @@ def _shard(
 
 
 def _parts(ref: TensorRef, value: Tensor | None, reader: FileReader) -> Iterator[memoryview]:
+    if value is None and isinstance(ref, ChangedRef):
+        value = _stored(ref, changed_whole(ref, partial(read_whole, reader)))
     if value is not None:
         data: Any = value.flatten().view(torch.uint8).numpy()
         yield memoryview(data)
@@ -235,6 +241,13 @@ def _parts(ref: TensorRef, value: Tensor | None, reader: FileReader) -> Iterator
         buffer = memoryview(bytearray(min(_BLOCK, ref.nbytes - start)))
         reader.read_into(ref, start, buffer)
         yield buffer
+
+
+def _config(source: Checkpoint) -> bytes:
+    """As it lies there; an adapter may have parted the head from the embedding."""
+    if source.adapter is None:
+        return read_small(source.folder / "config.json", _MAX_RECORD)
+    return (json.dumps(source.config, indent=2) + "\n").encode()
 
 
 def _side_files(folder: Path, small: Path, changes: Changes) -> list[str]:
@@ -286,9 +299,17 @@ def _before(folder: Path) -> Any:
         return None
 
 
+def _licence(source: Checkpoint) -> str | None:
+    """Of the folder, and of an adapter on top."""
+    if source.adapter is None:
+        return stated_licence(source.folder)
+    parts = [(str(part), stated_licence(part)) for part in (source.folder, source.adapter)]
+    return merged_licence(parts)[0] if any(licence for _, licence in parts) else None
+
+
 def _card(transform: Transform, ask: Ask, changes: Changes) -> str:
     """README.md, with the licence that the checkpoint's own states."""
-    licence = stated_licence(ask.checkpoint.folder)
+    licence = _licence(ask.checkpoint)
     front = f"---\nlibrary_name: transformers\nlicense: {licence}\n---\n\n" if licence else ""
     name = ask.checkpoint.folder.resolve().name
     shown = [f"`{x}`: weight {ask.weights[x]:g}" if ask.weights else f"`{x}`" for x in ask.models]

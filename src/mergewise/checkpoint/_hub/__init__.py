@@ -1,10 +1,25 @@
 """Models on the Hub: names, what they hold, headers by range, downloads; imports nothing large."""
 
 from mergewise.checkpoint._hub._client import cache_folder
-from mergewise.checkpoint._hub._download import arrived, check_room, downloads, missing, on_one_disk
+from mergewise.checkpoint._hub._download import (
+    arrived,
+    check_room,
+    downloads,
+    here,
+    missing,
+    on_one_disk,
+)
 from mergewise.checkpoint._hub._header import AwayStamp, compared, header_of
 from mergewise.checkpoint._hub._name import HubName, Origin, hub_name, origin_of
-from mergewise.checkpoint._hub._repo import AwayFile, away, forget, incomplete, listed, locate, repo_of
+from mergewise.checkpoint._hub._repo import (
+    AwayFile,
+    away,
+    forget,
+    incomplete,
+    listed,
+    locate,
+    repo_of,
+)
 
 __all__ = [
     "AwayFile",
@@ -19,6 +34,7 @@ __all__ = [
     "downloads",
     "forget",
     "header_of",
+    "here",
     "hub_name",
     "incomplete",
     "listed",

@@ -14,7 +14,7 @@ from mergewise._units import show_bytes
 from mergewise.checkpoint._files import FileStamp
 from mergewise.checkpoint._hub import _client
 from mergewise.checkpoint._hub._header import AwayStamp, compared
-from mergewise.checkpoint._hub._repo import AwayFile
+from mergewise.checkpoint._hub._repo import AwayFile, away
 from mergewise.errors import HubError, OutputError
 
 Report = Callable[[int, int], None]
@@ -55,6 +55,14 @@ def arrived(stamps: Mapping[Path, FileStamp]) -> dict[Path, FileStamp]:
         path: compared(path, stamp) if isinstance(stamp, AwayStamp) else stamp
         for path, stamp in stamps.items()
     }
+
+
+def here(path: Path) -> Path:
+    """The path, its file downloaded if it is on the Hub; for what a header does not describe."""
+    found = away(path)
+    if found is not None:
+        download([found])
+    return path
 
 
 def download(files: list[AwayFile]) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mergewise._paths import expanded
-from mergewise.checkpoint import Checkpoint, open_checkpoint, open_reference
+from mergewise.checkpoint import Checkpoint, open_reference
 from mergewise.errors import DataError, EvidenceError
 from mergewise.evidence._live import LiveModel, Role, open_model
 from mergewise.evidence.statistics._base import Pass
@@ -110,7 +110,7 @@ def collect(
 
     Args:
         statistics: names, in a list or separated by commas.
-        model: a checkpoint, or a model in memory.
+        model: a checkpoint, ``BASE+ADAPTER``, or a model in memory.
         data: a path, `Data`, or an iterable of records, of texts, or of dicts of tensors. These
             dicts are batches, passed to the module as keyword arguments; ``attention_mask`` tells
             padding, ``labels`` are kept back. For statistics read from a file: its path.
@@ -144,7 +144,7 @@ def collect(
     _check(asked, other, offload)
     if asked[0].statistic.need == "file":
         return _from_file(asked, model, data, path)
-    checkpoint = None if isinstance(model, LiveModel) else open_checkpoint(model)
+    checkpoint = None if isinstance(model, LiveModel) else open_reference(model)
     role = role or role_of(model if checkpoint is None else checkpoint)
     reading = Reading(batch_size, max_length, template, dict(prepare or {}))
     found = as_data(data, limit, share, split, rows)
@@ -167,7 +167,7 @@ def collect(
         )
 
     if other is not None and not isinstance(other, LiveModel):
-        open_checkpoint(other)
+        open_reference(other)
     return _run(setup, live(model), None if other is None else live(other), role)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from mergewise._lazy import torch
-from mergewise.checkpoint import open_checkpoint, sha256_file
+from mergewise.checkpoint import open_reference, sha256_file
 from mergewise.errors import EvidenceError
 from mergewise.evidence._live import fingerprint_of
 from mergewise.evidence.statistics._base import Statistic
@@ -28,7 +28,7 @@ def collect_from_file(request: Request, model: Path | str, source: Path, out: Pa
     Raises:
         EvidenceError: if the file does not fit the checkpoint.
     """
-    checkpoint = open_checkpoint(model)
+    checkpoint = open_reference(model)
     statistic, sums = request.statistic, MemorySums()
     source = training_file(statistic, source)
     for tensor, name, value, count in statistic.read(checkpoint, source, request.settings):

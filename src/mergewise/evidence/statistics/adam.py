@@ -22,6 +22,14 @@ if TYPE_CHECKING:
 Entry = tuple[str, Slot, Callable[["Tensor"], dict[str, "Tensor"]]]
 
 
+def of_factors(checkpoint: Checkpoint) -> str:
+    """Why an adapter's optimizer tells nothing of the tensors it changes."""
+    return (
+        f"{checkpoint.path}: an adapter's optimizer has second moments of its factors A and B, not "
+        "of the weights that they change; collect fisher instead, which is measured on data"
+    )
+
+
 class Adam(Statistic):
     """The optimizer's running mean of squared batch gradients."""
 
@@ -69,6 +77,8 @@ class Adam(Statistic):
             EvidenceError: if the file is refused, is not Adam's, or does not fit the checkpoint.
             NonFiniteError: if a second moment is not finite.
         """
+        if checkpoint.adapter is not None:
+            raise EvidenceError(of_factors(checkpoint))
         state = read_state(path, options.allow_pickle)
         entries = [entry for entry in _entries(state, checkpoint) if entry[1].shape is not None]
         scales = [_scale(name, slot, options, state.path) for name, slot, _ in entries]

@@ -1,0 +1,1 @@
+"""Quantised weights, read as the floating-point numbers that they stand for."""

@@ -1,0 +1,108 @@
+"""Methods that look at weights as matrices: what they are for, and what becomes of the rest.
+
+Papers of singular vectors treat the linear weights of layers and leave out vectors, embeddings
+and heads, each in its own way. Here that is a policy of two parameters, which a recipe may
+change: `tensors`, which kinds the method is for, and `otherwise`, what all others get.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from mergewise._lazy import torch
+from mergewise.methods._base import Access, Inputs, Method
+from mergewise.methods._params import Param, Settings
+from mergewise.methods._weights import combination
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_KINDS: Mapping[str, frozenset[str]] = {
+    "linear": frozenset(("matrix", "stack")),
+    "matrices": frozenset(("matrix", "stack", "convolution")),
+    "all": frozenset(("matrix", "stack", "convolution", "embedding")),
+}
+_REST = ("mean", "sum", "base")
+
+
+def matrix_params(tensors: str, otherwise: str, scale: float = 1.0) -> dict[str, Param]:
+    """The parameters that methods of matrices share, with a paper's policy as their defaults."""
+    return {
+        "weight": Param(float, 1.0, "factor on this model's task vector", per_model=True),
+        "lambda": Param(float, scale, "factor on the merged task vector"),
+        "tensors": Param(
+            str, tensors, "what it is for: weights of linear layers, convolutions too (as "
+            "matrices with a row for each output channel), or embeddings and heads as well",
+            choices=tuple(_KINDS), native=True,
+        ),
+        "otherwise": Param(
+            str, otherwise, "the merged task vector of all other tensors: the experts' mean, "
+            "their sum, or nothing (the base's values)", choices=_REST, native=True,
+        ),
+    }  # fmt: skip
+
+
+class MatrixMethod(Method):
+    """Base of methods that make one matrix from the experts' task vectors, taken as matrices.
+
+    The engine sets two values beside the parameters: `kind`, the tensor's (see
+    `checkpoint.tensor_kind`), and `turned`, whether it is stored [inputs, outputs]; `update` sees
+    [outputs, inputs] always.
+    """
+
+    base = "required"
+    solving: ClassVar[int] = 4
+    """Matrices in float64, of each expert, that `update` holds at once."""
+
+    def access(self, p: Settings) -> Access:
+        return Access.WHOLE if inside(p) else Access.FLAT
+
+    def combine(self, x: Inputs, s: Settings) -> Tensor:
+        assert x.base is not None
+        parts = [delta * weight for delta, weight in zip(x.deltas, s.weight, strict=True)]
+        if not inside(s):
+            return x.base + _rest(parts, s.otherwise) * s.lambda_
+        return x.base + self._updated(parts, s) * s.lambda_
+
+    def _updated(self, parts: Sequence[Tensor], s: Settings) -> Tensor:
+        shape = parts[0].shape
+        stacked = s.kind == "stack"
+        stack = [part.reshape(*(shape[: 1 + stacked] or (1,)), -1) for part in parts]
+        if not stacked:
+            stack = [part[None] for part in stack]
+        if s.turned:
+            stack = [part.mT for part in stack]
+        each = [self._of(list(matrices), s) for matrices in zip(*stack, strict=True)]
+        merged = torch.stack(each)
+        return (merged.mT if s.turned else merged).reshape(shape)
+
+    def _of(self, matrices: list[Tensor], s: Settings) -> Tensor:
+        """One matrix; nothing where no expert changed anything."""
+        if not matrices[0].numel() or not any(bool(matrix.any()) for matrix in matrices):
+            return torch.zeros_like(matrices[0])
+        return self.update(matrices, s).to(matrices[0].dtype)
+
+    @abstractmethod
+    def update(self, deltas: list[Tensor], s: Settings) -> Tensor:
+        """The merged task vector [outputs, inputs] of weighted ones; some are not zero."""
+
+
+def inside(p: Settings) -> bool:
+    """Whether a tensor is of a kind that the method is for."""
+    return p.kind in _KINDS[p.tensors]
+
+
+def _rest(parts: Sequence[Tensor], how: str) -> Tensor:
+    factor = {"mean": 1.0 / len(parts), "sum": 1.0, "base": 0.0}[how]
+    return combination(parts, [factor] * len(parts))
+
+
+def placed(
+    method: Method, values: Mapping[str, Any], kind: str, turned: bool = False
+) -> dict[str, Any]:
+    """A tensor's parameters, with what a `MatrixMethod` is told of the tensor."""
+    if not isinstance(method, MatrixMethod):
+        return dict(values)
+    return {**values, "kind": kind, "turned": turned and kind == "matrix"}
