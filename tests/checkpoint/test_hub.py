@@ -136,7 +136,7 @@ def test_sharded_models_and_single_files(hub, models, tmp_path):
         open_checkpoint("hf://org/sharded/other.safetensors")
     del files["model-00002-of-00002.safetensors"]
     hub.add("org/half", files)
-    with pytest.raises(CheckpointError, match="named in .* but missing"):
+    with pytest.raises(CheckpointError, match=r"named in .* but missing"):
         open_checkpoint("org/half")
 
 

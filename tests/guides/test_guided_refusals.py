@@ -6,12 +6,12 @@ import shutil
 import pytest
 import yaml
 from _guided_models import nudge, save
-from small_language import random_llama
+from small_language import byte_tokenizer, random_llama
 
 import mergewise
 from mergewise.errors import DataError, EvidenceError, GuideError, OutputError, RecipeError
 from mergewise.evidence import Data
-from mergewise.guides import collect_for, guide
+from mergewise.guides import collect_for, guide, write_recipe
 
 TEXTS = ["a rose is a rose", "by any other name"]
 
@@ -148,3 +148,42 @@ def test_the_recipe_that_is_kept_says_where_its_paths_begin(models, recipe, tmp_
     mergewise.merge(tmp_path / "again.yml", tmp_path / "again")
     files = [tmp_path / n / "model.safetensors" for n in ("deep/out", "again")]
     assert files[0].read_bytes() == files[1].read_bytes()
+
+
+@pytest.fixture
+def foreign(tmp_path, models):
+    """A third expert with more tokens in its tokenizer than it knows."""
+    shutil.copytree(models.root / "b", tmp_path / "foreign")
+    tokenizer = byte_tokenizer()
+    tokenizer.add_tokens(["<image>"])
+    tokenizer.save_pretrained(tmp_path / "foreign")
+    return tmp_path / "foreign"
+
+
+WORDS = r"row 2 has the token id 259, but .*foreign knows 259 tokens"
+
+
+@pytest.mark.parametrize("name", ["lewis", "slta", "localize_and_stitch", "adapter_soup"])
+def test_the_last_experts_tokenizer_is_looked_at_before_the_first_is_run(
+    name, recipe, foreign, tmp_path
+):
+    methods = {"lewis": "ties", "localize_and_stitch": "localize_and_stitch"}
+    asked = recipe(methods.get(name, "task_arithmetic"), each={})
+    for one in asked["models"]:
+        one["parameters"] = {} if name == "localize_and_stitch" else {"weight": 1.0}
+    asked["models"].append({**asked["models"][0], "model": str(foreign)})
+    said = []
+    settings = {"lewis": {"mean_density": 0.5}, "adapter_soup": {"target": "a.txt"}}.get(name, {})
+    with pytest.raises(DataError, match=WORDS):
+        write_recipe(
+            asked, name, tmp_path / "out.yml", data=["plain", "an <image> here"],
+            settings=settings, told=said.append,
+        )  # fmt: skip
+    assert said == [] and not list(tmp_path.glob("out*"))
+
+
+def test_tokens_that_no_text_has_are_no_harm(recipe, foreign, tmp_path):
+    asked = recipe("task_arithmetic", each={"weight": 1.0})
+    asked["models"].append({**asked["models"][0], "model": str(foreign)})
+    write_recipe(asked, "slta", tmp_path / "out.yml", data=TEXTS)
+    assert (tmp_path / "out.yml").is_file()

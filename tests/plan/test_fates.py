@@ -224,10 +224,13 @@ def test_slices_without_layers(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"models": [{"model": "{a}+some/lora"}, {"model": "{b}"}]}, "no adapter_config.json here"),
+        (
+            {"models": [{"model": "{a}+some/lora"}, {"model": "{b}"}]},
+            "some/lora: no such folder here",
+        ),
         (
             {"models": [{"model": "org/name@main"}, {"model": "{b}"}]},
-            "org/name@main: no such folder",
+            "@main: no such folder",
         ),
         ({"models": [{"model": "org/name"}, {"model": "{b}"}]}, "org/name: no such folder here"),
         ({"tokenizer_source": "union"}, "tokenizer_source: the models' vocabularies differ"),

@@ -7,6 +7,7 @@ from mergewise.checkpoint._adapter_config import AdapterConfig
 from mergewise.checkpoint._card import CardInput, model_card
 from mergewise.checkpoint._change import Change, ChangedRef, LowRank, Scaled, Shifted
 from mergewise.checkpoint._change_values import ChangeValues, changed_whole, read_whole
+from mergewise.checkpoint._config import config_value
 from mergewise.checkpoint._depth import layer_count, with_layers
 from mergewise.checkpoint._dtypes import BITS, CODES, TORCH_NAMES, byte_count
 from mergewise.checkpoint._fetch import fetched, identity, to_fetch
@@ -27,6 +28,7 @@ from mergewise.checkpoint._hub import (
     origin_of,
 )
 from mergewise.checkpoint._inspect import Summary, TensorSummary, inspect_checkpoint
+from mergewise.checkpoint._json import parse_object
 from mergewise.checkpoint._kinds import Kind, tensor_kind
 from mergewise.checkpoint._layers import (
     LayerGroup,
@@ -109,6 +111,7 @@ __all__ = [
     "cannot_write",
     "changed_whole",
     "check_room",
+    "config_value",
     "copied_files",
     "copy_tokenizer",
     "create_shard",
@@ -139,6 +142,7 @@ __all__ = [
     "open_checkpoint",
     "open_reference",
     "origin_of",
+    "parse_object",
     "plan_shards",
     "provenance",
     "read_header",

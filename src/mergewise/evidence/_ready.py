@@ -58,6 +58,7 @@ def make_ready(lined: LineUp, tasks: Tasks, split: str) -> Ready:
         for entry in tasks:
             if sizes and entry.evaluator.role() is not None:
                 tried(partial(entry.evaluator.check_model, name, sizes))
+                tried(partial(_see_tokens, name, model, entry, split, tasks))
     _report(problems)
     return ready
 
@@ -110,6 +111,19 @@ def _look_at(entry: Entry, split: str, ready: Ready) -> None:
     ready.heads[task.name] = _head(entry)
     _check(entry, split)
     ready.marks[task.name] = entry.evaluator.mark()
+
+
+def _see_tokens(name: str, model: Model, entry: Entry, split: str, tasks: Tasks) -> None:
+    """That the model knows every token of the task's texts."""
+    from mergewise.checkpoint import open_reference
+    from mergewise.evidence._vocabulary import see_tokens
+
+    task, role = entry.evaluator.task, entry.evaluator.role()
+    if isinstance(model, LiveModel) or role is None or split not in task.data:
+        return
+    trust = bool(tasks.model.get("trust_remote_code"))
+    checkpoint = open_reference(model)
+    see_tokens(name, checkpoint, task.data[split], role, trust=trust, plain=True)
 
 
 def _check(entry: Entry, split: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -18,6 +18,7 @@ from mergewise.errors import (
     TaskError,
 )
 from mergewise.evidence import Data, Evidence, Tasks, fingerprint_of, load_evidence, load_tasks
+from mergewise.evidence._vocabulary import see_tokens
 from mergewise.evidence.statistics import all_statistics
 from mergewise.guides._base import Ask, Expert, Guide, Guided, Needs, Progress
 from mergewise.guides._kin import unlike_base
@@ -80,6 +81,8 @@ def guide(
     plan = planned(chosen, recipe, ours)
     files = {label: _opened(given) for label, given in by_label(plan, evidence or {}).items()}
     ask = _ask(chosen, plan, ours, files, by_label(plan, data or {}))
+    if chosen.needs_for(ours, plan).data:
+        _see_tokens(ask, options or {})
     place = Path(out) if out is not None else Path(plan.recipe.path)
     if folder is None and (out is not None or place.is_file()):
         folder = place.with_name(f"{place.stem}.evidence")
@@ -95,6 +98,18 @@ def guide(
             progress=progress,
         )
     )
+
+
+def _see_tokens(ask: Ask, options: Mapping[str, Any]) -> None:
+    """Look at every expert's data before the first is run; raises DataError."""
+    from mergewise.evidence.statistics._collect import role_of
+
+    trust = bool(options.get("trust_remote_code"))
+    for expert in ask.experts:
+        data, model = ask.data[expert.label], expert.checkpoint
+        if not isinstance(data.source, Iterator):
+            template = options.get("template")
+            see_tokens(expert.label, model, data, role_of(model), template, trust)
 
 
 def _tasks(

@@ -13,6 +13,7 @@ from mergewise.checkpoint import Checkpoint, fetched, fingerprint, make_folder
 from mergewise.errors import EvidenceError, GuideError, OutputError
 from mergewise.evidence import Data, Evidence, collect, fingerprint_of, load_evidence
 from mergewise.evidence._live import refuse_on_disk, usual_dtype
+from mergewise.evidence._vocabulary import see_tokens
 from mergewise.guides._ask import (
     Files,
     base_of,
@@ -304,6 +305,8 @@ def _look_at(run: _Run, model: Checkpoint, options: Mapping[str, Any]) -> None:
         survey(found, role_of(model), reading, _has_tokenizer(model.path, model))
     except EvidenceError as error:
         raise EvidenceError(f"{run.label}: {error}") from None
+    trust = bool(options.get("trust_remote_code"))
+    see_tokens(run.label, model, found, role_of(model), options.get("template"), trust)
 
 
 def _look_for(run: _Run, model: Checkpoint) -> None:

@@ -11,6 +11,7 @@ from mergewise._settings import checked
 from mergewise.checkpoint import Checkpoint, open_reference
 from mergewise.errors import IncompatibleModelsError, TransformError
 from mergewise.evidence import Data
+from mergewise.evidence._vocabulary import see_tokens
 from mergewise.evidence.statistics._inputs import Reading, as_data, survey
 from mergewise.methods import Settings
 from mergewise.transforms._base import Ask, Opening, Progress, Transform
@@ -198,6 +199,10 @@ def _look(transform: Transform, ask: Ask) -> None:
     role = ask.opening.role or transform.role(ask.checkpoint)
     for data in ask.data.values():
         survey(data, role, ask.reading, tokenizer)
+        trust = ask.opening.trust_remote_code
+        see_tokens(
+            str(ask.checkpoint.path), ask.checkpoint, data, role, ask.reading.template, trust
+        )
 
 
 def _some(names: Any) -> str:

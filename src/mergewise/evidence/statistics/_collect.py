@@ -13,6 +13,7 @@ from mergewise._paths import expanded
 from mergewise.checkpoint import Checkpoint, open_reference
 from mergewise.errors import DataError, EvidenceError
 from mergewise.evidence._live import LiveModel, Role, open_model
+from mergewise.evidence._vocabulary import see_tokens
 from mergewise.evidence.statistics._base import Pass
 from mergewise.evidence.statistics._budget import forward_bytes, gradient_bytes, make_sums
 from mergewise.evidence.statistics._evidence import Evidence, load_evidence
@@ -149,6 +150,8 @@ def collect(
     reading = Reading(batch_size, max_length, template, dict(prepare or {}))
     found = as_data(data, limit, share, split, rows)
     total = survey(found, role, reading, _has_tokenizer(model, checkpoint))
+    if checkpoint is not None:
+        see_tokens(str(model), checkpoint, found, role, template, trust_remote_code)
     keep = isinstance(model, LiveModel)
     setup = Setup(
         asked, path, reading, found, total, seed, loss, float64, memory, progress, share, keep
