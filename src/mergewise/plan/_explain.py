@@ -10,6 +10,7 @@ from typing import Any, Generic, TypeVar
 
 from mergewise.checkpoint import ChangedRef, LowRank, Scaled, Shifted
 from mergewise.methods import get_method
+from mergewise.plan._batch_norm import formula
 from mergewise.plan._model import Input, MergePlan, StagePlan, TensorPlan
 
 T = TypeVar("T")
@@ -141,6 +142,7 @@ def tensor_dict(stage: StagePlan, name: str) -> dict[str, Any]:
         "fate": tensor.fate,
         "reason": tensor.reason or None,
         "method": stage.stage.method if merged else None,
+        **({"formula": formula(tensor)} if tensor.fate == "pool" else {}),
         "dtype": tensor.meta.dtype,
         "shape": list(tensor.meta.shape),
         "bytes": tensor.meta.nbytes,

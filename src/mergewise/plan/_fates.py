@@ -17,6 +17,7 @@ from mergewise.checkpoint import (
 from mergewise.errors import Diagnostic, MergewiseError, RecipeError
 from mergewise.evidence import Evidence
 from mergewise.methods import MatrixMethod, Method, Need, Settings, placed
+from mergewise.plan._batch_norm import is_statistic, pooled
 from mergewise.plan._evidence import Own, find_statistics, lacking
 from mergewise.plan._model import Input, TensorMeta, TensorPlan, View
 from mergewise.plan._odd_evidence import Given, odd_evidence
@@ -78,6 +79,9 @@ class Fates:
         if self.stage.excludes(slot.name):
             reason = f"excluded by the recipe: copied from {donor.view.label}"
             return TensorPlan(meta, "copy", None, (donor,), reason=reason)
+        if self.stage.batch_norm == "copy" and is_statistic(slot.name):
+            reason = f"a batch norm's (batch_norm: copy): copied from {donor.view.label}"
+            return TensorPlan(meta, "copy", None, (donor,), reason=reason)
         absent = [view.label for view, item in zip(views, found, strict=True) if item is None]
         if absent and not self._tolerates(slot, found):
             if self.stage.missing == "error":
@@ -87,7 +91,10 @@ class Fates:
             return TensorPlan(meta, "copy", None, (donor,), reason=reason)
         if not (self._same_shape(slot, donor, found) and self._all_floats(slot, found)):
             return None
-        return self._merge(slot, meta, found)
+        planned = self._merge(slot, meta, found)
+        if planned and self.stage.batch_norm == "pool" and is_statistic(slot.name):
+            return pooled(planned, self.method) or planned
+        return planned
 
     def finish(self) -> None:
         """Turn what was gathered over all tensors into problems, one for each kind."""

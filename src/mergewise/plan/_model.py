@@ -74,7 +74,8 @@ class TensorPlan:
     """One output tensor.
 
     Attributes:
-        fate: `merge` by the stage's method, or `copy` of the only input.
+        fate: `merge` by the stage's method, `copy` of the only input, or `pool`: a running mean or
+            variance of the mixture of the experts' activations (a base counts as one of them).
         values: the method's parameters for this tensor; per-model ones one per expert.
         origins: where each came from, in the same shape.
         in_dtype: inputs are rounded to this first (a recipe's `dtype`); None for as they are.
@@ -82,10 +83,11 @@ class TensorPlan:
         statistics: for each of the method's needs, one for each expert; empty if the evidence
             does not describe this tensor.
         turned: it is stored [inputs, outputs], as GPT-2's Conv1D stores it.
+        means: of a running variance that is pooled: each expert's running mean.
     """
 
     meta: TensorMeta
-    fate: Literal["merge", "copy"]
+    fate: Literal["merge", "copy", "pool"]
     base: Input | None
     experts: tuple[Input, ...]
     values: Mapping[str, Any] = field(default_factory=dict)
@@ -94,6 +96,7 @@ class TensorPlan:
     reason: str = ""
     statistics: Statistics = ()
     turned: bool = False
+    means: tuple[Input, ...] = ()
 
     @property
     def inputs(self) -> tuple[Input, ...]:

@@ -94,6 +94,7 @@ class Stage:
         missing: what to do with tensors that only some models have.
         guide: the guide that is to find this stage's numbers, as written; a mapping with its
             ``name``, or None.
+        batch_norm: what to do with running means and variances.
         native: whether the document uses what mergekit does not have.
         position: where the document begins.
         positions: where each top-level value is.
@@ -116,6 +117,7 @@ class Stage:
     position: Position
     positions: Mapping[str, Position] = field(default_factory=dict)
     guide: Mapping[str, Any] | None = None
+    batch_norm: Literal["pool", "merge", "copy"] = "pool"
 
     @property
     def models(self) -> tuple[ModelRef, ...]:
