@@ -226,7 +226,7 @@ def test_slices_without_layers(tmp_path: Path) -> None:
     [
         (
             {"models": [{"model": "{a}+some/lora"}, {"model": "{b}"}]},
-            "some/lora: no such folder here",
+            "some/lora: no such folder",
         ),
         (
             {"models": [{"model": "org/name@main"}, {"model": "{b}"}]},
