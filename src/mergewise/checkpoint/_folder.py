@@ -9,6 +9,7 @@ Which files of a folder count, in this order:
 3. The only ``*.safetensors.index.json``.
 4. The only ``*.safetensors``.
 5. Where the caller allows it (`access`), PyTorch files; see `_pickles`.
+6. The only GGUF file, or the files of the only split model; see `_gguf`.
 
 Anything else is refused, with the reason. The files may be links, as in the hub's cache; names in
 an index are plain file names or refused.
@@ -26,6 +27,7 @@ from mergewise._paths import expanded
 from mergewise.checkpoint._config import check_config, config_value
 from mergewise.checkpoint._dtypes import TORCH_NAMES
 from mergewise.checkpoint._files import FileStamp, shown, where
+from mergewise.checkpoint._gguf._files import only_gguf
 from mergewise.checkpoint._hub import (
     Origin,
     away,
@@ -169,6 +171,8 @@ def _on_hub(given: str, path: Path) -> Path:
 
 
 def _open_file(path: Path) -> Checkpoint:
+    if path.suffix == ".gguf":
+        return _open_gguf(path, path.parent)
     if path.suffix != ".safetensors" and not is_pickle(path.name):
         refuse_other_formats(path, [path.name])
         raise CheckpointError(f"{where(path)}: a folder or a .safetensors file expected")
@@ -183,6 +187,8 @@ def _open_folder(path: Path) -> Checkpoint:
     except OSError as error:
         raise CheckpointError(f"{where(path)}: cannot be listed: {error}") from None
     refuse_quantised(path, names)
+    if (file := only_gguf(path, names)) is not None:
+        return _open_gguf(file, path)
     single, index_name, warnings = _choose(path, names)
     config = _config(path)
     if single:
@@ -198,6 +204,13 @@ def _open_folder(path: Path) -> Checkpoint:
         warnings.append(f"{where(path)}: not in {index_name}, ignored: {_some(extra)}")
     files = [path / shard for shard in index.shards]
     return _assemble(path, path, files, index, config, warnings)
+
+
+def _open_gguf(file: Path, folder: Path) -> Checkpoint:
+    # inside: a packed tensor is a TensorRef
+    from mergewise.checkpoint._gguf._open import open_gguf
+
+    return open_gguf(file, folder, _config(folder))
 
 
 def _choose(path: Path, names: list[str]) -> tuple[str, str, list[str]]:

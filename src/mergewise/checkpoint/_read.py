@@ -15,6 +15,7 @@ from mergewise.checkpoint._change import ChangedRef
 from mergewise.checkpoint._files import FileStamp, open_regular, stamp, where
 from mergewise.checkpoint._folder import TensorRef
 from mergewise.checkpoint._hub import arrived
+from mergewise.checkpoint._joined import JoinedRef
 from mergewise.checkpoint._packed._ref import PackedRef
 from mergewise.errors import CheckpointError
 
@@ -70,6 +71,10 @@ class FileReader:
                 "merged with --dequantize)"
             )
         view = buffer.cast("B")
+        if isinstance(ref, JoinedRef):
+            for piece, first, part in ref.cut(start, view):
+                self.read_into(piece, first, part)
+            return
         if start < 0 or start + view.nbytes > ref.nbytes:
             raise ValueError(
                 f"{ref.name}: bytes {start} to {start + view.nbytes} of {ref.nbytes} asked for"

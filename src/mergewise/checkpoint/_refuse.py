@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NoReturn
 
-from mergewise.checkpoint._files import shown, where
+from mergewise.checkpoint._files import where
 from mergewise.checkpoint._pickles import refuse_pickles
 from mergewise.errors import CheckpointError, NotBuiltYetError
 
@@ -30,7 +30,7 @@ def refuse_other_formats(path: Path, names: list[str]) -> None:
     """Raise if `names`, the files at `path`, are of a format that is known and not read.
 
     Raises:
-        NotBuiltYetError: diffusers pipelines, GGUF.
+        NotBuiltYetError: diffusers pipelines.
         CheckpointError: pickles, adapters without a base.
     """
     if "adapter_config.json" in names:
@@ -40,9 +40,6 @@ def refuse_other_formats(path: Path, names: list[str]) -> None:
         )
     if "model_index.json" in names:
         _not_yet(path, "a diffusers pipeline (model_index.json)", "give one of its sub-folders")
-    for name in names:
-        if name.endswith(".gguf"):
-            _not_yet(path, f"a GGUF file ({shown(name)})", "use the safetensors it was made from")
     if not any(name.endswith(".safetensors") for name in names):
         refuse_pickles(path, names)
 

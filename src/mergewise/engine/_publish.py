@@ -35,6 +35,7 @@ from mergewise.engine._journal import Workspace
 from mergewise.errors import OutputError
 from mergewise.methods import get_method
 from mergewise.plan import MergePlan
+from mergewise.vocabulary import OutputFiles
 
 RECIPE_FILE = "mergekit_config.yml"
 PROVENANCE_FILE = "mergewise_provenance.json"
@@ -50,8 +51,11 @@ def publish(
     tied: bool | None,
     settings: Mapping[str, Any],
     full_hashes: bool,
+    files: OutputFiles | None = None,
 ) -> list[str]:
     """Move the shards into the output folder and write everything else; returns warnings.
+
+    `files` are those of an output that has not simply its donor's tokenizer.
 
     The config comes last: whatever interrupts this, a folder with a config is complete.
 
@@ -63,7 +67,8 @@ def publish(
     try:
         shutil.rmtree(small, ignore_errors=True)
         small.mkdir()
-        copied = copy_tokenizer(plan.output.donor.folder, small)
+        donor = plan.output.donor.folder
+        copied = files.write(small) if files else copy_tokenizer(donor, small)
         write_file(small / RECIPE_FILE, plan.recipe.text.encode())
         names = [layout.filename for layout in layouts]
         record = _provenance(plan, space, names, settings, full_hashes)
@@ -141,7 +146,7 @@ def describe(plan: MergePlan, tied: bool | None) -> dict[str, Any] | None:
         CheckpointError: if the donor's config cannot describe the output's layers.
     """
     output = plan.output
-    if output.donor.config is None:
+    if output.config is None:
         return None
     sizes: dict[str, int] = {}
     for tensor in output.tensors.values():
@@ -149,9 +154,8 @@ def describe(plan: MergePlan, tied: bool | None) -> dict[str, Any] | None:
             sizes[tensor.meta.dtype] = sizes.get(tensor.meta.dtype, 0) + tensor.meta.nbytes
     main = max(sizes, key=lambda code: sizes[code]) if sizes else None
     return edited_config(
-        output.donor.config,
+        output.config,
         dtype=TORCH_NAMES[main] if main else None,
-        kept_layers=output.layers,
         tie_word_embeddings=tied,
     )
 

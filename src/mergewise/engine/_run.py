@@ -43,6 +43,7 @@ from mergewise.errors import (
 )
 from mergewise.plan import MergePlan, build_plan
 from mergewise.recipe import Recipe, load_recipe
+from mergewise.vocabulary import OutputFiles
 
 Progress = Callable[[int, int], None]
 """Called with (bytes written so far, bytes to write in all), from any thread."""
@@ -173,6 +174,7 @@ class _Run:
 
     def run(self) -> MergeResult:
         self._refuse_own_inputs()
+        self.files = self._output_files()
         fuse = self._fuses()
         # what the bytes depend on; workers, say, are not among it
         self.settings = {
@@ -214,7 +216,13 @@ class _Run:
         if bad:
             settings = {**settings, "nonfinite": bad}
         warnings = publish(
-            plan, space, layouts, tied=tied, settings=settings, full_hashes=self.full_hashes
+            plan,
+            space,
+            layouts,
+            tied=tied,
+            settings=settings,
+            full_hashes=self.full_hashes,
+            files=self.files,
         )
         if bad:
             some = ", ".join(bad[:5]) + (", …" if bad[5:] else "")
@@ -226,6 +234,14 @@ class _Run:
             resumed=resumed,
             warnings=(*plan.warnings, *warnings),
         )
+
+    def _output_files(self) -> OutputFiles | None:
+        """The output's tokenizer, if it is not simply a copy; trouble with it comes before work."""
+        output = self.plan.output
+        if output.vocabulary is None:
+            return None
+        vocabulary = output.vocabulary
+        return OutputFiles(vocabulary.tokenizer, vocabulary.rows, output.donor.folder)
 
     def _write_shards(
         self, space: Workspace, tasks: Tasks, layouts: list[ShardLayout], scheduler: Scheduler

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
 from mergewise._paths import exists, expanded
 from mergewise.checkpoint import (
-    MAX_COPIED,
     Checkpoint,
     adapt,
     hub_name,
     open_adapter,
     open_checkpoint,
-    read_small,
     tied_head,
 )
 from mergewise.errors import MergewiseError
@@ -66,17 +63,15 @@ def _local(ref: ModelRef, recipe: Recipe) -> Path | str:
     return path if hub_name(name) is None else name
 
 
-def tokenizer_fingerprint(view: View) -> str | None:
-    """A hash of the model's vocabulary file, to see whether models share it; None without one.
-
-    Raises:
-        CheckpointError: if the file cannot be read, or is too large to be a vocabulary.
-    """
-    for name in ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt"):
-        path = view.folder / name
-        if path.is_file():
-            return hashlib.sha256(read_small(path, MAX_COPIED)).hexdigest()
-    return None
+def tokenizer_view(ref: ModelRef, recipe: Recipe) -> View:
+    """A model that may be a tokenizer alone: a folder without weights; raises as `open_view`."""
+    try:
+        return open_view(ref, recipe)
+    except MergewiseError:
+        folder = _local(ref, recipe)
+        if not (folder / "tokenizer.json").is_file():
+            raise
+        return View(str(ref), {}, None, folder)
 
 
 def describe(error: MergewiseError) -> str:
