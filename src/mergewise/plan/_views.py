@@ -9,6 +9,7 @@ from mergewise.checkpoint import (
     Checkpoint,
     adapt,
     hub_name,
+    locate,
     open_adapter,
     open_checkpoint,
     tied_head,
@@ -68,8 +69,10 @@ def tokenizer_view(ref: ModelRef, recipe: Recipe) -> View:
     try:
         return open_view(ref, recipe)
     except MergewiseError:
-        folder = _local(ref, recipe)
-        if not (folder / "tokenizer.json").is_file():
+        place = _local(ref, recipe)
+        # on the Hub: where its small files are by now
+        folder = place if isinstance(place, Path) else locate(place)
+        if folder is None or not (folder / "tokenizer.json").is_file():
             raise
         return View(str(ref), {}, None, folder)
 
