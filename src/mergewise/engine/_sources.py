@@ -12,6 +12,7 @@ from mergewise.checkpoint import (
     ChangedRef,
     ChangeValues,
     FileReader,
+    JoinedRef,
     PackedRef,
     TensorRef,
 )
@@ -220,6 +221,37 @@ class ChangedSource:
         return source.read(0, part.numel, -2).clone().reshape(part.shape)
 
 
+class JoinedSource:
+    """A tensor put together from parts of others, some of which are computed."""
+
+    def __init__(
+        self, model: str, ref: JoinedRef, reader: FileReader, level: int, fuse: bool
+    ) -> None:
+        self.model = model
+        self.name = ref.name
+        self.shape = ref.shape
+        parts = [
+            (file_source(model, p.ref, reader, level, fuse), p.start, p.count) for p in ref.pieces
+        ]
+        self._parts = parts
+        self.dtype = max((part[0].dtype for part in parts), key=lambda dtype: dtype.itemsize)
+
+    def prepare(self) -> Work:
+        for source, _, _ in self._parts:
+            yield from source.prepare()
+
+    def read(self, start: int, size: int, slot: int) -> Tensor:
+        out = torch.empty(size, dtype=self.dtype)
+        at = 0
+        for source, first, count in self._parts:
+            low, high = max(start, at), min(start + size, at + count)
+            if low < high:
+                block = source.read(first + low - at, high - low, slot)
+                out[low - start : high - start].copy_(block)
+            at += count
+        return out
+
+
 def file_source(
     model: str, ref: TensorRef, reader: FileReader, level: int, fuse: bool = False
 ) -> Source:
@@ -228,6 +260,8 @@ def file_source(
         return ChangedSource(model, ref, reader, level, fuse=fuse)
     if isinstance(ref, PackedRef):
         return PackedSource(model, ref, reader)
+    if isinstance(ref, JoinedRef) and not ref.stored:
+        return JoinedSource(model, ref, reader, level, fuse)
     return FileSource(model, ref, reader, level)
 
 

@@ -13,6 +13,7 @@ from mergewise.methods import get_method
 from mergewise.plan._assemble import Assembly, assemble
 from mergewise.plan._evidence import open_evidence
 from mergewise.plan._fates import Fates
+from mergewise.plan._layouts import in_one_layout
 from mergewise.plan._model import MergePlan, StagePlan, TensorPlan, View
 from mergewise.plan._patterns import idle_patterns
 from mergewise.plan._slots import Slot
@@ -127,6 +128,10 @@ class _Builder:
 
     def _stage(self, index: int, stage: Stage) -> StagePlan | None:
         views = {ref: self._view(ref, stage) for ref in stage.models}
+        donor = views[stage.models[0]]
+        views = {ref: self._in_layout_of(donor, view, stage) for ref, view in views.items()}
+        if self.problems:
+            return None
         unbuilt = self._unbuilt(stage, views)
         if unbuilt:
             self.problems += unbuilt
@@ -164,6 +169,16 @@ class _Builder:
         if found is not None:
             told[:0] = found.said
         return found, told
+
+    def _in_layout_of(self, donor: View, view: View, stage: Stage) -> View:
+        try:
+            found, remark = in_one_layout(donor, view, stage.excludes)
+        except MergewiseError as error:
+            if stage.missing == "error":
+                self._problem(stage.position, describe(error))
+            return view
+        self.warnings += [remark] if remark else []
+        return found
 
     def _unbuilt(self, stage: Stage, views: Mapping[ModelRef, View]) -> list[Diagnostic]:
         """Requests that this version cannot meet."""
