@@ -96,6 +96,7 @@ def test_a_recipe_cannot_allow_it(packed):
 
 def test_what_runs_models_refuses_before_any_work(packed, tmp_path):
     from mergewise.evidence import open_model
+    from mergewise.transforms import transform
 
     folder, _ = packed
     with mergewise.allow(dequantize=True):
@@ -104,7 +105,7 @@ def test_what_runs_models_refuses_before_any_work(packed, tmp_path):
         with pytest.raises(NotBuiltYetError, match="quantised"):
             open_model(folder)
         with pytest.raises(NotBuiltYetError, match="quantised"):
-            mergewise.transform("batch_norm", folder, tmp_path / "t")
+            transform("batch_norm", folder, tmp_path / "t")
 
 
 def test_a_guide_that_reads_weights_reads_what_they_stand_for(packed, tmp_path):

@@ -224,9 +224,15 @@ def test_slices_without_layers(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"models": [{"model": "{a}+some/lora"}, {"model": "{b}"}]}, "no adapter_config.json here"),
-        ({"models": [{"model": "org/name@main"}, {"model": "{b}"}]}, "not built yet"),
-        ({"models": [{"model": "org/name"}, {"model": "{b}"}]}, "Hub is not built yet"),
+        (
+            {"models": [{"model": "{a}+some/lora"}, {"model": "{b}"}]},
+            "some/lora: no such folder",
+        ),
+        (
+            {"models": [{"model": "org/name@main"}, {"model": "{b}"}]},
+            "@main: no such folder",
+        ),
+        ({"models": [{"model": "org/name"}, {"model": "{b}"}]}, "org/name: no such folder here"),
         ({"tokenizer_source": "union"}, "tokenizer_source: .*`model` must be a mapping"),
         ({"tokenizer": {"source": "union"}}, "tokenizer: .*`model` must be a mapping"),
         ({"chat_template": "chatml"}, "chat_template: .* not built yet"),

@@ -8,6 +8,7 @@ from typing import Any
 
 from mergewise.checkpoint._adapt import open_reference
 from mergewise.checkpoint._folder import Checkpoint
+from mergewise.checkpoint._hub import origin_of
 from mergewise.checkpoint._layers import find_layers, tied_head
 
 
@@ -82,7 +83,7 @@ def inspect_checkpoint(path: Path | str | Checkpoint) -> Summary:
         if kind := ref.stored_as:
             stored[kind] = stored.get(kind, 0) + ref.nbytes
     return Summary(
-        path=str(checkpoint.path),
+        path=_called(checkpoint),
         architecture=checkpoint.architecture,
         model_type=checkpoint.model_type,
         parameters=checkpoint.total_parameters,
@@ -98,6 +99,19 @@ def inspect_checkpoint(path: Path | str | Checkpoint) -> Summary:
         ),
         stored=dict(sorted(stored.items())),
     )
+
+
+def _called(checkpoint: Checkpoint) -> str:
+    """A path; of what is on the Hub its name and commit, wherever the cache is."""
+    if checkpoint.origin is None:
+        return str(checkpoint.path)
+    name = f"{checkpoint.origin.repo}@{checkpoint.origin.commit}"
+    if checkpoint.path != checkpoint.folder and checkpoint.adapter is None:
+        return f"hf://{name}/{checkpoint.path.name}"
+    if checkpoint.adapter is None:
+        return name
+    lora = origin_of(checkpoint.adapter)
+    return f"{name}+{checkpoint.adapter if lora is None else f'{lora.repo}@{lora.commit}'}"
 
 
 def _layers(checkpoint: Checkpoint) -> tuple[LayersSummary, ...]:

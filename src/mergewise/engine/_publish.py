@@ -14,6 +14,7 @@ from typing import Any
 from mergewise.checkpoint import (
     TORCH_NAMES,
     CardInput,
+    Checkpoint,
     ShardLayout,
     copied_files,
     copy_tokenizer,
@@ -22,6 +23,7 @@ from mergewise.checkpoint import (
     index_json,
     make_folder,
     model_card,
+    origin_of,
     provenance,
     sha256_file,
     stated_licence,
@@ -172,6 +174,8 @@ def _provenance(
         outputs={name: space.done[name] for name in names},
         config={"recipe_digest": plan.recipe.digest, **settings},
     )
+    for model, checkpoint in zip(record["inputs"], plan.checkpoints.values(), strict=True):
+        model.update(_origins(checkpoint))
     if plan.evidence:
         record["evidence"] = [
             {"name": known.path.name, "fingerprint": fingerprint(known.path), **known.summary}
@@ -183,6 +187,17 @@ def _provenance(
                 entry["sha256"] = sha256_file(path)
         record["outputs_sha256"] = {n: sha256_file(space.locate(n)) for n in names}
     return (json.dumps(record, indent=2) + "\n").encode()
+
+
+def _origins(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Repository and commit of a model and of its adapter, as far as they are the Hub's."""
+    places = {"hub": checkpoint.folder, "adapter_hub": checkpoint.adapter}
+    found = {key: origin_of(place) for key, place in places.items() if place is not None}
+    return {
+        key: {"repository": origin.repo, "commit": origin.commit}
+        for key, origin in found.items()
+        if origin is not None
+    }
 
 
 def _card_inputs(plan: MergePlan) -> list[CardInput]:
@@ -202,9 +217,11 @@ def _card_inputs(plan: MergePlan) -> list[CardInput]:
 
 
 def _card_input(folder: Path, role: str, file: Path) -> CardInput:
-    # every input is a local folder so far, however much its path looks like a Hub name
-    name = folder.resolve().name
-    return CardInput(name, role, stated_licence(folder), fingerprint(file)[:16])
+    licence, origin = stated_licence(folder), origin_of(folder)
+    if origin is not None:
+        return CardInput(origin.repo, role, licence, f"commit {origin.commit[:12]}", hub=True)
+    # a local folder, however much its path looks like a Hub name
+    return CardInput(folder.resolve().name, role, licence, fingerprint(file)[:16])
 
 
 def _card(plan: MergePlan, out: Path) -> str:

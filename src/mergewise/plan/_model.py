@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from mergewise.checkpoint import BITS, ChangedRef, Checkpoint, TensorRef
+from mergewise.checkpoint import BITS, ChangedRef, Checkpoint, TensorRef, identity
 from mergewise.evidence import Evidence
 from mergewise.plan._evidence import Statistics
 from mergewise.recipe import Recipe, Stage
@@ -222,11 +222,11 @@ class MergePlan:
 
     def digest(self) -> str:
         """A hash of all that the output's bytes depend on: recipe, inputs
-        (by size and time of change), configs, version."""
+        (by size and time of change; on the Hub by commit), configs, version."""
         from mergewise import __version__
 
         files = [
-            [label, file.name, stamp.size, stamp.mtime_ns]
+            [label, *identity(file, stamp)]
             for label, checkpoint in sorted(self.checkpoints.items())
             for file, stamp in checkpoint.stamps.items()
         ]
