@@ -115,7 +115,11 @@ def sloped(name: str, states: dict[str, State]) -> torch.Tensor:
         return tensors[0]
     t = place(name, states["expert_a"])
     weights = [a + (b - a) * t for a, b in SLOPES.values()]
-    return sum(w * x for w, x in zip(weights, tensors, strict=True)) / sum(weights)
+    mean = sum(w * x for w, x in zip(weights, tensors, strict=True)) / sum(weights)
+    if name.endswith("running_var"):  # of both models' activations together
+        a, b = (states[model][name.replace("_var", "_mean")] for model in SLOPES)
+        return mean + weights[0] * weights[1] * (a - b) ** 2 / sum(weights) ** 2
+    return mean
 
 
 def place(name: str, state: State) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 
@@ -108,7 +108,10 @@ def recipe_options(function: F) -> F:
 
 
 def access_options(function: F) -> F:
-    """Add ``--allow-pickle`` and ``--dequantize``: formats that are opened only where asked for."""
+    """Add ``--allow-pickle`` and ``--dequantize``: formats that are opened only where asked for.
+
+    What such a command downloads from the Hub is shown.
+    """
     pickle = click.option(
         "--allow-pickle", is_flag=True, expose_value=False, callback=_allows("pickle"),
         help="Read PyTorch files (.bin, .pt, .ckpt), their weights only; nothing in them is run.",
@@ -117,7 +120,18 @@ def access_options(function: F) -> F:
         "--dequantize", is_flag=True, expose_value=False, callback=_allows("dequantize"),
         help="Read quantised weights as the floating-point numbers they stand for.",
     )  # fmt: skip
-    return pickle(dequantize(function))
+    return pickle(dequantize(_shows_downloads(function)))
+
+
+def _shows_downloads(function: F) -> F:
+    @functools.wraps(function)
+    def called(out: Output, *given: Any, **options: Any) -> Any:
+        from mergewise.cli._downloading import downloads_shown
+
+        with downloads_shown(out):
+            return function(out, *given, **options)
+
+    return cast(F, called)
 
 
 def _allows(kind: str) -> Callable[[click.Context, click.Parameter, bool], None]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from mergewise._device import pick_device
 from mergewise._lazy import torch
@@ -14,6 +14,7 @@ from mergewise.engine._block import Shared
 from mergewise.engine._device import explained_memory, processors
 from mergewise.engine._evidence import Statistics, in_memory
 from mergewise.engine._model import whole_model
+from mergewise.engine._pool import PoolTask
 from mergewise.engine._schedule import Scheduler
 from mergewise.engine._sources import Source, TensorSource
 from mergewise.engine._task import Options, TensorTask
@@ -21,6 +22,7 @@ from mergewise.engine._threads import one_torch_thread
 from mergewise.engine._work import Parallel, Range, Work
 from mergewise.errors import IncompatibleModelsError, MergewiseError
 from mergewise.methods import Method, Need, Settings, get_method, placed
+from mergewise.plan import is_statistic, sibling
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,6 +39,7 @@ def merge_state_dicts(
     evidence: Sequence[Statistics] | None = None,
     base_evidence: Statistics | None = None,
     seed: int = 0,
+    batch_norm: Literal["pool", "merge"] = "pool",
     dtype: torch.dtype | None = None,
     device: str = "cpu",
     workers: int | None = None,
@@ -58,6 +61,8 @@ def merge_state_dicts(
             tensors without evidence.
         base_evidence: the base's, for methods that need statistics of the base.
         seed: for methods with random masks.
+        batch_norm: running means and variances (``….running_mean``, ``….running_var``) of several
+            models are pooled by the models' shares, or merged by the method like any tensor.
         dtype: the type of floating-point results; by default each tensor's own (the base's).
         device: where to compute: ``cpu``, ``cuda:N``, or ``auto``.
         workers: threads; by default one per processor.
@@ -103,10 +108,14 @@ def merge_state_dicts(
         check=not allow_nonfinite,
     )
     out = {name: torch.empty(t.shape, dtype=_out(t, dtype)) for name, t in donor.items()}
-    tasks = []
+    tasks: list[TensorTask | PoolTask] = []
     for name, tensor in donor.items():
         if not tensor.is_floating_point():
             out[name].copy_(tensor)
+            continue
+        if batch_norm == "pool" and len(every) > 1 and _is_pooled(name, every):
+            shares = chosen.mixture(Settings(values), used_base is not None, len(models))
+            tasks.append(_pooled(name, every, shares, out[name].dtype, options))
             continue
         sources: list[Source] = [
             TensorSource(_label(i, used_base is not None), name, model[name])
@@ -130,10 +139,34 @@ def merge_state_dicts(
         )
     scheduler = Scheduler(workers or processors())
     with one_torch_thread(), explained_memory(device):
-        shared = scheduler.run_one(whole_model(tasks))
+        merges = [task for task in tasks if isinstance(task, TensorTask)]
+        shared = scheduler.run_one(whole_model(merges))
         scheduler.run(_fill(task, shared.get(task.name), out[task.name]) for task in tasks)
     first = {name: same[0] for same in names.values() for name in same}
     return {name: out[first[name]] for name in every[0]}
+
+
+def _is_pooled(name: str, models: Sequence[StateDict]) -> bool:
+    other = sibling(name)
+    return is_statistic(name) and all(
+        other in m and m[other].shape == m[name].shape and m[other].is_floating_point()
+        for m in models
+    )
+
+
+def _pooled(
+    name: str,
+    models: Sequence[StateDict],
+    shares: Sequence[float],
+    dtype: torch.dtype,
+    options: Options,
+) -> PoolTask:
+    names = [name, sibling(name)] if name.endswith("running_var") else [name]
+    values, *means = [
+        [TensorSource(f"models[{i}]", n, model[n]) for i, model in enumerate(models)] for n in names
+    ]
+    shape = tuple(models[0][name].shape)
+    return PoolTask(name, shape, values, shares, means[0] if means else (), dtype, options)
 
 
 def _names_of(models: Sequence[StateDict]) -> dict[str, list[str]]:
@@ -152,7 +185,7 @@ def _place(tensor: Tensor) -> Hashable:
     return (tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
 
 
-def _fill(task: TensorTask, shared: Shared | None, target: Tensor) -> Work:
+def _fill(task: TensorTask | PoolTask, shared: Shared | None, target: Tensor) -> Work:
     yield from task.prepare(shared)
     flat = target.view(-1)
 

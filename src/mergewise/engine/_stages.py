@@ -12,6 +12,8 @@ from mergewise.engine._block import Shared
 from mergewise.engine._copy import CopyTask
 from mergewise.engine._evidence import MeanSource, spread
 from mergewise.engine._model import whole_model
+from mergewise.engine._pool import PoolTask
+from mergewise.engine._rows import RowsSource
 from mergewise.engine._schedule import Scheduler
 from mergewise.engine._sources import FileSource, Source, cast, file_source
 from mergewise.engine._task import Options, TensorTask
@@ -22,7 +24,7 @@ from mergewise.plan import Input, MergePlan, StagePlan, Statistic, TensorPlan
 if TYPE_CHECKING:
     from torch import Tensor
 
-Task = TensorTask | CopyTask
+Task = TensorTask | CopyTask | PoolTask
 
 
 def torch_dtype(code: str) -> torch.dtype:
@@ -104,6 +106,12 @@ class Tasks:
         options = replace(self._options, seed=document.seed or 0)
         if tensor.fate == "copy":
             return CopyTask(tensor.meta.name, tensor.meta.shape, sources[0], dtype, options)
+        if tensor.fate == "pool":
+            means = [self._source(stage, item) for item in tensor.means]
+            weights = tensor.values["weight"]
+            return PoolTask(
+                tensor.meta.name, tensor.meta.shape, sources, weights, means, dtype, options
+            )
         if tensor.in_dtype:
             wanted = torch_dtype(tensor.in_dtype)
             sources = [cast(source, wanted) for source in sources]
@@ -140,10 +148,17 @@ class Tasks:
         ]
 
     def _source(self, stage: int, item: Input) -> Source:
+        if item.rows is None:
+            return self._as_stored(stage, item)
+        donors = {n: self._as_stored(stage, donor) for n, donor in item.rows.donors.items()}
+        own = self._as_stored(stage, item)
+        return RowsSource(own, donors, item.rows.map, item.rows.axis, stage)
+
+    def _as_stored(self, stage: int, item: Input) -> Source:
         view = item.view
         if view.checkpoint is not None:
             ref = view.checkpoint.tensors[item.meta.name]
-            return file_source(view.label, ref, self._reader, stage)
+            return file_source(view.label, ref, self._reader, stage, self._options.fuse)
         assert view.stage is not None
         inner = self.make(view.stage, self._plan.stages[view.stage].tensors[item.meta.name])
         return StageSource(view.label, inner, self._shared[view.stage].get(item.meta.name))

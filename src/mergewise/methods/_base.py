@@ -213,6 +213,33 @@ class Method(ABC):
         """Whether the terms are to be summed over all tensors of the model, not over one."""
         return False
 
+    def mixture(self, p: Settings, base: bool, experts: int) -> list[float]:
+        """How much of the result each input is, for statistics of activations that are pooled.
+
+        Experts count by `weight` where the method has it, negative ones as 0, and a base from
+        which their task vectors are added has what they leave of 1. Without weights all experts
+        count alike, and a base only beside a single one.
+
+        Args:
+            p: the method's parameters.
+            base: there is a base model that is no expert.
+            experts: how many others there are.
+
+        Returns:
+            Shares that sum to 1: the base's first, if there is one, then each expert's.
+        """
+        weights = getattr(p, "weight", None)
+        if isinstance(weights, list):
+            parts = [max(0.0, w) for w in weights]
+            divided = getattr(p, "normalize", False) or self.base != "required"
+            rest = 0.0 if divided else max(0.0, 1.0 - sum(parts))
+        else:
+            parts, rest = [1.0] * experts, float(experts == 1)
+        found = [*([rest] if base else []), *parts]
+        return (
+            [part / sum(found) for part in found] if sum(found) else [1 / len(found)] * len(found)
+        )
+
     def coefficients(self, totals: Mapping[str, float], p: Settings, n: int) -> dict[str, Any]:
         """Scalars for `combine`: floats, or lists of floats. `n` counts the tensor's elements.
 

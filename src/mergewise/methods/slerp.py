@@ -46,5 +46,9 @@ parameters: {t: 0.5}
         straight = abs(cos) > _STRAIGHT
         return {"share": [1.0 - p.t, p.t] if straight else list(arc(cos, p.t))}
 
+    def mixture(self, p: Settings, base: bool, experts: int) -> list[float]:
+        t = min(1.0, max(0.0, p.t))
+        return [1.0 - t, t] if base else super().mixture(p, base, experts)
+
     def combine(self, x: Inputs, s: Settings) -> Tensor:
         return combination(self._vectors(x), s.share)

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 
+from mergewise.plan._batch_norm import is_statistic, sibling
 from mergewise.plan._build import build_plan
 from mergewise.plan._evidence import (
     Statistic,
@@ -49,10 +50,12 @@ __all__ = [
     "collapse",
     "find_statistics",
     "find_tensors",
+    "is_statistic",
     "is_turned",
     "left_out",
     "only_some_have",
     "role_of",
+    "sibling",
     "suited",
     "tensor_dict",
 ]

@@ -10,6 +10,7 @@ from typing import Any, Generic, TypeVar
 
 from mergewise.checkpoint import ChangedRef, LowRank, Scaled, Shifted
 from mergewise.methods import get_method
+from mergewise.plan._batch_norm import formula
 from mergewise.plan._model import Input, MergePlan, StagePlan, TensorPlan
 
 T = TypeVar("T")
@@ -83,9 +84,9 @@ def alike_tensors(stage: StagePlan) -> list[Alike[TensorPlan]]:
 def only_some_have(stage: StagePlan) -> dict[str, list[str]]:
     """Output tensors that not every model has, and the models that lack them.
 
-    Only for a stage that merges whole models: slices name the layers they take.
+    Only for a stage that merges whole models: slices and modules name what they take.
     """
-    if stage.layers is not None:
+    if stage.sliced or stage.stage.form == "modules":
         return {}
     found = {}
     for name, tensor in stage.tensors.items():
@@ -141,6 +142,7 @@ def tensor_dict(stage: StagePlan, name: str) -> dict[str, Any]:
         "fate": tensor.fate,
         "reason": tensor.reason or None,
         "method": stage.stage.method if merged else None,
+        **({"formula": formula(tensor)} if tensor.fate == "pool" else {}),
         "dtype": tensor.meta.dtype,
         "shape": list(tensor.meta.shape),
         "bytes": tensor.meta.nbytes,

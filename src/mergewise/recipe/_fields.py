@@ -10,6 +10,7 @@ from mergewise.recipe._problems import Problems, shorten
 
 DTYPES = ("bfloat16", "float16", "float32", "float64")
 MISSING = ("error", "available", "copy")
+BATCH_NORM = ("pool", "merge", "copy")
 MAX_SEED = 2**63 - 1
 _ALIASES = {
     "bf16": "bfloat16", "fp16": "float16", "f16": "float16", "half": "float16",
@@ -66,16 +67,21 @@ def read_seed(node: Node | None, problems: Problems) -> int | None:
 
 
 def read_missing(node: Node | None, problems: Problems) -> Any:
-    if node is None or node.value in MISSING:
-        return "error" if node is None else node.value
+    return _choice(node, "missing", MISSING, problems)
+
+
+def read_batch_norm(node: Node | None, problems: Problems) -> Any:
+    return _choice(node, "batch_norm", BATCH_NORM, problems)
+
+
+def _choice(node: Node | None, key: str, among: tuple[str, ...], problems: Problems) -> Any:
+    """One of a few words; the first if none is given."""
+    if node is None or node.value in among:
+        return among[0] if node is None else node.value
     got = shorten(node.raw) if node.raw else node.kind
-    problems.error(
-        node.position,
-        f"missing: one of {', '.join(MISSING)} expected, got {got}",
-        node.raw,
-        MISSING,
-    )
-    return "error"
+    expected = f"{key}: one of {', '.join(among)} expected, got {got}"
+    problems.error(node.position, expected, node.raw, among)
+    return among[0]
 
 
 def read_exclude(node: Node | None, problems: Problems) -> tuple[str, ...]:

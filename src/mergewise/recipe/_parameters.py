@@ -52,6 +52,7 @@ class ParameterReader:
         self, name: str, node: Node, where: str, of_source: bool, at: Position
     ) -> Setting | None:
         setting = read_setting(node, where, self.problems)
+        self.native = self.native or bool(setting and setting.native)
         param = self.method.params.get(name) if self.method else None
         if setting is None or self.method is None:
             return setting

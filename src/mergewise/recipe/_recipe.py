@@ -57,6 +57,10 @@ class Slice:
         base = None if base_role == "ignored" else self.base
         return [i for i, source in enumerate(self.sources) if source is not base]
 
+    def copied(self, base_role: Literal["required", "optional", "ignored"], least: int) -> bool:
+        """Whether its only model is too few for a method, so that it is taken as it is."""
+        return len(self.sources) == 1 and len(self.experts(base_role)) < least
+
     @property
     def layers(self) -> int | None:
         """How many output layers; None for as many as the models have."""
@@ -94,6 +98,7 @@ class Stage:
         missing: what to do with tensors that only some models have.
         guide: the guide that is to find this stage's numbers, as written; a mapping with its
             ``name``, or None.
+        batch_norm: what to do with running means and variances.
         native: whether the document uses what mergekit does not have.
         position: where the document begins.
         positions: where each top-level value is.
@@ -116,6 +121,7 @@ class Stage:
     position: Position
     positions: Mapping[str, Position] = field(default_factory=dict)
     guide: Mapping[str, Any] | None = None
+    batch_norm: Literal["pool", "merge", "copy"] = "pool"
 
     @property
     def models(self) -> tuple[ModelRef, ...]:

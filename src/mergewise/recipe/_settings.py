@@ -1,4 +1,4 @@
-"""What may stand for a parameter: a scalar, a gradient, choices, or a list of conditions."""
+"""What may stand for a parameter: a scalar, a gradient, choices, conditions, block weights."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
+from mergewise.recipe._blocks import read_blocks
 from mergewise.recipe._keys import check_keys
 from mergewise.recipe._nodes import Node
 from mergewise.recipe._problems import Position, Problems, shorten
@@ -24,6 +25,8 @@ class Condition:
     position: Position
     places: tuple[Position, ...] = ()
     """Where each item of a list is; empty for a scalar."""
+    block: str | None = None
+    """The block of a UNet that it is for; see `_blocks`."""
 
     def matches(self, name: str) -> bool:
         return self.filter is None or self.filter == "*" or self.filter in name
@@ -38,12 +41,14 @@ class Setting:
         conditions: tried in order; the first that matches gives the value. A value without
             conditions is one that always matches.
         conditional: whether it was written with filters.
+        native: whether it was written as mergekit cannot read it.
     """
 
     where: str
     position: Position
     conditions: tuple[Condition, ...]
     conditional: bool = False
+    native: bool = False
 
     def leaves(self) -> Iterator[tuple[Leaf, Position]]:
         """Every number, switch or text in it, with the place of its condition."""
@@ -72,7 +77,9 @@ class Setting:
 
     def _origin(self, condition: Condition) -> str:
         text = f"{condition.position} {self.where}"
-        if condition.filter is not None:
+        if condition.block is not None:
+            text += f", block {condition.block}"
+        elif condition.filter is not None:
             text += f", filter {condition.filter!r}"
         if isinstance(condition.value, tuple):
             text += f", gradient [{', '.join(str(v) for v in condition.value)}]"
@@ -106,6 +113,8 @@ def _is_number(value: Leaf) -> bool:
 
 def read_setting(node: Node, where: str, problems: Problems) -> Setting | None:
     """The setting at `node`; None, with the problem reported, if it has no such form."""
+    if node.has("blocks"):
+        return _from_blocks(node, where, problems)
     if isinstance(node.value, dict):
         conditions, conditional = [_condition(node, where, problems)], True
     elif isinstance(node.value, list) and any(isinstance(n.value, dict) for n in node.value):
@@ -119,6 +128,18 @@ def read_setting(node: Node, where: str, problems: Problems) -> Setting | None:
     kept = tuple(c for c in conditions if c is not None)
     _check_reach(kept, where, problems)
     return Setting(where, node.position, kept, conditional)
+
+
+def _from_blocks(node: Node, where: str, problems: Problems) -> Setting | None:
+    weights = read_blocks(node, where, problems)
+    if weights is None:
+        return None
+    found = [
+        Condition(text, weight.value, weight.position, block=weight.block)
+        for weight in weights
+        for text in weight.filters or (None,)
+    ]
+    return Setting(where, node.position, tuple(found), conditional=True, native=True)
 
 
 def _check_reach(conditions: tuple[Condition, ...], where: str, problems: Problems) -> None:

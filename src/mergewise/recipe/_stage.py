@@ -8,6 +8,7 @@ from typing import Literal
 from mergewise.methods import Method, all_methods
 from mergewise.recipe import _keys
 from mergewise.recipe._fields import (
+    read_batch_norm,
     read_dtype,
     read_evidence,
     read_exclude,
@@ -93,6 +94,7 @@ class _StageReader:
             "exclude": read_exclude(doc.get("exclude"), problems),
             "missing": read_missing(doc.get("missing"), problems),
             "guide": read_guide(doc.get("guide"), problems),
+            "batch_norm": read_batch_norm(doc.get("batch_norm"), problems),
         }
         if self.method is None or form is None:
             return None

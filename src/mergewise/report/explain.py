@@ -50,6 +50,8 @@ def _facts(known: dict[str, Any]) -> list[tuple[str, str]]:
     lines = [("output", f"{known['dtype']} {show_shape(known['shape'])}")]
     if known["fate"] == "copy":
         return [("fate", f"copied: {known['reason']}"), *lines]
+    if known["fate"] == "pool":
+        return [("fate", f"pooled: {known['reason']}"), *lines, ("formula", known["formula"])]
     if known["inputs_rounded_to"]:
         lines.append(("inputs", f"rounded to {known['inputs_rounded_to']} first (dtype)"))
     if known["reason"]:

@@ -182,6 +182,7 @@ def _oddities(stage: StagePlan, groups: Sequence[Alike[TensorPlan]]) -> list[Ren
     """What is not simply merged, and why."""
     told = [(g.pattern, g.items[0]) for g in groups if g.items[0].reason]
     copied = [(name, first.reason) for name, first in told if first.fate == "copy"]
+    pooled = [(name, first.reason) for name, first in told if first.fate == "pool"]
     otherwise = [(name, first.reason) for name, first in told if first.fate == "merge"]
     partial = [
         (name, f"not in {', '.join(models)}")
@@ -191,6 +192,7 @@ def _oddities(stage: StagePlan, groups: Sequence[Alike[TensorPlan]]) -> list[Ren
     page: list[RenderableType] = []
     for title, rows in (
         ("Copied", copied),
+        ("Pooled", pooled),
         ("Merged otherwise", otherwise),
         ("Merged of fewer models", partial),
         ("Not written", list(stage.omitted.items())),
