@@ -28,6 +28,7 @@ from mergewise.checkpoint._layers import (
     renumber,
     tied_head,
 )
+from mergewise.checkpoint._layouts import index_files, placed, plan_files
 from mergewise.checkpoint._licence import merged_licence, stated_licence
 from mergewise.checkpoint._output import (
     MAX_COPIED,
@@ -38,6 +39,7 @@ from mergewise.checkpoint._output import (
     write_config,
 )
 from mergewise.checkpoint._packed._ref import PackedRef, Packing
+from mergewise.checkpoint._pipeline import SAFETY, Pipeline, copy_parts
 from mergewise.checkpoint._provenance import fingerprint, provenance, sha256_file, versions
 from mergewise.checkpoint._read import FileReader
 from mergewise.checkpoint._safetensors import Header, TensorInfo, read_header
@@ -58,6 +60,7 @@ __all__ = [
     "CODES",
     "MAX_COPIED",
     "PREFIX",
+    "SAFETY",
     "TORCH_NAMES",
     "Access",
     "Adapter",
@@ -76,6 +79,7 @@ __all__ = [
     "LowRank",
     "PackedRef",
     "Packing",
+    "Pipeline",
     "Scaled",
     "ShardLayout",
     "Shifted",
@@ -91,12 +95,14 @@ __all__ = [
     "changed_whole",
     "config_value",
     "copied_files",
+    "copy_parts",
     "copy_tokenizer",
     "create_shard",
     "edited_config",
     "find_layers",
     "fingerprint",
     "head_and_embedding",
+    "index_files",
     "index_json",
     "inspect_checkpoint",
     "is_adapter",
@@ -114,6 +120,8 @@ __all__ = [
     "open_checkpoint",
     "open_reference",
     "parse_object",
+    "placed",
+    "plan_files",
     "plan_shards",
     "provenance",
     "read_header",

@@ -37,7 +37,7 @@ def refuse_other_formats(path: Path, names: list[str]) -> None:
     """Raise if `names`, the files at `path`, are of a format that is known and not read.
 
     Raises:
-        NotBuiltYetError: diffusers pipelines, GGUF.
+        NotBuiltYetError: GGUF.
         CheckpointError: pickles, adapters without a base.
     """
     if "adapter_config.json" in names:
@@ -45,8 +45,6 @@ def refuse_other_formats(path: Path, names: list[str]) -> None:
             f"{where(path)}: an adapter (adapter_config.json), not a model; name it with its base, "
             "as in BASE+ADAPTER"
         )
-    if "model_index.json" in names:
-        _not_yet(path, "a diffusers pipeline (model_index.json)", "give one of its sub-folders")
     for name in names:
         if name.endswith(".gguf"):
             _not_yet(path, f"a GGUF file ({shown(name)})", "use the safetensors it was made from")

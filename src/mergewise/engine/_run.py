@@ -12,7 +12,7 @@ from typing import Any
 from mergewise._device import pick_device
 from mergewise._lazy import torch
 from mergewise._units import parse_bytes, show_bytes
-from mergewise.checkpoint import FileReader, ShardLayout, plan_shards
+from mergewise.checkpoint import FileReader, ShardLayout, placed, plan_files
 from mergewise.constants import DEFAULT_SHARD_BYTES, FUSE_FROM_ELEMENTS
 from mergewise.engine import _compile
 from mergewise.engine._budget import choose_workers
@@ -212,7 +212,7 @@ class _Run:
             warnings.append(f"NaN or infinity let through in {len(bad)} tensors: {some}")
         return MergeResult(
             out=self.out,
-            files=tuple(layout.filename for layout in layouts),
+            files=tuple(placed(layout.filename) for layout in layouts),
             bytes_written=sum(sum(layout.sizes.values()) for layout in layouts),
             resumed=resumed,
             warnings=(*plan.warnings, *warnings),
@@ -254,7 +254,7 @@ class _Run:
             for name, t in output.tensors.items()
             if name != left_out
         ]
-        return plan_shards(specs, self.shard_bytes)
+        return plan_files(specs, self.shard_bytes, self.plan.donor)
 
     def _fuses(self) -> bool:
         large = self.plan.elements >= FUSE_FROM_ELEMENTS
