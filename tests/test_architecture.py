@@ -6,14 +6,15 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1] / "src/mergewise"
 
 COMMON = {"errors", "constants", "_units", "_paths", "_lazy", "_registry", "_device", "__init__"}
-LIBRARY = {"methods", "recipe", "checkpoint", "plan", "engine"}
+LIBRARY = {"methods", "recipe", "checkpoint", "vocabulary", "plan", "engine"}
 ALLOWED = {
     "methods": {"errors", "_lazy", "_registry"},
     "recipe": {*COMMON, "methods"},
     "checkpoint": COMMON,
     "evidence": {*COMMON, "methods", "recipe", "checkpoint"},
-    "plan": {*COMMON, "methods", "recipe", "checkpoint", "evidence"},
-    "engine": {*COMMON, "methods", "recipe", "checkpoint", "evidence", "plan"},
+    "vocabulary": {*COMMON, "checkpoint"},
+    "plan": {*COMMON, "methods", "recipe", "checkpoint", "vocabulary", "evidence"},
+    "engine": {*COMMON, *LIBRARY, "evidence"},
     "report": {*COMMON, *LIBRARY, "evidence", "guides", "transforms"},
     "transforms": {*COMMON, *LIBRARY, "evidence", "_settings"},
     "forms": {*COMMON, *LIBRARY, "transforms"},

@@ -9,6 +9,7 @@ Which files of a folder count, in this order:
 3. The only ``*.safetensors.index.json``.
 4. The only ``*.safetensors``.
 5. Where the caller allows it (`access`), PyTorch files; see `_pickles`.
+6. The only GGUF file, or the files of the only split model; see `_gguf`.
 
 A folder with ``model_index.json`` is a diffusers pipeline (`_pipeline`); of files that diffusers
 wrote in variants, one is chosen first (`_variants`). Anything else is refused, with the reason. The
@@ -27,11 +28,23 @@ from mergewise._paths import expanded
 from mergewise.checkpoint._config import check_config, config_value
 from mergewise.checkpoint._dtypes import TORCH_NAMES
 from mergewise.checkpoint._files import FileStamp, shown, where
+from mergewise.checkpoint._gguf._files import only_gguf
+from mergewise.checkpoint._hub import (
+    Origin,
+    away,
+    header_of,
+    here,
+    incomplete,
+    listed,
+    locate,
+    origin_of,
+    repo_of,
+)
 from mergewise.checkpoint._index import Index, read_index
 from mergewise.checkpoint._json import read_json
 from mergewise.checkpoint._pickles import choose_pickles, is_pickle, refuse_pickles
 from mergewise.checkpoint._refuse import refuse_missing, refuse_other_formats, refuse_quantised
-from mergewise.checkpoint._safetensors import Header, TensorInfo, read_header
+from mergewise.checkpoint._safetensors import Header, TensorInfo
 from mergewise.checkpoint._torch_file import read_torch_file
 from mergewise.checkpoint._variants import choose_variant, stem_of
 from mergewise.errors import CheckpointError
@@ -88,6 +101,11 @@ class Checkpoint:
         """What the names of its files begin with, where that matters to loaders."""
         return stem_of(self.files[0].name) if self.files else "model"
 
+    @property
+    def origin(self) -> Origin | None:
+        """Repository and commit, of what lies in the Hub's cache or is still on the Hub."""
+        return origin_of(self.folder)
+
     @cached_property
     def total_parameters(self) -> int:
         """Elements of all tensors."""
@@ -136,9 +154,13 @@ class Checkpoint:
 def open_checkpoint(path: Path | str) -> Checkpoint:
     """Open a folder or one file of weights, reading headers, index and config.
 
+    A name on the Hub (``org/name[@revision]``) is opened likewise: its small files are downloaded,
+    of its weights the headers alone are read; see `arrived` and `FileReader`.
+
     Raises:
         CheckpointError: if there is no checkpoint, or it is broken: the message names the file.
-        NotBuiltYetError: if it is an adapter, quantised, GGUF, or a name on the Hub.
+        HubError: if it is no path here, but a name on the Hub, and cannot be had there.
+        NotBuiltYetError: if it is an adapter, quantised or GGUF.
     """
     given = str(path)
     path = expanded(path) if given.startswith("~") else Path(path)
@@ -147,11 +169,26 @@ def open_checkpoint(path: Path | str) -> Checkpoint:
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{where(path)}: cannot be opened: {error}") from None
     if not exists:
+        path = _on_hub(given, path)
+        repo = repo_of(path)
+        is_folder = path.is_dir() or (repo is not None and path == repo.folder)
+    try:
+        return _open_folder(path) if is_folder else _open_file(path)
+    except CheckpointError as error:
+        raise incomplete(path, error) from None
+
+
+def _on_hub(given: str, path: Path) -> Path:
+    """Where the cache has, or will have, what is not at `path`; raises if that is nowhere."""
+    found = path if away(path) is not None else locate(given)
+    if found is None:
         refuse_missing(given)
-    return _open_folder(path) if is_folder else _open_file(path)
+    return found
 
 
 def _open_file(path: Path) -> Checkpoint:
+    if path.suffix == ".gguf":
+        return _open_gguf(path, path.parent)
     if path.suffix != ".safetensors" and not is_pickle(path.name):
         refuse_other_formats(path, [path.name])
         raise CheckpointError(f"{where(path)}: a folder or a .safetensors file expected")
@@ -162,7 +199,7 @@ def _open_file(path: Path) -> Checkpoint:
 
 def _open_folder(path: Path) -> Checkpoint:
     try:
-        names = sorted(entry.name for entry in path.iterdir())
+        names = listed(path)
     except OSError as error:
         raise CheckpointError(f"{where(path)}: cannot be listed: {error}") from None
     if "model_index.json" in names:
@@ -170,6 +207,8 @@ def _open_folder(path: Path) -> Checkpoint:
 
         return open_pipeline(path)
     refuse_quantised(path, names)
+    if (file := only_gguf(path, names)) is not None:
+        return _open_gguf(file, path)
     single, index_name, warnings = _choose(path, names)
     config = _config(path)
     if single:
@@ -185,6 +224,13 @@ def _open_folder(path: Path) -> Checkpoint:
         warnings.append(f"{where(path)}: not in {index_name}, ignored: {_some(extra)}")
     files = [path / shard for shard in index.shards]
     return _assemble(path, path, files, index, config, warnings)
+
+
+def _open_gguf(file: Path, folder: Path) -> Checkpoint:
+    # inside: a packed tensor is a TensorRef
+    from mergewise.checkpoint._gguf._open import open_gguf
+
+    return open_gguf(file, folder, _config(folder))
 
 
 def _choose(path: Path, names: list[str]) -> tuple[str, str, list[str]]:
@@ -283,13 +329,13 @@ def _unpacked(checkpoint: Checkpoint) -> Checkpoint:
 
 
 def _header(file: Path, index: Index | None, warnings: list[str]) -> Header:
-    if index and not file.exists():
+    if index and not file.exists() and away(file) is None:
         raise CheckpointError(
             f"{where(file)}: this shard is named in {index.path.name} but missing; "
             "fetch the rest of the checkpoint"
         )
     if not is_pickle(file.name):
-        return read_header(file)
-    found = read_torch_file(file)
+        return header_of(file)
+    found = read_torch_file(here(file))
     warnings += found.warnings
     return found.header

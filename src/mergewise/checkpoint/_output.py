@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -90,12 +90,17 @@ class Copied:
     warnings: tuple[str, ...]
 
 
-def copy_tokenizer(donor: Path, out: Path) -> Copied:
+def copy_tokenizer(
+    donor: Path, out: Path, wanted: Callable[[str], bool] = lambda name: True
+) -> Copied:
     """Copy tokenizer, chat templates, generation and processor configs, and licence texts.
 
     Only regular files of known names are copied, byte for byte. A link is followed within the
     folder and into its hub cache, never elsewhere: a model folder must not be able to publish a
     file of the machine it is merged on.
+
+    Args:
+        wanted: whether to copy a file of that name; by default all.
 
     Raises:
         CheckpointError: if `donor` cannot be listed.
@@ -104,6 +109,8 @@ def copy_tokenizer(donor: Path, out: Path) -> Copied:
     names, warnings = [], []
     for source in copied_files(donor):
         name = source.relative_to(donor).as_posix()
+        if not wanted(name):
+            continue
         try:
             if not stays_inside(source, donor):
                 raise CheckpointError(f"{where(source)}: a link that leaves the folder")

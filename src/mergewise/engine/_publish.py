@@ -14,6 +14,7 @@ from typing import Any
 from mergewise.checkpoint import (
     TORCH_NAMES,
     CardInput,
+    Checkpoint,
     ShardLayout,
     copied_files,
     copy_parts,
@@ -23,6 +24,7 @@ from mergewise.checkpoint import (
     index_files,
     make_folder,
     model_card,
+    origin_of,
     placed,
     provenance,
     sha256_file,
@@ -35,6 +37,7 @@ from mergewise.engine._journal import Workspace
 from mergewise.errors import OutputError
 from mergewise.methods import get_method
 from mergewise.plan import MergePlan
+from mergewise.vocabulary import OutputFiles
 
 RECIPE_FILE = "mergekit_config.yml"
 PROVENANCE_FILE = "mergewise_provenance.json"
@@ -53,8 +56,11 @@ def publish(
     tied: bool | None,
     settings: Mapping[str, Any],
     full_hashes: bool,
+    files: OutputFiles | None = None,
 ) -> list[str]:
     """Move the shards into the output folder and write everything else; returns warnings.
+
+    `files` are those of an output that has not simply its donor's tokenizer.
 
     The config comes last: whatever interrupts this, a folder with a config is complete.
 
@@ -66,7 +72,8 @@ def publish(
     try:
         shutil.rmtree(small, ignore_errors=True)
         small.mkdir()
-        copied = copy_tokenizer(plan.output.donor.folder, small)
+        donor = plan.output.donor.folder
+        copied = files.write(small) if files else copy_tokenizer(donor, small)
         write_file(small / RECIPE_FILE, plan.recipe.text.encode())
         names = [layout.filename for layout in layouts]
         record = _provenance(plan, space, names, settings, full_hashes)
@@ -154,7 +161,7 @@ def describe(plan: MergePlan, tied: bool | None) -> dict[str, Any] | None:
         CheckpointError: if the donor's config cannot describe the output's layers.
     """
     output = plan.output
-    if output.donor.config is None:
+    if output.config is None:
         return None
     sizes: dict[str, int] = {}
     for tensor in output.tensors.values():
@@ -162,9 +169,8 @@ def describe(plan: MergePlan, tied: bool | None) -> dict[str, Any] | None:
             sizes[tensor.meta.dtype] = sizes.get(tensor.meta.dtype, 0) + tensor.meta.nbytes
     main = max(sizes, key=lambda code: sizes[code]) if sizes else None
     return edited_config(
-        output.donor.config,
+        output.config,
         dtype=TORCH_NAMES[main] if main else None,
-        kept_layers=output.layers,
         tie_word_embeddings=tied,
     )
 
@@ -183,6 +189,8 @@ def _provenance(
         outputs={placed(name): space.done[name] for name in names},
         config={"recipe_digest": plan.recipe.digest, **settings},
     )
+    for model, checkpoint in zip(record["inputs"], plan.checkpoints.values(), strict=True):
+        model.update(_origins(checkpoint))
     if plan.evidence:
         record["evidence"] = [
             {"name": known.path.name, "fingerprint": fingerprint(known.path), **known.summary}
@@ -194,6 +202,17 @@ def _provenance(
                 entry["sha256"] = sha256_file(path)
         record["outputs_sha256"] = {placed(n): sha256_file(space.locate(n)) for n in names}
     return (json.dumps(record, indent=2) + "\n").encode()
+
+
+def _origins(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Repository and commit of a model and of its adapter, as far as they are the Hub's."""
+    places = {"hub": checkpoint.folder, "adapter_hub": checkpoint.adapter}
+    found = {key: origin_of(place) for key, place in places.items() if place is not None}
+    return {
+        key: {"repository": origin.repo, "commit": origin.commit}
+        for key, origin in found.items()
+        if origin is not None
+    }
 
 
 def _card_inputs(plan: MergePlan) -> list[CardInput]:
@@ -213,9 +232,11 @@ def _card_inputs(plan: MergePlan) -> list[CardInput]:
 
 
 def _card_input(folder: Path, role: str, file: Path) -> CardInput:
-    # every input is a local folder so far, however much its path looks like a Hub name
-    name = folder.resolve().name
-    return CardInput(name, role, stated_licence(folder), fingerprint(file)[:16])
+    licence, origin = stated_licence(folder), origin_of(folder)
+    if origin is not None:
+        return CardInput(origin.repo, role, licence, f"commit {origin.commit[:12]}", hub=True)
+    # a local folder, however much its path looks like a Hub name
+    return CardInput(folder.resolve().name, role, licence, fingerprint(file)[:16])
 
 
 def _card(plan: MergePlan, out: Path) -> str:

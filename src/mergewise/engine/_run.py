@@ -12,7 +12,17 @@ from typing import Any
 from mergewise._device import pick_device
 from mergewise._lazy import torch
 from mergewise._units import parse_bytes, show_bytes
-from mergewise.checkpoint import FileReader, ShardLayout, placed, plan_files
+from mergewise.checkpoint import (
+    FileReader,
+    ShardLayout,
+    arrived,
+    cache_folder,
+    check_room,
+    on_one_disk,
+    placed,
+    plan_files,
+    to_fetch,
+)
 from mergewise.constants import DEFAULT_SHARD_BYTES, FUSE_FROM_ELEMENTS
 from mergewise.engine import _compile
 from mergewise.engine._budget import choose_workers
@@ -34,6 +44,7 @@ from mergewise.errors import (
 )
 from mergewise.plan import MergePlan, build_plan
 from mergewise.recipe import Recipe, load_recipe
+from mergewise.vocabulary import OutputFiles
 
 Progress = Callable[[int, int], None]
 """Called with (bytes written so far, bytes to write in all), from any thread."""
@@ -164,6 +175,7 @@ class _Run:
 
     def run(self) -> MergeResult:
         self._refuse_own_inputs()
+        self.files = self._output_files()
         fuse = self._fuses()
         # what the bytes depend on; workers, say, are not among it
         self.settings = {
@@ -189,9 +201,9 @@ class _Run:
 
     def _merge(self, space: Workspace, fuse: bool) -> MergeResult:
         plan = self.plan
+        stamps = arrived({p: s for c in plan.checkpoints.values() for p, s in c.stamps.items()})
         options = Options(device=self.device, fuse=fuse, check=self.check)
         scheduler = Scheduler(self.workers)
-        stamps = {p: s for c in plan.checkpoints.values() for p, s in c.stamps.items()}
         stamps |= {known.path: known.stamp for known in plan.evidence.values()}
         with FileReader(stamps) as reader, one_torch_thread(), explained_memory(self.device):
             tasks = Tasks(plan, reader, options)
@@ -205,7 +217,13 @@ class _Run:
         if bad:
             settings = {**settings, "nonfinite": bad}
         warnings = publish(
-            plan, space, layouts, tied=tied, settings=settings, full_hashes=self.full_hashes
+            plan,
+            space,
+            layouts,
+            tied=tied,
+            settings=settings,
+            full_hashes=self.full_hashes,
+            files=self.files,
         )
         if bad:
             some = ", ".join(bad[:5]) + (", …" if bad[5:] else "")
@@ -217,6 +235,14 @@ class _Run:
             resumed=resumed,
             warnings=(*plan.warnings, *warnings),
         )
+
+    def _output_files(self) -> OutputFiles | None:
+        """The output's tokenizer, if it is not simply a copy; trouble with it comes before work."""
+        output = self.plan.output
+        if output.vocabulary is None:
+            return None
+        vocabulary = output.vocabulary
+        return OutputFiles(vocabulary.tokenizer, vocabulary.rows, output.donor.folder)
 
     def _write_shards(
         self, space: Workspace, tasks: Tasks, layouts: list[ShardLayout], scheduler: Scheduler
@@ -274,6 +300,11 @@ class _Run:
     def _check_space(self, space: Workspace) -> None:
         places = [space.locate(name) for name in space.done]
         need = self.plan.bytes_write - sum(p.stat().st_size for p in places if p.is_file())
+        come = sum(each.file.size for each in to_fetch(self.plan.checkpoints.values()))
+        cache = cache_folder() if come else space.folder
+        check_room(come, cache)
+        if on_one_disk(cache, space.folder):
+            need += come
         free = shutil.disk_usage(space.folder).free
         if need > free:
             raise OutputError(

@@ -13,6 +13,7 @@ from mergewise.engine._copy import CopyTask
 from mergewise.engine._evidence import MeanSource, spread
 from mergewise.engine._model import whole_model
 from mergewise.engine._pool import PoolTask
+from mergewise.engine._rows import RowsSource
 from mergewise.engine._schedule import Scheduler
 from mergewise.engine._sources import FileSource, Source, cast, file_source
 from mergewise.engine._task import Options, TensorTask
@@ -147,10 +148,17 @@ class Tasks:
         ]
 
     def _source(self, stage: int, item: Input) -> Source:
+        if item.rows is None:
+            return self._as_stored(stage, item)
+        donors = {n: self._as_stored(stage, donor) for n, donor in item.rows.donors.items()}
+        own = self._as_stored(stage, item)
+        return RowsSource(own, donors, item.rows.map, item.rows.axis, stage)
+
+    def _as_stored(self, stage: int, item: Input) -> Source:
         view = item.view
         if view.checkpoint is not None:
             ref = view.checkpoint.tensors[item.meta.name]
-            return file_source(view.label, ref, self._reader, stage)
+            return file_source(view.label, ref, self._reader, stage, self._options.fuse)
         assert view.stage is not None
         inner = self.make(view.stage, self._plan.stages[view.stage].tensors[item.meta.name])
         return StageSource(view.label, inner, self._shared[view.stage].get(item.meta.name))

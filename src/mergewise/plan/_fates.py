@@ -25,7 +25,8 @@ from mergewise.plan._odd_evidence import Given, odd_evidence
 from mergewise.plan._slots import Slot
 from mergewise.plan._values import Parameters
 from mergewise.plan._views import describe
-from mergewise.recipe import Module, Source, Stage
+from mergewise.plan._vocabulary import StageVocabulary
+from mergewise.recipe import Source, Stage
 
 FLOATS = frozenset(
     ("F16", "BF16", "F32", "F64", "F8_E5M2", "F8_E4M3", "F8_E4M3FNUZ", "F8_E5M2FNUZ")
@@ -39,15 +40,16 @@ class Fates:
         self,
         stage: Stage,
         method: Method,
-        module: Module,
         evidence: Mapping[str, Evidence],
         reads: bool = True,
+        vocabulary: StageVocabulary | None = None,
     ) -> None:
         self._evidence = evidence
         self._reads = reads
+        self._vocabulary = vocabulary
         self.stage = stage
         self.method = method
-        self.parameters = Parameters(stage, method, module)
+        self.parameters = Parameters(stage, method)
         self.problems: list[Diagnostic] = []
         self.warnings: list[str] = []
         self._missing: dict[str, list[str]] = {}
@@ -64,6 +66,12 @@ class Fates:
             Input(view, view.tensors[name]) if name else None
             for view, name in zip(views, slot.inputs, strict=True)
         ]
+        if self._vocabulary:
+            try:
+                found = self._mapped(self._vocabulary, found)
+            except MergewiseError as error:
+                self._problem(slot.name, _without(str(error), [slot.name]), describe(error))
+                return None
         donor = self._donor(slot, found)
         dtype = self._out_dtype(donor.meta.dtype)
         meta = TensorMeta(slot.name, dtype, donor.meta.shape)
@@ -83,6 +91,9 @@ class Fates:
         if slot.name.startswith(SAFETY):
             reason = f"a safety checker is not merged: copied from {donor.view.label}"
             return TensorPlan(meta, "copy", None, (donor,), reason=reason)
+        if slot.slice_.copied(self.method.base, self.method.experts[0]):
+            reason = f"the recipe names only {donor.view.label} here"
+            return TensorPlan(meta, "copy", None, (donor,), reason=reason)
         if self.stage.batch_norm == "copy" and is_statistic(slot.name):
             reason = f"a batch norm's (batch_norm: copy): copied from {donor.view.label}"
             return TensorPlan(meta, "copy", None, (donor,), reason=reason)
@@ -99,6 +110,12 @@ class Fates:
         if planned and self.stage.batch_norm == "pool" and is_statistic(slot.name):
             return pooled(planned, self.method) or planned
         return planned
+
+    def _mapped(
+        self, vocabulary: StageVocabulary, found: Sequence[Input | None]
+    ) -> list[Input | None]:
+        names = {item.view.label: item.meta.name for item in found if item}
+        return [vocabulary.mapped(item, names) if item else None for item in found]
 
     def finish(self) -> None:
         """Turn what was gathered over all tensors into problems, one for each kind."""
@@ -191,7 +208,7 @@ class Fates:
                 continue
             good = False
             hint = (
-                "these look like vocabularies of different sizes, which are not mapped yet"
+                "these look like vocabularies of different sizes; see `tokenizer_source`"
                 if "emb" in slot.name or "head" in slot.name
                 else "models of one architecture and size are needed"
             )
@@ -271,6 +288,9 @@ class Fates:
         needs = self.method.needs(Settings(planned.values)) if self._reads else ()
         if not needs:
             return planned
+        if any(item.rows for item in planned.inputs):
+            otherwise = next((f": {n.otherwise}" for n in needs if n.otherwise), "")
+            return replace(planned, reason=f"evidence is of another vocabulary{otherwise}")
         sources = [slot.slice_.sources[i] for i in experts]
         theirs = [need for need in needs if need.of == "experts"]
         models = [

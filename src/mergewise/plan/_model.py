@@ -8,12 +8,16 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from mergewise.checkpoint import BITS, ChangedRef, Checkpoint, TensorRef
+from mergewise.checkpoint import BITS, ChangedRef, Checkpoint, TensorRef, identity
 from mergewise.evidence import Evidence
 from mergewise.plan._evidence import Statistics
 from mergewise.recipe import Recipe, Stage
+from mergewise.vocabulary import RowMap, Tokenizer
+
+if TYPE_CHECKING:
+    from mergewise.plan._vocabulary import StageVocabulary
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,7 @@ class View:
         stage: the number of the stage; None for a checkpoint.
         tied: (head, embedding) if the model's output head is its embedding.
         maybe_tied: the same, if that shows only once the stage is computed; it has a head then.
+        tokenizer: the one that an earlier stage gave it; None for that of `folder`.
     """
 
     label: str
@@ -56,17 +61,39 @@ class View:
     stage: int | None = None
     tied: tuple[str, str] | None = None
     maybe_tied: tuple[str, str] | None = None
+    tokenizer: Tokenizer | None = None
 
     def ref(self, name: str) -> TensorRef | None:
         return self.checkpoint.tensors[name] if self.checkpoint else None
 
 
 @dataclass(frozen=True)
+class MappedRows:
+    """How an input's rows are brought into the order of the output's vocabulary.
+
+    Attributes:
+        map: where each row comes from.
+        axis: along which they lie.
+        donors: the tensors of other models that fill rows, by the map's numbers.
+    """
+
+    map: RowMap
+    axis: int
+    donors: Mapping[int, Input]
+
+
+@dataclass(frozen=True)
 class Input:
-    """One input of an output tensor: a tensor of a model."""
+    """One input of an output tensor: a tensor of a model.
+
+    Attributes:
+        meta: as the method sees it: with mapped rows it has as many as the output.
+        rows: for a tensor with a vocabulary that differs from the output's.
+    """
 
     view: View
     meta: TensorMeta
+    rows: MappedRows | None = None
 
 
 @dataclass(frozen=True)
@@ -114,7 +141,9 @@ class StagePlan:
             turns out equal to the embedding after merging.
         tied: (head, embedding) if the output's head is its embedding for certain.
         donor: the model whose config and tokenizer the output gets.
-        layers: for each output layer, the donor's layer it is described by; None for unchanged.
+        config: the donor's, as the output's layers and vocabulary are; None if it has none.
+        sliced: whether layers are put together from slices.
+        vocabulary: the output's tokenizer and vocabulary; None if they are simply the donor's.
     """
 
     index: int
@@ -125,8 +154,10 @@ class StagePlan:
     views: tuple[View, ...]
     maybe_tied: tuple[str, str] | None = None
     tied: tuple[str, str] | None = None
-    layers: tuple[int, ...] | None = None
+    config: dict[str, Any] | None = None
+    sliced: bool = False
     warnings: tuple[str, ...] = ()
+    vocabulary: StageVocabulary | None = None
 
     @property
     def label(self) -> str:
@@ -200,11 +231,11 @@ class MergePlan:
 
     def digest(self) -> str:
         """A hash of all that the output's bytes depend on: recipe, inputs
-        (by size and time of change), configs, version."""
+        (by size and time of change; on the Hub by commit), configs, version."""
         from mergewise import __version__
 
         files = [
-            [label, file.name, stamp.size, stamp.mtime_ns]
+            [label, *identity(file, stamp)]
             for label, checkpoint in sorted(self.checkpoints.items())
             for file, stamp in checkpoint.stamps.items()
         ]
@@ -215,5 +246,6 @@ class MergePlan:
         # a config decides on tied heads and layers, and is copied
         configs = {label: checkpoint.config for label, checkpoint in self.checkpoints.items()}
         whole = [__version__, self.recipe.digest, self.seeds, files, configs]
+        whole += [stage.vocabulary.digest() for stage in self.stages if stage.vocabulary]
         text = json.dumps(whole, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
 from mergewise._paths import exists, expanded
 from mergewise.checkpoint import (
-    MAX_COPIED,
     Checkpoint,
     adapt,
+    hub_name,
+    locate,
     open_adapter,
     open_checkpoint,
-    read_small,
     tied_head,
 )
-from mergewise.errors import MergewiseError, NotBuiltYetError
+from mergewise.errors import MergewiseError
 from mergewise.plan._model import TensorMeta, View
 from mergewise.recipe import ModelRef, Recipe
 
@@ -33,7 +32,8 @@ def open_view(ref: ModelRef, recipe: Recipe) -> View:
     """Open one model from its headers.
 
     Raises:
-        NotBuiltYetError: for Hub revisions, and adapters of kinds that are not built.
+        NotBuiltYetError: for adapters of kinds that are not built.
+        HubError: if it is on the Hub, and cannot be had there.
         CheckpointError: if it cannot be read, or its adapter does not fit it.
     """
     checkpoint = open_model(ref, recipe)
@@ -55,27 +55,26 @@ def open_model(ref: ModelRef, recipe: Recipe) -> Checkpoint:
     return adapt(checkpoint, open_adapter(_local(ref.lora, recipe)))
 
 
-def _local(ref: ModelRef, recipe: Recipe) -> Path:
+def _local(ref: ModelRef, recipe: Recipe) -> Path | str:
+    """The path a reference points to; where there is nothing, its name on the Hub."""
     path = resolve_path(ref, recipe)
-    if ref.revision is not None and not exists(path):
-        raise NotBuiltYetError(
-            f"model {ref}: downloading a revision from the Hub is not built yet; "
-            "download it and give the local folder"
-        )
-    return path
+    if exists(path):
+        return path
+    name = ref.path if ref.revision is None else f"{ref.path}@{ref.revision}"
+    return path if hub_name(name) is None else name
 
 
-def tokenizer_fingerprint(view: View) -> str | None:
-    """A hash of the model's vocabulary file, to see whether models share it; None without one.
-
-    Raises:
-        CheckpointError: if the file cannot be read, or is too large to be a vocabulary.
-    """
-    for name in ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt"):
-        path = view.folder / name
-        if path.is_file():
-            return hashlib.sha256(read_small(path, MAX_COPIED)).hexdigest()
-    return None
+def tokenizer_view(ref: ModelRef, recipe: Recipe) -> View:
+    """A model that may be a tokenizer alone: a folder without weights; raises as `open_view`."""
+    try:
+        return open_view(ref, recipe)
+    except MergewiseError:
+        place = _local(ref, recipe)
+        # on the Hub: where its small files are by now
+        folder = place if isinstance(place, Path) else locate(place)
+        if folder is None or not (folder / "tokenizer.json").is_file():
+            raise
+        return View(str(ref), {}, None, folder)
 
 
 def describe(error: MergewiseError) -> str:

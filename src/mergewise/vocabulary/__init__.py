@@ -1,0 +1,51 @@
+"""Tokenizers and vocabularies: what a token's row is in every model, and in the output."""
+
+from __future__ import annotations
+
+from mergewise.vocabulary._compare import Difference, compare
+from mergewise.vocabulary._files import OutputFiles, moved_ids
+from mergewise.vocabulary._rows import (
+    MEAN,
+    OWN,
+    PADDING,
+    ZERO,
+    Fills,
+    Party,
+    RowMap,
+    TokenSource,
+    map_rows,
+)
+from mergewise.vocabulary._tensors import VocabularyTensors, vocabulary_tensors
+from mergewise.vocabulary._tokenizer import (
+    Tokenizer,
+    fingerprint_of,
+    read_tokenizer,
+    tokenizer_content,
+)
+from mergewise.vocabulary._union import listed_entry, union, with_tokens, within
+
+__all__ = [
+    "MEAN",
+    "OWN",
+    "PADDING",
+    "ZERO",
+    "Difference",
+    "Fills",
+    "OutputFiles",
+    "Party",
+    "RowMap",
+    "TokenSource",
+    "Tokenizer",
+    "VocabularyTensors",
+    "compare",
+    "fingerprint_of",
+    "listed_entry",
+    "map_rows",
+    "moved_ids",
+    "read_tokenizer",
+    "tokenizer_content",
+    "union",
+    "vocabulary_tensors",
+    "with_tokens",
+    "within",
+]
