@@ -293,3 +293,30 @@ def test_metadata_of_single_files_that_stays_true_is_kept(tmp_path):
     mergewise.merge(recipe(tmp_path), tmp_path / "out")
     with safe_open(tmp_path / "out" / "model.safetensors", "pt") as file:
         assert file.metadata() == {"format": "pt", **kept}
+
+
+def test_on_the_hub(hub, saved, tmp_path):
+    for name in "ab":
+        hub.add(f"org/{name}", saved / name)
+    shown = inspect_checkpoint("org/a").tensors
+    assert shown == inspect_checkpoint(saved / "a").tensors
+    document = recipe(saved)
+    mergewise.merge(document, tmp_path / "here")
+    document = json.loads(json.dumps(document).replace(str(saved), "org"))
+    result = mergewise.merge(document, tmp_path / "there")
+    for name in result.files:
+        assert (tmp_path / "there" / name).read_bytes() == (tmp_path / "here" / name).read_bytes()
+    assert (tmp_path / "there" / "tokenizer" / "tokenizer.json").is_file()
+
+
+def test_pytorch_files_on_the_hub(hub, tmp_path):
+    for seed, name in enumerate("ab"):
+        (tmp_path / name).mkdir()
+        torch.save({"w": torch.full((2,), float(seed))}, tmp_path / name / "pytorch_model.bin")
+        hub.add(f"org/{name}", tmp_path / name)
+    document = json.loads(json.dumps(recipe(tmp_path)).replace(str(tmp_path), "org"))
+    with pytest.raises(RecipeError, match="--allow-pickle"):
+        mergewise.merge(document, tmp_path / "out")
+    with mergewise.allow(pickle=True):
+        mergewise.merge(document, tmp_path / "out")
+    assert state(tmp_path, "out")["w"].tolist() == [0.25, 0.25]

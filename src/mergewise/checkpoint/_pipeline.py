@@ -15,6 +15,7 @@ from typing import Any
 
 from mergewise.checkpoint._files import read_small, shown, stays_inside, where
 from mergewise.checkpoint._folder import Checkpoint, TensorRef, open_checkpoint
+from mergewise.checkpoint._hub._repo import listed
 from mergewise.checkpoint._json import read_json
 from mergewise.checkpoint._output import MAX_COPIED, Copied
 from mergewise.checkpoint._variants import stem_of
@@ -99,20 +100,18 @@ def _folders(path: Path, index: Mapping[str, Any]) -> Iterator[str]:
                 f"{where(path / INDEX_FILE)}: a component called {shown(name)}, where the name of "
                 "a folder such as 'unet' was expected"
             )
-        if not (path / name).is_dir():
-            raise CheckpointError(
-                f"{where(path / name)}: this component is named in {INDEX_FILE} but missing; "
-                "fetch the rest of the pipeline"
-            )
         yield name
 
 
 def _has_weights(folder: Path) -> bool:
     """Whether a component is a model: `diffusers` writes a config.json for those alone."""
     try:
-        names = [entry.name for entry in folder.iterdir()]
-    except OSError as error:
-        raise CheckpointError(f"{where(folder)}: cannot be listed: {error}") from None
+        names = listed(folder)
+    except OSError:
+        raise CheckpointError(
+            f"{where(folder)}: this component is named in {INDEX_FILE} but missing; "
+            "fetch the rest of the pipeline"
+        ) from None
     return "config.json" in names or any(name.endswith(_WEIGHTS) for name in names)
 
 
