@@ -19,7 +19,7 @@ from mergewise.plan import MergePlan, StagePlan, TensorPlan
 _RUNTIME = 230_000_000  # Python, torch and the allocator's reserve
 _RANKING = 24  # for an element, its ranks within the row while they are found
 _KEY = 16  # for a key collected around a threshold: 8, held twice
-_DEQUANTISING = 16  # for an element, its number, code and scale while it is computed
+_DEQUANTISING = 32  # for an element, while it is computed from a code and a scale
 _OPEN = 2  # tensors begun and not finished
 
 
