@@ -68,8 +68,8 @@ def cache_folder() -> Path:
 
 
 @contextmanager
-def _session(what: str) -> Iterator[Any]:
-    """The shared client, with errors in our words, and answers refused that name odd files."""
+def session(what: str) -> Iterator[Any]:
+    """`huggingface_hub`, with errors in our words, and answers refused that name odd files."""
     hub = library(what)
     utils = _utils()
     with _quiet(), explaining(what):
@@ -122,7 +122,7 @@ def listing(name: HubName) -> tuple[str, dict[str, HubFile]]:
     Raises:
         HubError: if it cannot be had, or makes no sense.
     """
-    with _session(str(name)) as hub:
+    with session(str(name)) as hub:
         info = hub.HfApi().model_info(
             name.repo, revision=name.revision, files_metadata=True, timeout=_TIMEOUT
         )
@@ -163,7 +163,7 @@ def read_range(repo: str, commit: str, file: HubFile, start: int, count: int) ->
     what = f"{repo}@{commit[:12]}: {file.name}"
     if count <= 0:
         return b""
-    with _session(what) as hub:
+    with session(what) as hub:
         utils = _utils()
         headers = utils.build_hf_headers()
         headers |= {"Range": f"bytes={start}-{start + count - 1}", "Accept-Encoding": "identity"}
@@ -222,7 +222,7 @@ def fetch(
         HubError: if it cannot be had, or is not of the size or the commit that was listed.
     """
     what = f"{repo}@{commit[:12]}: {file.name}"
-    with _session(what) as hub:
+    with session(what) as hub:
         found = hub.hf_hub_download(
             repo, file.name, revision=revision or commit, cache_dir=cache, tqdm_class=_bar(count)
         )
