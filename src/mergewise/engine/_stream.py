@@ -78,7 +78,7 @@ class StreamedReader(FileReader):
                       if isinstance(s, AwayStamp) and not p.exists()}  # fmt: skip
         super().__init__({p: s for p, s in files.items() if p not in self._away})
         self._folder = folder
-        self._uses = {name: paths & self._away.keys() for name, paths in uses.items()}
+        self._uses = {name: paths.intersection(self._away) for name, paths in uses.items()}
         self._stopped = stopped
         self._state = threading.Lock()
         self._clock = self._live = self.fetched = self.most = 0
