@@ -38,7 +38,7 @@ from mergewise.checkpoint import (
     open_reference,
 )
 from mergewise.engine._budget import estimate
-from mergewise.errors import CheckpointError, MergewiseError, NonFiniteError, NotBuiltYetError
+from mergewise.errors import CheckpointError, MergewiseError, NonFiniteError
 from mergewise.plan import build_plan, tensor_dict
 
 Q = "model.layers.0.self_attn.q_proj"
@@ -379,16 +379,23 @@ def test_the_memory_of_adapters_is_counted(base: Path, tmp_path: Path) -> None:
     assert read_more == read + sum(4 * t.numel() for t in load(adapter).values())
 
 
-def test_guides_say_that_they_do_not_read_adapters(base: Path, tmp_path: Path) -> None:
-    adapter = lora(tmp_path / "adapter", load(base), [Q])
-    document = {
-        "merge_method": "task_arithmetic",
-        "base_model": str(base),
-        "models": [{"model": f"{base}+{adapter}"}],
-        "parameters": {"weight": 1},
-    }
-    with pytest.raises(NotBuiltYetError, match="guides do not read a base with an adapter"):
-        mergewise.write_recipe(document, "metagpt", tmp_path / "found.yml")
+def test_a_guide_reads_adapters_as_models(base: Path, tmp_path: Path) -> None:
+    weights = []
+    models = []
+    for i in range(2):
+        adapter = lora(tmp_path / f"adapter_{i}", load(base), [Q], seed=i, alpha=6 * (i + 1))
+        alone(base, adapter, tmp_path / f"dense_{i}")
+        models.append((f"{base}+{adapter}", str(tmp_path / f"dense_{i}")))
+    for kind in (0, 1):
+        document = {
+            "merge_method": "task_arithmetic",
+            "base_model": str(base),
+            "models": [{"model": model[kind]} for model in models],
+            "parameters": {"weight": 1},
+        }
+        found = mergewise.write_recipe(document, "metagpt", tmp_path / f"found_{kind}.yml")
+        weights.append([s.parameters for s in found.recipe.output.modules[0].slices[0].sources])
+    assert str(weights[0]) == str(weights[1]) and len(set(map(str, weights[0]))) == 3, weights
 
 
 def test_a_run_may_stop_and_go_on(base: Path, tmp_path: Path) -> None:

@@ -66,6 +66,13 @@ class ChangeValues:
             self._norms: Tensor | None = None
 
     @property
+    def factors(self) -> tuple[Tensor, Tensor] | None:
+        """``[rows, rank]`` and ``[rank, columns]``, if adding their product is all there is."""
+        if self._left is None or self._right is None or self._magnitude is not None:
+            return None
+        return self._left, self._right
+
+    @property
     def wants_squares(self) -> bool:
         """Whether norms of the changed weight are needed first (DoRA)."""
         return self._magnitude is not None and self._factor is None

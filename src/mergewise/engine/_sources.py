@@ -12,11 +12,13 @@ from mergewise.checkpoint import (
     ChangedRef,
     ChangeValues,
     FileReader,
+    JoinedRef,
     PackedRef,
     TensorRef,
 )
 from mergewise.constants import PLAIN_BLOCK_ELEMENTS
 from mergewise.engine._kernels import finite
+from mergewise.engine._low_rank import compute
 from mergewise.engine._work import Parallel, Range, Work
 from mergewise.errors import NonFiniteError
 
@@ -135,6 +137,9 @@ class ChangedSource:
 
     Blocks are computed in float32 (float64 for a base of float64), and come unrounded or rounded
     once to `dtype`. The adapter's matrices are held in memory from `prepare` on.
+
+    Args:
+        fuse: allow a compiled loop.
     """
 
     def __init__(
@@ -144,12 +149,14 @@ class ChangedSource:
         reader: FileReader,
         level: int,
         dtype: torch.dtype | None = None,
+        fuse: bool = False,
     ) -> None:
         # buffers of its own: those of `level` may hold blocks of other inputs
         self._level = -1 - level
         self._base = file_source(model, ref.stored, reader, self._level)
         self._ref = ref
         self._reader = reader
+        self._fuse = fuse
         self._values: ChangeValues | None = None
         self.model = model
         self.name = ref.name
@@ -159,7 +166,7 @@ class ChangedSource:
     def rounded(self, dtype: torch.dtype) -> ChangedSource:
         """The same tensor, in a type of no more digits."""
         level = -1 - self._level
-        return ChangedSource(self.model, self._ref, self._reader, level, dtype)
+        return ChangedSource(self.model, self._ref, self._reader, level, dtype, self._fuse)
 
     def prepare(self) -> Work:
         if self._values is not None:
@@ -176,18 +183,24 @@ class ChangedSource:
         self._values = values
 
     def read(self, start: int, size: int, slot: int) -> Tensor:
+        values, base = self._ready(), self._shared(start, size)
         raw = _buffer((self._level, slot), size * self.dtype.itemsize)
-        return self._computed(start, size, torch.frombuffer(raw, dtype=self.dtype))
+        out = torch.frombuffer(raw, dtype=self.dtype)
+        if self._fuse:
+            compute(values, base, start, out)
+        else:
+            values.apply(base, start, out)
+        return out
 
     def overflows(self, start: int, size: int) -> bool:
         """Whether finite numbers of a block do not fit `dtype`."""
-        wide = self._computed(start, size)
+        wide = self._ready().apply(self._shared(start, size), start)
         return finite(wide) and not finite(wide.to(self.dtype))
 
-    def _computed(self, start: int, size: int, out: Tensor | None = None) -> Tensor:
+    def _ready(self) -> ChangeValues:
         if self._values is None:
             raise RuntimeError(f"{self.name} of {self.model} is read before it is prepared")
-        return self._values.apply(self._shared(start, size), start, out)
+        return self._values
 
     def _shared(self, start: int, size: int) -> Tensor:
         """A block of the base as stored, which several adapters of it want one after another."""
@@ -208,12 +221,43 @@ class ChangedSource:
         return source.read(0, part.numel, -2).clone().reshape(part.shape)
 
 
-def file_source(model: str, ref: TensorRef, reader: FileReader, level: int) -> Source:
+class JoinedSource:
+    """A tensor put together from parts of others, some of which are computed."""
+
+    def __init__(
+        self, model: str, ref: JoinedRef, reader: FileReader, level: int, fuse: bool
+    ) -> None:
+        self.model = model
+        self.name = ref.name
+        self.shape = ref.shape
+        self._ref = ref
+        self._parts = [file_source(model, p.ref, reader, level, fuse) for p in ref.pieces]
+        self.dtype = max((part.dtype for part in self._parts), key=lambda dtype: dtype.itemsize)
+
+    def prepare(self) -> Work:
+        for part in self._parts:
+            yield from part.prepare()
+
+    def read(self, start: int, size: int, slot: int) -> Tensor:
+        out = torch.empty(size, dtype=self.dtype)
+        for i in range(*self._ref.touched(start, start + size)):
+            piece, at = self._ref.pieces[i], self._ref.starts[i]
+            low, high = max(start, at), min(start + size, at + piece.count)
+            block = self._parts[i].read(piece.start + low - at, high - low, slot)
+            out[low - start : high - start].copy_(block)
+        return out
+
+
+def file_source(
+    model: str, ref: TensorRef, reader: FileReader, level: int, fuse: bool = False
+) -> Source:
     """A tensor of a checkpoint, as it lies in its file or as an adapter changes it."""
     if isinstance(ref, ChangedRef):
-        return ChangedSource(model, ref, reader, level)
+        return ChangedSource(model, ref, reader, level, fuse=fuse)
     if isinstance(ref, PackedRef):
         return PackedSource(model, ref, reader)
+    if isinstance(ref, JoinedRef) and not ref.stored:
+        return JoinedSource(model, ref, reader, level, fuse)
     return FileSource(model, ref, reader, level)
 
 

@@ -158,7 +158,7 @@ class Tasks:
         view = item.view
         if view.checkpoint is not None:
             ref = view.checkpoint.tensors[item.meta.name]
-            return file_source(view.label, ref, self._reader, stage)
+            return file_source(view.label, ref, self._reader, stage, self._options.fuse)
         assert view.stage is not None
         inner = self.make(view.stage, self._plan.stages[view.stage].tensors[item.meta.name])
         return StageSource(view.label, inner, self._shared[view.stage].get(item.meta.name))

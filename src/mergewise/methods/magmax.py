@@ -1,0 +1,47 @@
+"""MagMax: of every element, the largest change that any expert made."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from mergewise._lazy import torch
+from mergewise.methods._base import Inputs, Method
+from mergewise.methods._params import Param, Settings
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class MagMax(Method):
+    """Elementwise selection by magnitude; of equal magnitudes the later expert's is taken."""
+
+    name = "magmax"
+    summary = "takes of every element the largest change that any expert made"
+    formula = "b + lambda w_j d_j with j = argmax_i |w_i d_i|, element by element"
+    source = "MagMax (Marczak et al. 2024, arXiv 2407.06322)"
+    variant = (
+        "paper and code; the authors run it with lambda 0.5, on experts tuned one after another"
+    )
+    symmetric = False  # equal magnitudes go to the later expert
+    params = {
+        "weight": Param(
+            float, 1.0, "factor on this model's task vector", per_model=True, native=True
+        ),
+        "lambda": Param(float, 0.5, "factor on the merged task vector", native=True),
+    }
+    example = """
+merge_method: magmax
+base_model: base
+models:
+  - model: expert_a
+  - model: expert_b
+parameters: {lambda: 0.5}
+"""
+
+    def combine(self, x: Inputs, s: Settings) -> Tensor:
+        assert x.base is not None
+        parts = [delta * weight for delta, weight in zip(x.deltas, s.weight, strict=True)]
+        largest = parts[0]
+        for part in parts[1:]:
+            largest = torch.where(part.abs() >= largest.abs(), part, largest)
+        return x.base + largest * s.lambda_
