@@ -14,7 +14,7 @@ import torch
 import transformers as t
 from small_models import State, load
 
-VOCAB = 48
+VOCAB = 64
 TEXT = {
     "vocab_size": VOCAB, "hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 4,
     "num_key_value_heads": 2, "head_dim": 4, "pad_token_id": 0, "bos_token_id": 1,
@@ -111,7 +111,7 @@ LINEAR = {
 MLA = {
     "n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 8, "n_group": 1,
     "topk_group": 1, "q_lora_rank": 8, "kv_lora_rank": 8, "qk_rope_head_dim": 4, "v_head_dim": 4,
-    "qk_nope_head_dim": 4, "head_dim": 4,
+    "qk_nope_head_dim": 4, "head_dim": 4, "num_key_value_heads": 4,
 }  # fmt: skip
 
 
@@ -142,6 +142,7 @@ MAKERS: dict[str, Callable[[int], Any]] = {
     "tied llama": _text(t.LlamaConfig, t.LlamaForCausalLM, tie_word_embeddings=True),
     "gemma2": _text(t.Gemma2Config, t.Gemma2ForCausalLM, sliding_window=3),
     "qwen3-next": _text(t.Qwen3NextConfig, t.Qwen3NextForCausalLM, **EXPERTS, **LINEAR),
+    "qwen3": _text(t.Qwen3Config, t.Qwen3ForCausalLM),
     "gpt2": gpt2, "bert": bert, "t5": t5, "whisper": whisper, "bart": bart, "gemma3": gemma3,
     "llava": llava, "modernbert": modernbert, "deepseek": deepseek, "qwen3-moe": qwen3_moe,
     "jamba": jamba,

@@ -14,6 +14,7 @@ import torch
 import transformers
 from _zoo import BY_ID, Entry
 from safetensors.torch import load_file, save_file
+from small_adapters import lora
 
 from mergewise import merge, plan
 from mergewise.errors import RecipeError
@@ -112,6 +113,8 @@ def refusal(document: dict[str, Any]) -> str:
         ({"architectures": ["NoSuchModel"]}, "has no class for it"),
         ({"num_hidden_layers": 10**9}, "num_hidden_layers.* is 1,000,000,000, more than"),
         ({"num_local_experts": 10**8}, "num_local_experts.* is 100,000,000, more than"),
+        ({"num_labels": 10**9}, "num_labels.* is 1,000,000,000, more than"),
+        ({"num_hidden_layers": 2000, "num_local_experts": 2000}, "2,000 layers of 2,000 experts"),
         ({"hidden_size": 33, "num_attention_heads": -5}, "its config does not make a Mixtral"),
     ],
 )
@@ -122,6 +125,25 @@ def test_no_conversion_is_explained(changes: dict[str, Any], reason: str, tmp_pa
     assert "name their tensors differently" in found and "save_original_format=False" in found
     assert "experts.0.w1.weight" in found and "mlp.experts.down_proj" in found
     assert re.search(reason, found), found
+
+
+def test_adapters_on_experts_that_are_put_together(tmp_path: Path) -> None:
+    """Parts of a packed tensor that an adapter changes are computed as they are read."""
+    saved(BY_ID["Mixtral"], tmp_path)
+    state = load_file(tmp_path / "expert" / "model.safetensors")
+    modules = [f"model.layers.{i}.block_sparse_moe.experts.{j}.w2" for i in (0, 2) for j in (1, 3)]
+    adapter = lora(tmp_path / "adapter", state, modules)
+    reference = Path(f"{tmp_path / 'expert'}+{adapter}")
+    old = merged(tmp_path / "old", tmp_path / "base", reference)
+    new = merged(tmp_path / "new", tmp_path / "base_new", reference)
+    plain = merged(tmp_path / "plain", tmp_path / "base_new", tmp_path / "expert")
+    for layer in range(3):
+        alone = [
+            old[f"model.layers.{layer}.block_sparse_moe.experts.{j}.w2.weight"] for j in range(4)
+        ]
+        name = f"model.layers.{layer}.mlp.experts.down_proj"
+        torch.testing.assert_close(new[name], torch.stack(alone), rtol=0, atol=1e-6)
+        assert torch.equal(new[name], plain[name]) == (layer == 1)
 
 
 def test_without_transformers_the_next_step_is_told(

@@ -2,24 +2,12 @@
 
 from __future__ import annotations
 
-import functools
-import json
-import os
-from pathlib import Path
-from typing import Any
-
 import pytest
+from wild_data import GOOD, LENIENT, manifest, path_of, recipes_folder
 
 from mergewise.errors import Diagnostic
 from mergewise.recipe import check_recipe, load_recipe
 
-# what each loadable file needs `lenient` for
-LENIENT = {
-    "issue__legacy_embed_slerp": ["embed_slerp"],
-    "nuslerp__chipalign_geodesic": ["weight", "geodesic"],
-    "sce__base6_misplaced_topk_and_typo": ["select_topk", "dype"],
-    "sce__many_unused_parameters": ["smooth", "allow_negative_weights"],
-}
 # of a fork's method that is also ours: its unknown parameters are all that is wrong
 FORKED = {"nonstd__iso_c"}
 # line and words of an error that names the cause
@@ -49,36 +37,11 @@ CAUSES = {
 }
 
 
-def recipes_folder() -> Path | None:
-    roots = [os.environ.get("MERGEWISE_DATA"), Path(__file__).parents[3] / "shared" / "data"]
-    found = [Path(root) / "recipes" for root in roots if root]
-    return next((path for path in found if (path / "manifest.json").is_file()), None)
-
-
-@functools.cache
-def manifest() -> list[dict[str, Any]]:
-    folder = recipes_folder()
-    if folder is None:
-        return []
-    return json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-
-
-def names(*verdicts: str) -> list[str]:
-    return [m["name"] for m in manifest() if m["verdict"].startswith(verdicts)]
-
-
-def path_of(name: str) -> Path:
-    folder = recipes_folder()
-    assert folder is not None
-    return folder / f"{name}.yml"
-
-
 def errors(name: str, lenient: bool = False) -> list[Diagnostic]:
     return [d for d in check_recipe(path_of(name), lenient=lenient) if d.severity == "error"]
 
 
 pytestmark = pytest.mark.skipif(recipes_folder() is None, reason="no shared/data/recipes")
-GOOD = names("ok", "multi-ok")
 BAD = [m["name"] for m in manifest() if m["name"] not in GOOD]
 
 

@@ -49,6 +49,7 @@ from mergewise.checkpoint._layers import (
     renumber,
     tied_head,
 )
+from mergewise.checkpoint._layouts import index_files, placed, plan_files
 from mergewise.checkpoint._licence import merged_licence, stated_licence
 from mergewise.checkpoint._modules import ModelModule, find_modules, module_called
 from mergewise.checkpoint._output import (
@@ -60,6 +61,8 @@ from mergewise.checkpoint._output import (
     write_config,
 )
 from mergewise.checkpoint._packed._ref import PackedRef, Packing
+from mergewise.checkpoint._packed._refuse import open_runnable, refuse_packed
+from mergewise.checkpoint._pipeline import SAFETY, Pipeline, copy_parts
 from mergewise.checkpoint._provenance import fingerprint, provenance, sha256_file, versions
 from mergewise.checkpoint._read import FileReader
 from mergewise.checkpoint._relayout import in_layout_of
@@ -81,6 +84,7 @@ __all__ = [
     "CODES",
     "MAX_COPIED",
     "PREFIX",
+    "SAFETY",
     "TORCH_NAMES",
     "Access",
     "Adapter",
@@ -106,6 +110,7 @@ __all__ = [
     "PackedRef",
     "Packing",
     "Piece",
+    "Pipeline",
     "Scaled",
     "ShardLayout",
     "Shifted",
@@ -126,6 +131,7 @@ __all__ = [
     "compared",
     "config_value",
     "copied_files",
+    "copy_parts",
     "copy_tokenizer",
     "create_shard",
     "downloads",
@@ -140,6 +146,7 @@ __all__ = [
     "hub_name",
     "identity",
     "in_layout_of",
+    "index_files",
     "index_json",
     "inspect_checkpoint",
     "is_adapter",
@@ -160,14 +167,18 @@ __all__ = [
     "open_adapter",
     "open_checkpoint",
     "open_reference",
+    "open_runnable",
     "origin_of",
     "parse_object",
+    "placed",
+    "plan_files",
     "plan_shards",
     "provenance",
     "push",
     "read_header",
     "read_small",
     "read_whole",
+    "refuse_packed",
     "renumber",
     "sha256_file",
     "shown",

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from mergewise.checkpoint import SAFETY
 from mergewise.errors import Diagnostic, MergewiseError, RecipeError
 from mergewise.evidence import Evidence
 from mergewise.methods import get_method
@@ -166,8 +167,8 @@ class _Builder:
             key = f"{asked_at(stage)}: " if stage.tokenizer else ""
             self._problem(at, f"{key}{describe(error)}")
             return None, told
-        if found is not None:
-            told[:0] = found.said
+        if found is not None and not stage.tokenizer:
+            told[:0] = [f"{of}: {text}" for of, text in found.said]
         return found, told
 
     def _in_layout_of(self, donor: View, view: View, stage: Stage) -> View:
@@ -220,6 +221,9 @@ class _Builder:
             if is_head and all_tied:
                 omitted[slot.name] = f"tied to {tie[1] if tie else ''}, which is written once"
                 continue
+            if slot.name.startswith(SAFETY) and slot.name not in donor.tensors:
+                omitted[slot.name] = f"{donor.label} has no such safety checker"
+                continue
             tensor = fates.decide(_untie(slot, used) if is_head else slot, used)
             if tensor:
                 tensors[slot.name] = tensor
@@ -243,7 +247,7 @@ class _Builder:
             warnings=(
                 *fates.warnings,
                 *idle_patterns(stage, names),
-                *_config_warnings(donor, list(views.values())),
+                *_config_warnings(donor, list(views.values()), mapped=vocabulary is not None),
             ),
         )
 
@@ -284,7 +288,7 @@ def _guided(stage: Stage) -> str:
     return f"guide {name} has yet to find its numbers; this is the plan without them"
 
 
-def _config_warnings(donor: View, views: list[View]) -> list[str]:
+def _config_warnings(donor: View, views: list[View], *, mapped: bool) -> list[str]:
     found = []
     for view in views:
         if view is donor or not donor.config or not view.config:
@@ -295,6 +299,7 @@ def _config_warnings(donor: View, views: list[View]) -> list[str]:
                 f"{donor.config.get('architectures')} in {donor.label}"
             )
         odd = [k for k in _CONFIG_KEYS if view.config.get(k) != donor.config.get(k)]
+        odd = [k for k in odd if not (mapped and k == "vocab_size")]
         if odd:
             found.append(
                 f"{view.label} differs from {donor.label} in config {', '.join(odd)}; "
