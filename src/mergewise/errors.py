@@ -5,6 +5,7 @@
     ├── UnknownMethodError       a method name the registry does not know
     ├── IncompatibleModelsError  inputs that cannot be merged with one another: tensor, shapes
     ├── CheckpointError          a file or folder that cannot be read as a checkpoint
+    │   └── HubError             a model on the Hub that is absent, private or out of reach
     ├── NonFiniteError           NaN or infinity in an input or a result: tensor, model
     ├── OutputError              the output folder: exists, unwritable, no space, in use
     ├── DataError                a data set that cannot be read, or lacks a field: file, row
@@ -66,6 +67,10 @@ class CheckpointError(MergewiseError):
     """A checkpoint that is absent, broken, hostile or in a format that is not read."""
 
 
+class HubError(CheckpointError):
+    """A model on the Hub that is absent, private, out of reach, or not what was announced."""
+
+
 class NonFiniteError(MergewiseError):
     """NaN or infinity where a number was expected."""
 
@@ -113,5 +118,6 @@ class NotBuiltYetError(MergewiseError):
 class MissingExtraError(MergewiseError):
     """An optional dependency is missing; the message gives the command that installs it."""
 
-    def __init__(self, extra: str, package: str) -> None:
-        super().__init__(f"{package} is not installed; run: pip install 'mergewise[{extra}]'")
+    def __init__(self, extra: str, package: str, wanted_for: str = "") -> None:
+        why = f"{wanted_for}: " if wanted_for else ""
+        super().__init__(f"{why}{package} is not installed; run: pip install 'mergewise[{extra}]'")

@@ -224,9 +224,15 @@ def test_slices_without_layers(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"models": [{"model": "{a}+some/lora"}, {"model": "{b}"}]}, "no adapter_config.json here"),
-        ({"models": [{"model": "org/name@main"}, {"model": "{b}"}]}, "not built yet"),
-        ({"models": [{"model": "org/name"}, {"model": "{b}"}]}, "Hub is not built yet"),
+        (
+            {"models": [{"model": "{a}+some/lora"}, {"model": "{b}"}]},
+            "some/lora: no such folder",
+        ),
+        (
+            {"models": [{"model": "org/name@main"}, {"model": "{b}"}]},
+            "@main: no such folder",
+        ),
+        ({"models": [{"model": "org/name"}, {"model": "{b}"}]}, "org/name: no such folder here"),
         ({"tokenizer_source": "union"}, "tokenizer_source: .*`model` must be a mapping"),
         ({"tokenizer": {"source": "union"}}, "tokenizer: .*`model` must be a mapping"),
         ({"chat_template": "chatml"}, "chat_template: .* not built yet"),
@@ -245,11 +251,13 @@ def test_what_is_not_built_yet(
     assert re.search(rf"recipe\.yml:\d+:\d+: .*{words}", found), found
 
 
-def test_modules_are_not_built_yet(models: Path, tmp_path: Path) -> None:
+def test_modules_that_the_model_does_not_have(models: Path, tmp_path: Path) -> None:
     part = {"slices": [{"sources": [span(models / "base", 0, 2)]}]}
-    document = {"merge_method": "passthrough", "modules": {"text": part, "vision": part}}
+    document = {"merge_method": "passthrough", "modules": {"text": part, "vision_tower": part}}
     text = refusal(written(tmp_path, document))
-    assert "recipe.yml:1:1" in text and "modules (text, vision)" in text
+    lines = text.splitlines()
+    assert "has no module 'text'; it has: `default` (4 layers, model.layers.*)" in lines[0]
+    assert "has no module 'vision_tower'" in lines[1]
 
 
 def test_two_problems_at_once(models: Path, tmp_path: Path) -> None:

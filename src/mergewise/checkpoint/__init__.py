@@ -8,11 +8,27 @@ from mergewise.checkpoint._card import CardInput, model_card
 from mergewise.checkpoint._change import Change, ChangedRef, LowRank, Scaled, Shifted
 from mergewise.checkpoint._change_values import ChangeValues, changed_whole, read_whole
 from mergewise.checkpoint._config import config_value
-from mergewise.checkpoint._depth import layer_count, with_layers
+from mergewise.checkpoint._depth import layer_count, layer_kinds, with_layers
 from mergewise.checkpoint._dtypes import BITS, CODES, TORCH_NAMES, byte_count
+from mergewise.checkpoint._fetch import fetched, identity, to_fetch
 from mergewise.checkpoint._files import FileStamp, read_small, shown, stays_inside, where
 from mergewise.checkpoint._folder import Checkpoint, TensorRef, open_checkpoint
+from mergewise.checkpoint._hub import (
+    AwayFile,
+    AwayStamp,
+    HubName,
+    Origin,
+    arrived,
+    cache_folder,
+    check_room,
+    downloads,
+    hub_name,
+    locate,
+    on_one_disk,
+    origin_of,
+)
 from mergewise.checkpoint._inspect import Summary, TensorSummary, inspect_checkpoint
+from mergewise.checkpoint._joined import JoinedRef, Piece
 from mergewise.checkpoint._json import parse_object
 from mergewise.checkpoint._kinds import Kind, tensor_kind
 from mergewise.checkpoint._layers import (
@@ -28,7 +44,9 @@ from mergewise.checkpoint._layers import (
     renumber,
     tied_head,
 )
+from mergewise.checkpoint._layouts import index_files, placed, plan_files
 from mergewise.checkpoint._licence import merged_licence, stated_licence
+from mergewise.checkpoint._modules import ModelModule, find_modules, module_called
 from mergewise.checkpoint._output import (
     MAX_COPIED,
     Copied,
@@ -38,8 +56,10 @@ from mergewise.checkpoint._output import (
     write_config,
 )
 from mergewise.checkpoint._packed._ref import PackedRef, Packing
+from mergewise.checkpoint._pipeline import SAFETY, Pipeline, copy_parts
 from mergewise.checkpoint._provenance import fingerprint, provenance, sha256_file, versions
 from mergewise.checkpoint._read import FileReader
+from mergewise.checkpoint._relayout import in_layout_of
 from mergewise.checkpoint._safetensors import Header, TensorInfo, read_header
 from mergewise.checkpoint._turned import stored_turned
 from mergewise.checkpoint._write import (
@@ -58,10 +78,13 @@ __all__ = [
     "CODES",
     "MAX_COPIED",
     "PREFIX",
+    "SAFETY",
     "TORCH_NAMES",
     "Access",
     "Adapter",
     "AdapterConfig",
+    "AwayFile",
+    "AwayStamp",
     "CardInput",
     "Change",
     "ChangeValues",
@@ -71,11 +94,17 @@ __all__ = [
     "FileReader",
     "FileStamp",
     "Header",
+    "HubName",
+    "JoinedRef",
     "Kind",
     "LayerGroup",
     "LowRank",
+    "ModelModule",
+    "Origin",
     "PackedRef",
     "Packing",
+    "Piece",
+    "Pipeline",
     "Scaled",
     "ShardLayout",
     "Shifted",
@@ -86,17 +115,28 @@ __all__ = [
     "access",
     "adapt",
     "allow",
+    "arrived",
     "byte_count",
+    "cache_folder",
     "cannot_write",
     "changed_whole",
+    "check_room",
     "config_value",
     "copied_files",
+    "copy_parts",
     "copy_tokenizer",
     "create_shard",
+    "downloads",
     "edited_config",
+    "fetched",
     "find_layers",
+    "find_modules",
     "fingerprint",
     "head_and_embedding",
+    "hub_name",
+    "identity",
+    "in_layout_of",
+    "index_files",
     "index_json",
     "inspect_checkpoint",
     "is_adapter",
@@ -105,15 +145,22 @@ __all__ = [
     "is_pre_layer",
     "layer_count",
     "layer_index",
+    "layer_kinds",
     "layer_prefix",
+    "locate",
     "main_layers",
     "make_folder",
     "merged_licence",
     "model_card",
+    "module_called",
+    "on_one_disk",
     "open_adapter",
     "open_checkpoint",
     "open_reference",
+    "origin_of",
     "parse_object",
+    "placed",
+    "plan_files",
     "plan_shards",
     "provenance",
     "read_header",
@@ -128,6 +175,7 @@ __all__ = [
     "stored_turned",
     "tensor_kind",
     "tied_head",
+    "to_fetch",
     "versions",
     "where",
     "with_layers",

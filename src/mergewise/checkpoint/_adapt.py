@@ -8,7 +8,7 @@ from pathlib import Path
 from mergewise._paths import exists, expanded
 from mergewise.checkpoint._adapter import Adapter, open_adapter
 from mergewise.checkpoint._adapter_fit import Fit
-from mergewise.checkpoint._adapter_names import resolve_names
+from mergewise.checkpoint._adapter_layout import names_in
 from mergewise.checkpoint._change import Change, ChangedRef
 from mergewise.checkpoint._files import where
 from mergewise.checkpoint._folder import Checkpoint, TensorRef, open_checkpoint
@@ -60,7 +60,7 @@ def adapt(base: Checkpoint, adapter: Adapter) -> Checkpoint:
     refs = dict(base.tensors)
     if tie:
         refs[tie[0]] = replace(refs[tie[1]], name=tie[0])
-    names = resolve_names(adapter, refs.keys())
+    names = names_in(base, adapter, refs.keys())
     fit = Fit(adapter, refs, names)
     changes = fit.changes()
     replaced = fit.replaced()

@@ -7,15 +7,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from mergewise._paths import expanded
+from mergewise._paths import exists, expanded
 from mergewise.checkpoint._adapter_config import AdapterConfig, parse_adapter_config
 from mergewise.checkpoint._files import FileStamp, shown, stamp, where
 from mergewise.checkpoint._folder import TensorRef
+from mergewise.checkpoint._hub import away, header_of, here, locate
 from mergewise.checkpoint._json import read_json
 from mergewise.checkpoint._pickles import refuse_pickles
-from mergewise.checkpoint._safetensors import read_header
 from mergewise.checkpoint._torch_file import read_torch_file
-from mergewise.errors import CheckpointError, NotBuiltYetError
+from mergewise.errors import CheckpointError, MergewiseError, NotBuiltYetError
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -62,9 +62,15 @@ class Adapter:
 def is_adapter(path: Path | str) -> bool:
     """Whether `path` is a folder with an adapter's config."""
     try:
-        return (expanded(path) / CONFIG_FILE).is_file()
-    except (OSError, ValueError):
+        return (_folder(path) / CONFIG_FILE).is_file()
+    except (OSError, ValueError, MergewiseError):
         return False
+
+
+def _folder(path: Path | str) -> Path:
+    """A folder here, else where the cache has, or will have, the model of that name."""
+    folder = expanded(path)
+    return folder if exists(folder) else locate(path) or folder
 
 
 def open_adapter(path: Path | str) -> Adapter:
@@ -74,19 +80,19 @@ def open_adapter(path: Path | str) -> Adapter:
         CheckpointError: if there is no adapter, or it is broken: the message names the file.
         NotBuiltYetError: for kinds of adapters and settings that are not built.
     """
-    folder = expanded(path)
+    folder = _folder(path)
     config_path, file = folder / CONFIG_FILE, folder / WEIGHTS_FILE
     before = stamp(config_path)
     if before is None:
         raise CheckpointError(
-            f"{where(folder)}: no {CONFIG_FILE} here; after `+` a local folder with an adapter "
-            "that PEFT saved is expected (downloading from the Hub is not built yet)"
+            f"{where(folder)}: no {CONFIG_FILE} here; after `+` a folder with an adapter that PEFT "
+            "saved is expected, or its name on the Hub"
         )
     raw = read_json(config_path, "adapter's config", _MAX_CONFIG)
     config = parse_adapter_config(raw, config_path)
-    if not file.exists():
+    if not file.exists() and away(file) is None:
         file = _pickled_weights(folder)
-    header = read_header(file) if file.name == WEIGHTS_FILE else read_torch_file(file).header
+    header = header_of(file) if file.name == WEIGHTS_FILE else read_torch_file(here(file)).header
     refs = [
         TensorRef(t.name, t.dtype, t.shape, t.start, t.end, file) for t in header.tensors.values()
     ]
@@ -99,7 +105,7 @@ def open_adapter(path: Path | str) -> Adapter:
 
 def _pickled_weights(folder: Path) -> Path:
     file = folder / "adapter_model.bin"
-    if file.exists():
+    if file.exists() or away(file) is not None:
         refuse_pickles(folder, [file.name])
         return file
     raise CheckpointError(

@@ -64,13 +64,15 @@ class CardInput:
             shown, because the card is made to be published.
         role: ``base`` or ``expert``.
         licence: as stated by the input, or None.
-        fingerprint: of its files, shortened; may be empty.
+        fingerprint: of its files, shortened, or its commit; may be empty.
+        hub: `name` is its name on the Hub.
     """
 
     name: str
     role: str = "expert"
     licence: str | None = None
     fingerprint: str = ""
+    hub: bool = False
 
     @property
     def public_name(self) -> str:
@@ -107,7 +109,9 @@ def model_card(
     import yaml
 
     licence, note = merged_licence([(item.public_name, item.licence) for item in inputs])
-    names = list(dict.fromkeys(item.public_name for item in inputs))
+    # the Hub can link its own models only; where there are none, names say at least something
+    linked = [item.public_name for item in inputs if item.hub]
+    names = list(dict.fromkeys(linked or [item.public_name for item in inputs]))
     front = _front_matter(names, licence, architecture, dialect)
     # the text is Markdown of our own making; HTML escaping would damage the recipe
     environment = jinja2.Environment(

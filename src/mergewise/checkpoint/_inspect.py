@@ -8,6 +8,7 @@ from typing import Any
 
 from mergewise.checkpoint._adapt import open_reference
 from mergewise.checkpoint._folder import Checkpoint
+from mergewise.checkpoint._hub import origin_of
 from mergewise.checkpoint._layers import find_layers, tied_head
 
 
@@ -73,7 +74,7 @@ def inspect_checkpoint(path: Path | str | Checkpoint) -> Summary:
     for ref in checkpoint.tensors.values():
         dtypes[ref.dtype] = dtypes.get(ref.dtype, 0) + ref.numel
     return Summary(
-        path=str(checkpoint.path),
+        path=_called(checkpoint),
         architecture=checkpoint.architecture,
         model_type=checkpoint.model_type,
         parameters=checkpoint.total_parameters,
@@ -88,6 +89,19 @@ def inspect_checkpoint(path: Path | str | Checkpoint) -> Summary:
             for r in checkpoint.tensors.values()
         ),
     )
+
+
+def _called(checkpoint: Checkpoint) -> str:
+    """A path; of what is on the Hub its name and commit, wherever the cache is."""
+    if checkpoint.origin is None:
+        return str(checkpoint.path)
+    name = f"{checkpoint.origin.repo}@{checkpoint.origin.commit}"
+    if checkpoint.path != checkpoint.folder and checkpoint.adapter is None:
+        return f"hf://{name}/{checkpoint.path.name}"
+    if checkpoint.adapter is None:
+        return name
+    lora = origin_of(checkpoint.adapter)
+    return f"{name}+{checkpoint.adapter if lora is None else f'{lora.repo}@{lora.commit}'}"
 
 
 def _layers(checkpoint: Checkpoint) -> tuple[LayersSummary, ...]:

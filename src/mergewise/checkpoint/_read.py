@@ -14,6 +14,8 @@ from types import TracebackType
 from mergewise.checkpoint._change import ChangedRef
 from mergewise.checkpoint._files import FileStamp, open_regular, stamp, where
 from mergewise.checkpoint._folder import TensorRef
+from mergewise.checkpoint._hub import arrived
+from mergewise.checkpoint._joined import JoinedRef
 from mergewise.checkpoint._packed._ref import PackedRef
 from mergewise.errors import CheckpointError
 
@@ -32,7 +34,8 @@ class FileReader:
 
     Args:
         files: what may be read, usually ``checkpoint.files`` of every input. A mapping to stamps
-            (``checkpoint.stamps``) also notices a change between opening and reading.
+            (``checkpoint.stamps``) also notices a change between opening and reading, and
+            downloads what is still on the Hub.
         max_open: descriptors kept open.
 
     Raises:
@@ -40,7 +43,7 @@ class FileReader:
     """
 
     def __init__(self, files: Iterable[Path] | Mapping[Path, FileStamp], max_open: int = 64):
-        known = files if isinstance(files, Mapping) else {}
+        known = arrived(files) if isinstance(files, Mapping) else {}
         self._stamps = {path: known.get(path) or _stamp(path) for path in files}
         self._max_open = max(1, max_open)
         self._open: OrderedDict[Path, _Open] = OrderedDict()
@@ -68,6 +71,10 @@ class FileReader:
                 "merged with --dequantize)"
             )
         view = buffer.cast("B")
+        if isinstance(ref, JoinedRef):
+            for piece, first, part in ref.cut(start, view):
+                self.read_into(piece, first, part)
+            return
         if start < 0 or start + view.nbytes > ref.nbytes:
             raise ValueError(
                 f"{ref.name}: bytes {start} to {start + view.nbytes} of {ref.nbytes} asked for"

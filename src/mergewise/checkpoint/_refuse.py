@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import NoReturn
 
@@ -10,26 +9,20 @@ from mergewise.checkpoint._files import where
 from mergewise.checkpoint._pickles import refuse_pickles
 from mergewise.errors import CheckpointError, NotBuiltYetError
 
-_HUB_NAME = re.compile(r"(hf://)?[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
 _QUANTISERS = {"quantize_config.json": "GPTQ", "quant_config.json": "AWQ"}
 
 
 def refuse_missing(text: str) -> NoReturn:
-    """Raise for a path that does not exist: perhaps a name on the Hub, perhaps a mistake."""
+    """Raise for a path that does not exist, and that is no name on the Hub."""
     base, plus, adapter = text.partition("+")
     if plus and Path(base).exists() and Path(adapter).exists():
         raise CheckpointError(
             f"{where(text)}: a base with an adapter is not read here; merge the adapter into its "
             "base first (a recipe with it as the only model, merge_method linear and weight 1)"
         )
-    if _HUB_NAME.fullmatch(text) and not Path(text).parent.exists():
-        raise NotBuiltYetError(
-            f"{where(text)}: no such folder here, and downloading from the Hub is not built yet; "
-            f"download it (`hf download {text}`) and give the local folder"
-        )
     raise CheckpointError(
-        f"{where(text)}: no such file or folder; give a local folder with safetensors files "
-        "(downloading from the Hub is not built yet)"
+        f"{where(text)}: no such file or folder; give a local folder with safetensors files, or "
+        "a name on the Hub, as in org/name or org/name@revision"
     )
 
 
@@ -37,7 +30,6 @@ def refuse_other_formats(path: Path, names: list[str]) -> None:
     """Raise if `names`, the files at `path`, are of a format that is known and not read.
 
     Raises:
-        NotBuiltYetError: diffusers pipelines.
         CheckpointError: pickles, adapters without a base.
     """
     if "adapter_config.json" in names:
@@ -45,8 +37,6 @@ def refuse_other_formats(path: Path, names: list[str]) -> None:
             f"{where(path)}: an adapter (adapter_config.json), not a model; name it with its base, "
             "as in BASE+ADAPTER"
         )
-    if "model_index.json" in names:
-        _not_yet(path, "a diffusers pipeline (model_index.json)", "give one of its sub-folders")
     if not any(name.endswith(".safetensors") for name in names):
         refuse_pickles(path, names)
 

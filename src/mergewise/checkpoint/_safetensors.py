@@ -13,7 +13,9 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,7 @@ MAX_NAME = 4096
 MAX_RANK = 64
 _KEYS = {"dtype", "shape", "data_offsets"}
 _LFS = b"version https://git-lfs"
+Reader = Callable[[int, int], bytes]
 
 
 @dataclass(frozen=True)
@@ -86,11 +89,25 @@ def read_header(path: Path | str) -> Header:
     descriptor = open_regular(path)
     try:
         stamp = FileStamp.of(os.fstat(descriptor))
-        raw = _raw_header(descriptor, stamp.size, path)
+        return parse_header(partial(read_at, descriptor), stamp, path)
     except OSError as error:
         raise CheckpointError(f"{where(path)}: cannot be read: {error}") from None
     finally:
         os.close(descriptor)
+
+
+def parse_header(read: Reader, stamp: FileStamp, path: Path) -> Header:
+    """Check the header of a file that is read by `read`, as `read_header` does.
+
+    Args:
+        read: given a count and an offset, the bytes there; fewer only at the end.
+        stamp: of the file; its size is checked against the header.
+        path: what messages call the file.
+
+    Raises:
+        CheckpointError: likewise.
+    """
+    raw = _raw_header(read, stamp.size, path)
     entries = parse_object(raw, path, "header", naturals=True)
     metadata = _metadata(entries.pop("__metadata__", None), path)
     data_start = 8 + len(raw)
@@ -99,8 +116,8 @@ def read_header(path: Path | str) -> Header:
     return Header(tensors, metadata, stamp.size, data_start, stamp)
 
 
-def _raw_header(descriptor: int, size: int, path: Path) -> bytes:
-    start = read_at(descriptor, len(_LFS), 0)
+def _raw_header(read: Reader, size: int, path: Path) -> bytes:
+    start = read(len(_LFS), 0)
     if start == _LFS:
         raise CheckpointError(
             f"{where(path)}: a Git LFS pointer, not the file itself; run `git lfs pull` there"
@@ -120,7 +137,7 @@ def _raw_header(descriptor: int, size: int, path: Path) -> bytes:
             f"{where(path)}: truncated: a header of {length:,} bytes is announced, "
             f"but only {size - 8:,} follow; fetch it again"
         )
-    raw = read_at(descriptor, length, 8)
+    raw = read(length, 8)
     if len(raw) < length:
         raise CheckpointError(f"{where(path)}: truncated while its header was read")
     _refuse_crowds(raw, path)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 
@@ -108,7 +108,10 @@ def recipe_options(function: F) -> F:
 
 
 def access_options(function: F) -> F:
-    """Add ``--allow-pickle`` and ``--dequantize``: formats that are opened only where asked for."""
+    """Add ``--allow-pickle``, ``--dequantize``, ``--variant``: what is opened where asked for.
+
+    What such a command downloads from the Hub is shown.
+    """
     pickle = click.option(
         "--allow-pickle", is_flag=True, expose_value=False, callback=_allows("pickle"),
         help="Read PyTorch files (.bin, .pt, .ckpt), their weights only; nothing in them is run.",
@@ -117,15 +120,31 @@ def access_options(function: F) -> F:
         "--dequantize", is_flag=True, expose_value=False, callback=_allows("dequantize"),
         help="Read quantised weights as the floating-point numbers they stand for.",
     )  # fmt: skip
-    return pickle(dequantize(function))
+    variant = click.option(
+        "--variant", metavar="NAME", expose_value=False, callback=_allows("variant"),
+        help="Of a diffusers model's files in variants, read this one, such as fp16.",
+    )  # fmt: skip
+    return pickle(dequantize(variant(_shows_downloads(function))))
 
 
-def _allows(kind: str) -> Callable[[click.Context, click.Parameter, bool], None]:
-    def callback(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+def _shows_downloads(function: F) -> F:
+    @functools.wraps(function)
+    def called(out: Output, *given: Any, **options: Any) -> Any:
+        from mergewise.cli._downloading import downloads_shown
+
+        with downloads_shown(out):
+            return function(out, *given, **options)
+
+    return cast(F, called)
+
+
+def _allows(kind: str) -> Callable[[click.Context, click.Parameter, Any], None]:
+    def callback(ctx: click.Context, param: click.Parameter, value: Any) -> None:
         if value:
             from mergewise.checkpoint import allow
 
-            ctx.with_resource(allow(**{kind: True}))
+            given: dict[str, Any] = {kind: value}
+            ctx.with_resource(allow(**given))
 
     return callback
 

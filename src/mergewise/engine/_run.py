@@ -12,7 +12,17 @@ from typing import Any
 from mergewise._device import pick_device
 from mergewise._lazy import torch
 from mergewise._units import parse_bytes, show_bytes
-from mergewise.checkpoint import FileReader, ShardLayout, plan_shards
+from mergewise.checkpoint import (
+    FileReader,
+    ShardLayout,
+    arrived,
+    cache_folder,
+    check_room,
+    on_one_disk,
+    placed,
+    plan_files,
+    to_fetch,
+)
 from mergewise.constants import DEFAULT_SHARD_BYTES, FUSE_FROM_ELEMENTS
 from mergewise.engine import _compile
 from mergewise.engine._budget import choose_workers
@@ -205,9 +215,9 @@ class _Run:
 
     def _merge(self, space: Workspace, fuse: bool) -> MergeResult:
         plan = self.plan
+        stamps = arrived({p: s for c in plan.checkpoints.values() for p, s in c.stamps.items()})
         options = Options(device=self.device, fuse=fuse, check=self.check)
         scheduler = Scheduler(self.workers)
-        stamps = {p: s for c in plan.checkpoints.values() for p, s in c.stamps.items()}
         stamps |= {known.path: known.stamp for known in plan.evidence.values()}
         with FileReader(stamps) as reader, one_torch_thread(), explained_memory(self.device):
             tasks = Tasks(plan, reader, options)
@@ -234,7 +244,7 @@ class _Run:
             warnings.append(f"NaN or infinity let through in {len(bad)} tensors: {some}")
         return MergeResult(
             out=self.out,
-            files=tuple(layout.filename for layout in layouts),
+            files=tuple(placed(layout.filename) for layout in layouts),
             bytes_written=sum(sum(layout.sizes.values()) for layout in layouts),
             resumed=resumed,
             warnings=(*plan.warnings, *warnings),
@@ -284,7 +294,7 @@ class _Run:
             for name, t in output.tensors.items()
             if name != left_out
         ]
-        return plan_shards(specs, self.shard_bytes)
+        return plan_files(specs, self.shard_bytes, self.plan.donor)
 
     def _fuses(self) -> bool:
         large = self.plan.elements >= FUSE_FROM_ELEMENTS
@@ -304,6 +314,11 @@ class _Run:
     def _check_space(self, space: Workspace) -> None:
         places = [space.locate(name) for name in space.done]
         need = self.plan.bytes_write - sum(p.stat().st_size for p in places if p.is_file())
+        come = sum(each.file.size for each in to_fetch(self.plan.checkpoints.values()))
+        cache = cache_folder() if come else space.folder
+        check_room(come, cache)
+        if on_one_disk(cache, space.folder):
+            need += come
         free = shutil.disk_usage(space.folder).free
         if need > free:
             raise OutputError(

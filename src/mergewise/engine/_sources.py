@@ -12,6 +12,7 @@ from mergewise.checkpoint import (
     ChangedRef,
     ChangeValues,
     FileReader,
+    JoinedRef,
     PackedRef,
     TensorRef,
 )
@@ -220,6 +221,33 @@ class ChangedSource:
         return source.read(0, part.numel, -2).clone().reshape(part.shape)
 
 
+class JoinedSource:
+    """A tensor put together from parts of others, some of which are computed."""
+
+    def __init__(
+        self, model: str, ref: JoinedRef, reader: FileReader, level: int, fuse: bool
+    ) -> None:
+        self.model = model
+        self.name = ref.name
+        self.shape = ref.shape
+        self._ref = ref
+        self._parts = [file_source(model, p.ref, reader, level, fuse) for p in ref.pieces]
+        self.dtype = max((part.dtype for part in self._parts), key=lambda dtype: dtype.itemsize)
+
+    def prepare(self) -> Work:
+        for part in self._parts:
+            yield from part.prepare()
+
+    def read(self, start: int, size: int, slot: int) -> Tensor:
+        out = torch.empty(size, dtype=self.dtype)
+        for i in range(*self._ref.touched(start, start + size)):
+            piece, at = self._ref.pieces[i], self._ref.starts[i]
+            low, high = max(start, at), min(start + size, at + piece.count)
+            block = self._parts[i].read(piece.start + low - at, high - low, slot)
+            out[low - start : high - start].copy_(block)
+        return out
+
+
 def file_source(
     model: str, ref: TensorRef, reader: FileReader, level: int, fuse: bool = False
 ) -> Source:
@@ -228,6 +256,8 @@ def file_source(
         return ChangedSource(model, ref, reader, level, fuse=fuse)
     if isinstance(ref, PackedRef):
         return PackedSource(model, ref, reader)
+    if isinstance(ref, JoinedRef) and not ref.stored:
+        return JoinedSource(model, ref, reader, level, fuse)
     return FileSource(model, ref, reader, level)
 
 

@@ -81,10 +81,10 @@ def fingerprint_of(path: Path | str) -> str:
     Raises:
         CheckpointError: if it cannot be read.
     """
-    from mergewise.checkpoint import copied_files, open_reference, sha256_file
+    from mergewise.checkpoint import copied_files, fetched, open_reference, sha256_file
     from mergewise.evidence._weights import weights_hash
 
-    checkpoint = open_reference(path)
+    checkpoint = fetched(open_reference(path))
     folder = checkpoint.folder
     digest = hashlib.sha256()
     for file in checkpoint.files:
@@ -124,12 +124,13 @@ def open_model(
         MergewiseError: if the device or the dtype does not exist, or memory does not suffice.
     """
     from mergewise._device import pick_device
-    from mergewise.checkpoint import open_reference
+    from mergewise.checkpoint import fetched, open_reference
 
     transformers = _transformers()
     checkpoint = open_reference(path)
     if offload:
         refuse_on_disk(checkpoint)
+    checkpoint = fetched(checkpoint)
     where = pick_device(device)
     kind = _dtype(dtype) or usual_dtype(checkpoint.dtype, where)
     folder = checkpoint.folder

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mergewise._paths import expanded
-from mergewise.checkpoint import Checkpoint, fingerprint, make_folder
+from mergewise.checkpoint import Checkpoint, fetched, fingerprint, make_folder
 from mergewise.errors import EvidenceError, GuideError, OutputError
 from mergewise.evidence import Data, Evidence, collect, fingerprint_of, load_evidence
 from mergewise.evidence._live import refuse_on_disk, usual_dtype
@@ -145,7 +145,8 @@ def _earlier(plan: MergePlan, run: _Run, options: Mapping[str, Any]) -> Evidence
     model = checkpoint_of(plan, run.label)
     same = (
         {name: dict(one.options) for name, one in found.record.statistics.items()} == _asked(run)
-        and found.record.model.get("weights") == [fingerprint(path) for path in model.files]
+        and found.record.model.get("weights")
+        == [fingerprint(path) for path in fetched(model).files]
         and len(found.record.parts) == 1
         and _read_alike(found.record.parts[0], run, model, options)
         and found.record.model.get("dtype") == _dtype(found, model, options)

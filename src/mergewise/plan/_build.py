@@ -5,20 +5,23 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from mergewise.checkpoint import find_layers, with_layers
+from mergewise.checkpoint import SAFETY
 from mergewise.errors import Diagnostic, MergewiseError, RecipeError
 from mergewise.evidence import Evidence
 from mergewise.methods import get_method
+from mergewise.plan._assemble import Assembly, assemble
 from mergewise.plan._evidence import open_evidence
 from mergewise.plan._fates import Fates
+from mergewise.plan._layouts import in_one_layout
 from mergewise.plan._model import MergePlan, StagePlan, TensorPlan, View
 from mergewise.plan._patterns import idle_patterns
-from mergewise.plan._slots import Slot, slice_slots, whole_model_slots
+from mergewise.plan._slots import Slot
 from mergewise.plan._tokenizers import Tokenizers, stage_vocabulary
 from mergewise.plan._views import describe, open_view, tokenizer_view
 from mergewise.plan._vocabulary import StageVocabulary, asked_at
-from mergewise.recipe import ModelRef, Module, Position, Recipe, Source, Stage, load_recipe
+from mergewise.recipe import ModelRef, Position, Recipe, Source, Stage, load_recipe
 
 _CONFIG_KEYS = (
     "vocab_size", "rope_theta", "rope_scaling", "rope_parameters", "max_position_embeddings",
@@ -116,7 +119,7 @@ class _Builder:
         return View(
             label=planned.label,
             tensors={name: t.meta for name, t in planned.tensors.items()},
-            config=_stage_config(planned),
+            config=planned.config,
             folder=planned.donor.folder,
             stage=planned.index,
             tied=planned.tied,
@@ -125,29 +128,22 @@ class _Builder:
         )
 
     def _stage(self, index: int, stage: Stage) -> StagePlan | None:
-        if len(stage.modules) > 1 or stage.modules[0].name not in (None, "default", "decoder"):
-            names = ", ".join(str(m.name) for m in stage.modules)
-            self._problem(
-                stage.position,
-                f"modules ({names}): merging the parts of a multi-module architecture by different "
-                "rules is not built yet; a recipe with `models` merges all parts alike",
-            )
-            return None
-        module = stage.modules[0]
         views = {ref: self._view(ref, stage) for ref in stage.models}
         donor = views[stage.models[0]]
+        views = {ref: self._in_layout_of(donor, view, stage) for ref, view in views.items()}
+        if self.problems:
+            return None
         unbuilt = self._unbuilt(stage, views)
         if unbuilt:
             self.problems += unbuilt
             return None
-        slots, layers = self._slots(stage, module, views, donor)
+        assembly = assemble(stage, views, self._problem)
         if self.problems:
             return None
-        found = self._vocabulary(stage, views)
+        vocabulary, told = self._vocabulary(stage, views)
         if self.problems:
             return None
-        vocabulary, told = found
-        planned = self._fates(index, stage, module, views, donor, slots, layers, vocabulary)
+        planned = self._fates(index, stage, views, assembly, vocabulary)
         return planned and replace(planned, warnings=(*planned.warnings, *told))
 
     def _vocabulary(
@@ -175,6 +171,16 @@ class _Builder:
             told[:0] = found.said
         return found, told
 
+    def _in_layout_of(self, donor: View, view: View, stage: Stage) -> View:
+        try:
+            found, remark = in_one_layout(donor, view, stage.excludes)
+        except MergewiseError as error:
+            if stage.missing == "error":
+                self._problem(stage.position, describe(error))
+            return view
+        self.warnings += [remark] if remark else []
+        return found
+
     def _unbuilt(self, stage: Stage, views: Mapping[ModelRef, View]) -> list[Diagnostic]:
         """Requests that this version cannot meet."""
         found = []
@@ -191,66 +197,32 @@ class _Builder:
             for at in [stage.positions.get(key, stage.position)]
         ]
 
-    def _slots(
-        self, stage: Stage, module: Module, views: Mapping[ModelRef, View], donor: View
-    ) -> tuple[list[Slot], tuple[int, ...] | None]:
-        models = [[views[source.model] for source in s.sources] for s in module.slices]
-        if module.slices[0].layers is None:
-            return whole_model_slots(module.slices[0], models[0]), None
-        groups = find_layers(list(donor.tensors))
-        if not groups:
-            self._problem(stage.position, f"slices: no repeated layers found in {donor.label}")
-            return [], None
-        for slice_ in module.slices:
-            for source in slice_.sources:
-                self._check_range(source.layer_range, source.position, views[source.model])
-        if self.problems:
-            return [], None
-        layers: list[int] = []
-        for slice_ in module.slices:
-            chosen = slice_.base or slice_.sources[0]
-            if chosen.layer_range:
-                layers += range(*chosen.layer_range)
-        return slice_slots(module.slices, models), tuple(layers)
-
-    def _check_range(
-        self, layer_range: tuple[int, int] | None, position: Position, view: View
-    ) -> None:
-        groups = find_layers(list(view.tensors))
-        count = max((g.count for g in groups), default=0)
-        if layer_range and layer_range[1] > count:
-            self._problem(
-                position,
-                f"layer_range {list(layer_range)}: {view.label} has {count} layers "
-                f"(0 to {count - 1}), so the range may end at {count} at most",
-            )
-
     def _fates(
         self,
         index: int,
         stage: Stage,
-        module: Module,
         views: Mapping[ModelRef, View],
-        donor: View,
-        slots: list[Slot],
-        layers: tuple[int, ...] | None,
+        assembly: Assembly,
         vocabulary: StageVocabulary | None,
     ) -> StagePlan | None:
-        ties = [v.tied or v.maybe_tied for v in views.values()]
+        donor, slots = assembly.donor, assembly.slots
+        ties = [v.tied or v.maybe_tied for v in (donor, *views.values())]
         tie = next((pair for pair in ties if pair), None)
         all_tied = tie is not None and all(v.tied for v in views.values())
-        omitted: dict[str, str] = {}
+        omitted = dict(assembly.omitted)
         tensors: dict[str, TensorPlan] = {}
-        fates = Fates(
-            stage, get_method(stage.method), module, self.evidence, self.collected, vocabulary
-        )
-        if tie and not all_tied and layers is not None:
+        method = get_method(stage.method)
+        fates = Fates(stage, method, self.evidence, self.collected, vocabulary)
+        if tie and not all_tied and assembly.sliced:
             slots = _with_head(slots, tie, views)
         for slot in slots:
             used = [views[source.model] for source in slot.slice_.sources]
             is_head = tie is not None and slot.name == tie[0]
             if is_head and all_tied:
                 omitted[slot.name] = f"tied to {tie[1] if tie else ''}, which is written once"
+                continue
+            if slot.name.startswith(SAFETY) and slot.name not in donor.tensors:
+                omitted[slot.name] = f"{donor.label} has no such safety checker"
                 continue
             tensor = fates.decide(_untie(slot, used) if is_head else slot, used)
             if tensor:
@@ -260,7 +232,7 @@ class _Builder:
         if self.problems:
             return None
         names = {name for slot in slots for name in (slot.name, *slot.inputs) if name}
-        planned = StagePlan(
+        return StagePlan(
             index=index,
             stage=stage,
             tensors=tensors,
@@ -269,20 +241,15 @@ class _Builder:
             views=tuple(views.values()),
             maybe_tied=tie if tie and not all_tied and tie[0] in tensors else None,
             tied=tie if all_tied else None,
-            layers=layers,
+            config=_config(assembly, vocabulary),
+            sliced=assembly.sliced,
             vocabulary=vocabulary,
             warnings=(
                 *fates.warnings,
-                *idle_patterns(stage, module, names),
+                *idle_patterns(stage, names),
                 *_config_warnings(donor, list(views.values())),
             ),
         )
-        try:
-            _stage_config(planned)
-        except MergewiseError as error:
-            self._problem(stage.position, f"slices: {describe(error)}, in {donor.label}")
-            return None
-        return planned
 
 
 def _references(stage: Stage) -> list[tuple[ModelRef, Position]]:
@@ -300,11 +267,12 @@ def _with_head(
     slots: list[Slot], tie: tuple[str, str], views: Mapping[ModelRef, View]
 ) -> list[Slot]:
     """Slots with a head, if it is to come from a last slice whose files hold none: it is tied."""
-    last = slots[-1].slice_
+    home = next((slot.module for slot in slots if slot.name == tie[1]), slots[-1].module)
+    last = home.slices[-1]
     lacks = all(slot.name != tie[0] for slot in slots)
     if not lacks or not any(views[source.model].tied for source in last.sources):
         return slots
-    return [*slots, Slot(tie[0], last, 0.0, (None,) * len(last.sources))]
+    return [*slots, Slot(tie[0], last, 0.0, (None,) * len(last.sources), home)]
 
 
 def _untie(slot: Slot, views: list[View]) -> Slot:
@@ -339,8 +307,6 @@ def _config_warnings(donor: View, views: list[View]) -> list[str]:
     return found
 
 
-def _stage_config(planned: StagePlan) -> dict[str, object] | None:
-    config = planned.donor.config
-    if config and planned.vocabulary:
-        config = planned.vocabulary.config(config)[0]
-    return with_layers(config, list(planned.layers)) if config and planned.layers else config
+def _config(assembly: Assembly, vocabulary: StageVocabulary | None) -> dict[str, Any] | None:
+    config = assembly.config
+    return vocabulary.config(config)[0] if config and vocabulary else config

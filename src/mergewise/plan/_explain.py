@@ -84,9 +84,9 @@ def alike_tensors(stage: StagePlan) -> list[Alike[TensorPlan]]:
 def only_some_have(stage: StagePlan) -> dict[str, list[str]]:
     """Output tensors that not every model has, and the models that lack them.
 
-    Only for a stage that merges whole models: slices name the layers they take.
+    Only for a stage that merges whole models: slices and modules name what they take.
     """
-    if stage.layers is not None:
+    if stage.sliced or stage.stage.form == "modules":
         return {}
     found = {}
     for name, tensor in stage.tensors.items():

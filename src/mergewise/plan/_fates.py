@@ -8,6 +8,7 @@ from typing import Any
 
 from mergewise.checkpoint import (
     CODES,
+    SAFETY,
     TORCH_NAMES,
     layer_index,
     layer_prefix,
@@ -25,7 +26,7 @@ from mergewise.plan._slots import Slot
 from mergewise.plan._values import Parameters
 from mergewise.plan._views import describe
 from mergewise.plan._vocabulary import StageVocabulary
-from mergewise.recipe import Module, Source, Stage
+from mergewise.recipe import Source, Stage
 
 FLOATS = frozenset(
     ("F16", "BF16", "F32", "F64", "F8_E5M2", "F8_E4M3", "F8_E4M3FNUZ", "F8_E5M2FNUZ")
@@ -39,7 +40,6 @@ class Fates:
         self,
         stage: Stage,
         method: Method,
-        module: Module,
         evidence: Mapping[str, Evidence],
         reads: bool = True,
         vocabulary: StageVocabulary | None = None,
@@ -49,7 +49,7 @@ class Fates:
         self._vocabulary = vocabulary
         self.stage = stage
         self.method = method
-        self.parameters = Parameters(stage, method, module)
+        self.parameters = Parameters(stage, method)
         self.problems: list[Diagnostic] = []
         self.warnings: list[str] = []
         self._missing: dict[str, list[str]] = {}
@@ -87,6 +87,12 @@ class Fates:
             return self._integer(meta, donor, found)
         if self.stage.excludes(slot.name):
             reason = f"excluded by the recipe: copied from {donor.view.label}"
+            return TensorPlan(meta, "copy", None, (donor,), reason=reason)
+        if slot.name.startswith(SAFETY):
+            reason = f"a safety checker is not merged: copied from {donor.view.label}"
+            return TensorPlan(meta, "copy", None, (donor,), reason=reason)
+        if slot.slice_.copied(self.method.base, self.method.experts[0]):
+            reason = f"the recipe names only {donor.view.label} here"
             return TensorPlan(meta, "copy", None, (donor,), reason=reason)
         if self.stage.batch_norm == "copy" and is_statistic(slot.name):
             reason = f"a batch norm's (batch_norm: copy): copied from {donor.view.label}"

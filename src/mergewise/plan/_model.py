@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from mergewise.checkpoint import BITS, ChangedRef, Checkpoint, TensorRef
+from mergewise.checkpoint import BITS, ChangedRef, Checkpoint, TensorRef, identity
 from mergewise.evidence import Evidence
 from mergewise.plan._evidence import Statistics
 from mergewise.recipe import Recipe, Stage
@@ -141,7 +141,8 @@ class StagePlan:
             turns out equal to the embedding after merging.
         tied: (head, embedding) if the output's head is its embedding for certain.
         donor: the model whose config and tokenizer the output gets.
-        layers: for each output layer, the donor's layer it is described by; None for unchanged.
+        config: the donor's, as the output's layers and vocabulary are; None if it has none.
+        sliced: whether layers are put together from slices.
         vocabulary: the output's tokenizer and vocabulary; None if they are simply the donor's.
     """
 
@@ -153,7 +154,8 @@ class StagePlan:
     views: tuple[View, ...]
     maybe_tied: tuple[str, str] | None = None
     tied: tuple[str, str] | None = None
-    layers: tuple[int, ...] | None = None
+    config: dict[str, Any] | None = None
+    sliced: bool = False
     warnings: tuple[str, ...] = ()
     vocabulary: StageVocabulary | None = None
 
@@ -182,6 +184,14 @@ class MergePlan:
     @property
     def output(self) -> StagePlan:
         return self.stages[-1]
+
+    @property
+    def donor(self) -> Checkpoint | None:
+        """The checkpoint whose form the output has: files' names, components of a pipeline."""
+        view = self.output.donor
+        while view.stage is not None:
+            view = self.stages[view.stage].donor
+        return view.checkpoint
 
     @property
     def seeds(self) -> dict[str, int]:
@@ -221,11 +231,11 @@ class MergePlan:
 
     def digest(self) -> str:
         """A hash of all that the output's bytes depend on: recipe, inputs
-        (by size and time of change), configs, version."""
+        (by size and time of change; on the Hub by commit), configs, version."""
         from mergewise import __version__
 
         files = [
-            [label, file.name, stamp.size, stamp.mtime_ns]
+            [label, *identity(file, stamp)]
             for label, checkpoint in sorted(self.checkpoints.items())
             for file, stamp in checkpoint.stamps.items()
         ]

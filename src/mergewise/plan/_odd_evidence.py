@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from mergewise.checkpoint import fingerprint
+from mergewise.checkpoint import fingerprint, to_fetch
 from mergewise.evidence import Evidence
 from mergewise.methods import Need
 from mergewise.plan._model import View
@@ -36,7 +36,7 @@ def _of_other_weights(given: Given, needs: Sequence[Need]) -> Iterator[str]:
     # what was collected in memory tells nothing of files
     files = [file for file in given.files if used & set(file.statistics)]
     told = [file for file in files if "weights" in file.record.model]
-    if not told or given.view.checkpoint is None:
+    if not told or given.view.checkpoint is None or to_fetch([given.view.checkpoint]):
         return
     present = [fingerprint(path) for path in given.view.checkpoint.files]
     for file in told:

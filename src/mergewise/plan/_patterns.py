@@ -5,17 +5,17 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Collection, Iterator, Mapping
 
-from mergewise.recipe import Module, Setting, Stage
+from mergewise.recipe import Setting, Stage
 
 
-def idle_patterns(stage: Stage, module: Module, names: Collection[str]) -> list[str]:
+def idle_patterns(stage: Stage, names: Collection[str]) -> list[str]:
     """A warning for each pattern of `exclude` and each `filter` that no tensor's name matches."""
     found = [
         f"exclude: {pattern!r} matches no tensor"
         for pattern in stage.exclude
         if not any(fnmatch.fnmatchcase(name, pattern) for name in names)
     ]
-    for setting in _settings(stage, module):
+    for setting in _settings(stage):
         found += _idle_blocks(setting, names)
         for condition in setting.conditions:
             if condition.block:
@@ -46,9 +46,10 @@ def _idle_blocks(setting: Setting, names: Collection[str]) -> list[str]:
     ]
 
 
-def _settings(stage: Stage, module: Module) -> Iterator[Setting]:
-    levels: list[Mapping[str, Setting]] = [stage.parameters, module.parameters]
-    for slice_ in module.slices:
+def _settings(stage: Stage) -> Iterator[Setting]:
+    levels: list[Mapping[str, Setting]] = [stage.parameters]
+    levels += [module.parameters for module in stage.modules]
+    for slice_ in (slice_ for module in stage.modules for slice_ in module.slices):
         levels += [slice_.parameters, *(source.parameters for source in slice_.sources)]
     for level in levels:
         yield from level.values()

@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from mergewise.checkpoint import (
-    LayerGroup,
-    find_layers,
-    is_pre_layer,
-    layer_index,
-    layer_prefix,
-    renumber,
-)
+from mergewise.checkpoint import find_layers, is_pre_layer, layer_index, layer_prefix
 from mergewise.plan._model import View
-from mergewise.recipe import Slice
+from mergewise.plan._parts import Part
+from mergewise.recipe import Module, Slice
 
 
 @dataclass(frozen=True)
@@ -24,12 +18,14 @@ class Slot:
     Attributes:
         t: its layer's place in the slice, 0 to 1; 0 outside the layers.
         inputs: its name in each source of the slice; None where that model lacks it.
+        module: the module of the recipe that says what becomes of it.
     """
 
     name: str
     slice_: Slice
     t: float
     inputs: tuple[str | None, ...]
+    module: Module
 
 
 def place(layer: int, count: int) -> float:
@@ -37,7 +33,7 @@ def place(layer: int, count: int) -> float:
     return layer / (count - 1) if count > 1 else 1.0
 
 
-def whole_model_slots(slice_: Slice, views: Sequence[View]) -> list[Slot]:
+def whole_model_slots(module: Module, views: Sequence[View]) -> list[Slot]:
     """Slots of a `models:` recipe: every tensor of every model under its own name."""
     names = list(dict.fromkeys(name for view in views for name in view.tensors))
     groups = {group.prefix: group for group in find_layers(names)}
@@ -47,73 +43,72 @@ def whole_model_slots(slice_: Slice, views: Sequence[View]) -> list[Slot]:
         layer = layer_index(name)
         t = place(layer, group.count) if group and layer is not None else 0.0
         present = tuple(name if name in view.tensors else None for view in views)
-        slots.append(Slot(name, slice_, t, present))
+        slots.append(Slot(name, module.slices[0], t, present, module))
     return slots
 
 
-def slice_slots(slices: Sequence[Slice], views: Sequence[Sequence[View]]) -> list[Slot]:
-    """Slots of a `slices:` recipe: layers renumbered in output order.
+def whole_part_slots(module: Module, parts: Sequence[Part]) -> list[Slot]:
+    """Slots of a module taken whole: every tensor of it, in the models of the first slice."""
+    slice_ = module.slices[0]
+    slots = [_outer(name, slice_, parts, module) for name in _loose(parts)]
+    count = max((part.count for part in parts), default=0)
+    numbers = sorted({number for part in parts for number in part.layers})
+    for number in numbers:
+        t = place(number, count) if number < count else 1.0
+        slots += _layer(module, slice_, parts, [number] * len(parts), number, t)
+    return slots
+
+
+def slice_slots(module: Module, parts: Sequence[Sequence[Part]]) -> list[Slot]:
+    """Slots of a module put together from slices: layers renumbered in output order.
 
     What stands before the layers (embeddings) comes from the first slice's sources, what stands
     after (final norm, head) from the last one's, as in mergekit.
     """
-    group = max(find_layers(list(views[0][0].tensors)), key=lambda g: g.count * len(g.suffixes))
-    slots = []
-    for name in _outside(views[0], group):
-        if is_pre_layer(name):
-            slots.append(_outer(name, slices[0], views[0]))
-    layers = {v.label: _suffixes(v, group) for models in views for v in models}
-    offset = 0
-    for slice_, models in zip(slices, views, strict=True):
-        count = slice_.layers or 0
-        for k in range(count):
-            slots += _layer_slots(group, layers, slice_, models, k, offset + k, place(k, count))
-        offset += count
-    for name in _outside(views[-1], group):
-        if not is_pre_layer(name):
-            slots.append(_outer(name, slices[-1], views[-1]))
-    return slots
+    slices = module.slices
+    first = [name for name in _loose(parts[0]) if _is_before(name)]
+    slots = [_outer(name, slices[0], parts[0], module) for name in first]
+    for index, (slice_, its, k) in enumerate(output_layers(slices, parts)):
+        starts = [source.layer_range[0] + k for source in slice_.sources if source.layer_range]
+        slots += _layer(module, slice_, its, starts, index, place(k, slice_.layers or 0))
+    last = [name for name in _loose(parts[-1]) if not _is_before(name)]
+    return slots + [_outer(name, slices[-1], parts[-1], module) for name in last]
 
 
-def _suffixes(view: View, group: LayerGroup) -> dict[int, list[str]]:
-    """What follows the number in the names of each layer, by that number."""
-    found: dict[int, list[str]] = {}
-    for name in view.tensors:
-        if name.startswith(group.prefix):
-            number, dot, suffix = name.removeprefix(group.prefix).partition(".")
-            if dot and number.isascii() and number.isdigit() and str(int(number)) == number:
-                found.setdefault(int(number), []).append(suffix)
-    return found
+def output_layers(
+    slices: Sequence[Slice], parts: Sequence[Sequence[Part]]
+) -> Iterator[tuple[Slice, Sequence[Part], int]]:
+    """For each output layer its slice, the parts of that slice's sources, its number in it."""
+    for slice_, its in zip(slices, parts, strict=True):
+        for k in range(slice_.layers or 0):
+            yield slice_, its, k
 
 
-def _outside(models: Sequence[View], group: LayerGroup) -> list[str]:
-    names = dict.fromkeys(name for view in models for name in view.tensors)
-    return [name for name in names if layer_prefix(name) != group.prefix]
+def _is_before(name: str) -> bool:
+    # a number outside the sliced layers: what the first layer holds for all of them (T5)
+    return is_pre_layer(name) or "relative_attention_bias" in name
 
 
-def _outer(name: str, slice_: Slice, models: Sequence[View]) -> Slot:
-    return Slot(name, slice_, 0.0, tuple(name if name in v.tensors else None for v in models))
+def _loose(parts: Sequence[Part]) -> list[str]:
+    return list(dict.fromkeys(name for part in parts for name in part.loose))
 
 
-def _layer_slots(
-    group: LayerGroup,
-    layers: Mapping[str, Mapping[int, list[str]]],
+def _outer(name: str, slice_: Slice, parts: Sequence[Part], module: Module) -> Slot:
+    return Slot(name, slice_, 0.0, tuple(part.loose.get(name) for part in parts), module)
+
+
+def _layer(
+    module: Module,
     slice_: Slice,
-    models: Sequence[View],
-    k: int,
+    parts: Sequence[Part],
+    numbers: Sequence[int],
     index: int,
     t: float,
 ) -> list[Slot]:
-    places = [source.layer_range[0] + k for source in slice_.sources if source.layer_range]
-    starts = [f"{group.prefix}{layer}." for layer in places]
-    suffixes = dict.fromkeys(
-        suffix
-        for view, layer in zip(models, places, strict=True)
-        for suffix in layers[view.label].get(layer, ())
-    )
-    slots = []
-    for suffix in suffixes:
-        names = [start + suffix for start in starts]
-        found = tuple(n if n in v.tensors else None for n, v in zip(names, models, strict=True))
-        slots.append(Slot(renumber(names[0], index), slice_, t, found))
-    return slots
+    held = [part.layers.get(number, {}) for part, number in zip(parts, numbers, strict=True)]
+    suffixes = dict.fromkeys(suffix for names in held for suffix in names)
+    prefix = parts[0].prefix
+    return [
+        Slot(f"{prefix}{index}{suffix}", slice_, t, tuple(n.get(suffix) for n in held), module)
+        for suffix in suffixes
+    ]

@@ -8,11 +8,13 @@ from mergewise._paths import exists, expanded
 from mergewise.checkpoint import (
     Checkpoint,
     adapt,
+    hub_name,
+    locate,
     open_adapter,
     open_checkpoint,
     tied_head,
 )
-from mergewise.errors import MergewiseError, NotBuiltYetError
+from mergewise.errors import MergewiseError
 from mergewise.plan._model import TensorMeta, View
 from mergewise.recipe import ModelRef, Recipe
 
@@ -30,7 +32,8 @@ def open_view(ref: ModelRef, recipe: Recipe) -> View:
     """Open one model from its headers.
 
     Raises:
-        NotBuiltYetError: for Hub revisions, and adapters of kinds that are not built.
+        NotBuiltYetError: for adapters of kinds that are not built.
+        HubError: if it is on the Hub, and cannot be had there.
         CheckpointError: if it cannot be read, or its adapter does not fit it.
     """
     checkpoint = open_model(ref, recipe)
@@ -52,14 +55,13 @@ def open_model(ref: ModelRef, recipe: Recipe) -> Checkpoint:
     return adapt(checkpoint, open_adapter(_local(ref.lora, recipe)))
 
 
-def _local(ref: ModelRef, recipe: Recipe) -> Path:
+def _local(ref: ModelRef, recipe: Recipe) -> Path | str:
+    """The path a reference points to; where there is nothing, its name on the Hub."""
     path = resolve_path(ref, recipe)
-    if ref.revision is not None and not exists(path):
-        raise NotBuiltYetError(
-            f"model {ref}: downloading a revision from the Hub is not built yet; "
-            "download it and give the local folder"
-        )
-    return path
+    if exists(path):
+        return path
+    name = ref.path if ref.revision is None else f"{ref.path}@{ref.revision}"
+    return path if hub_name(name) is None else name
 
 
 def tokenizer_view(ref: ModelRef, recipe: Recipe) -> View:
@@ -67,8 +69,10 @@ def tokenizer_view(ref: ModelRef, recipe: Recipe) -> View:
     try:
         return open_view(ref, recipe)
     except MergewiseError:
-        folder = _local(ref, recipe)
-        if not (folder / "tokenizer.json").is_file():
+        place = _local(ref, recipe)
+        # on the Hub: where its small files are by now
+        folder = place if isinstance(place, Path) else locate(place)
+        if folder is None or not (folder / "tokenizer.json").is_file():
             raise
         return View(str(ref), {}, None, folder)
 

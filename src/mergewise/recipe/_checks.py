@@ -18,14 +18,23 @@ def check_stage(stage: Stage, problems: Problems) -> None:
             stage.positions["exclude"],
             "exclude keeps the base's values, and there is no base: add base_model",
         )
+    merged = _merged_slices(stage, method)
     for module in stage.modules:
         for slice_ in module.slices:
+            if merged and slice_ not in merged:
+                continue
             if slice_.sources and _base_is_there(stage, method, slice_, problems):
                 _check_duplicates(slice_, problems)
                 _check_base_parameters(method, slice_, problems)
                 _check_number(stage, method, slice_, problems)
                 if _required_are_there(stage, method, module, slice_, problems):
                     _check_together(stage, method, module, slice_, problems)
+
+
+def _merged_slices(stage: Stage, method: Method) -> list[Slice]:
+    """The slices that more than one model goes into, or enough for the method."""
+    slices = [slice_ for module in stage.modules for slice_ in module.slices]
+    return [s for s in slices if not s.copied(method.base, method.experts[0])]
 
 
 def _base_is_there(stage: Stage, method: Method, slice_: Slice, problems: Problems) -> bool:

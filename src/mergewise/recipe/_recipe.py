@@ -58,6 +58,10 @@ class Slice:
         base = None if base_role == "ignored" else self.base
         return [i for i, source in enumerate(self.sources) if source is not base]
 
+    def copied(self, base_role: Literal["required", "optional", "ignored"], least: int) -> bool:
+        """Whether its only model is too few for a method, so that it is taken as it is."""
+        return len(self.sources) == 1 and len(self.experts(base_role)) < least
+
     @property
     def layers(self) -> int | None:
         """How many output layers; None for as many as the models have."""

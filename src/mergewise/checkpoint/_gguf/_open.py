@@ -13,6 +13,7 @@ from mergewise.checkpoint._gguf._config import count, head_width, made_config
 from mergewise.checkpoint._gguf._files import gguf_files
 from mergewise.checkpoint._gguf._header import GgufHeader, GgufTensor, read_gguf_header
 from mergewise.checkpoint._gguf._names import ARCHITECTURES, DERIVED, Architecture
+from mergewise.checkpoint._hub import here
 from mergewise.checkpoint._packed._ggml import Ggml
 from mergewise.checkpoint._packed._ref import packed_ref
 from mergewise.errors import CheckpointError, NotBuiltYetError
@@ -31,7 +32,7 @@ def open_gguf(path: Path, folder: Path, config: dict[str, Any] | None) -> Checkp
         NotBuiltYetError: for architectures and types that are not read.
     """
     files = gguf_files(path)
-    headers = {file: read_gguf_header(file) for file in files}
+    headers = {file: read_gguf_header(here(file)) for file in files}
     first = headers[files[0]]
     _check_split(first, files)
     name, known = _architecture(first, path)

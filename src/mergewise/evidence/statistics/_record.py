@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 from mergewise._lazy import torch
-from mergewise.checkpoint import Checkpoint, fingerprint, open_reference, versions
+from mergewise.checkpoint import Checkpoint, fetched, fingerprint, open_reference, versions
 from mergewise.errors import NonFiniteError
 from mergewise.evidence._data import Data
 from mergewise.evidence._live import LiveModel
@@ -111,7 +111,7 @@ def state_fingerprint(model: LiveModel) -> str | None:
 
 def weights_of(checkpoint: Checkpoint) -> list[str]:
     """Quick marks of a checkpoint's files, by which a plan sees whether they are the same."""
-    return [fingerprint(path) for path in checkpoint.files]
+    return [fingerprint(path) for path in fetched(checkpoint).files]
 
 
 def _scoped(one: Job) -> Scoped:

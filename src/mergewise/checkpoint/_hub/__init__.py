@@ -1,0 +1,46 @@
+"""Models on the Hub: names, what they hold, headers by range, downloads; imports nothing large."""
+
+from mergewise.checkpoint._hub._client import cache_folder
+from mergewise.checkpoint._hub._download import (
+    arrived,
+    check_room,
+    downloads,
+    here,
+    missing,
+    on_one_disk,
+)
+from mergewise.checkpoint._hub._header import AwayStamp, compared, header_of
+from mergewise.checkpoint._hub._name import HubName, Origin, hub_name, origin_of
+from mergewise.checkpoint._hub._repo import (
+    AwayFile,
+    away,
+    forget,
+    incomplete,
+    listed,
+    locate,
+    repo_of,
+)
+
+__all__ = [
+    "AwayFile",
+    "AwayStamp",
+    "HubName",
+    "Origin",
+    "arrived",
+    "away",
+    "cache_folder",
+    "check_room",
+    "compared",
+    "downloads",
+    "forget",
+    "header_of",
+    "here",
+    "hub_name",
+    "incomplete",
+    "listed",
+    "locate",
+    "missing",
+    "on_one_disk",
+    "origin_of",
+    "repo_of",
+]
