@@ -88,6 +88,8 @@ def command(
     if as_json:
         out.json(_as_dict(result, seconds))
     else:
+        if (made := getattr(result, "adapter", None)) is not None:
+            tell_extracted(out, made)
         out.line(str(result.out))
 
 
@@ -142,10 +144,7 @@ def _run_form(out: Output, plan: MergePlan, folder: Path, options: dict[str, Any
     with terminable(), progress(out) as report:
         from mergewise.forms import merge_into_adapter
 
-        made = merge_into_adapter(plan, folder, progress=report, **options)
-    if made.adapter is not None:
-        tell_extracted(out, made.adapter)
-    return made
+        return merge_into_adapter(plan, folder, progress=report, **options)
 
 
 def _as_dict(result: MergeResult, seconds: float) -> dict[str, Any]:
@@ -156,4 +155,5 @@ def _as_dict(result: MergeResult, seconds: float) -> dict[str, Any]:
         "resumed_files": result.resumed,
         "seconds": round(seconds, 3),
         "warnings": list(result.warnings),
+        **({"adapter": made.to_dict()} if (made := getattr(result, "adapter", None)) else {}),
     }

@@ -22,7 +22,7 @@ from mergewise.checkpoint import (
 )
 from mergewise.engine import MergeResult, ResultTensors
 from mergewise.errors import Diagnostic, MergewiseError, NonFiniteError, RecipeError
-from mergewise.forms._adapter_files import WEIGHTS_FILE, read_tensor, write_notes
+from mergewise.forms._adapter_files import WEIGHTS_FILE, read_tensor, usual_dtype, write_notes
 from mergewise.forms._changes import Sum, difference
 from mergewise.forms._factor_space import factor_wise
 from mergewise.forms._svd import Rank, product_norm
@@ -71,7 +71,7 @@ def merge_into_adapter(
     weighted sum of adapters' ``s * B @ A`` (`Method.summed`), these are put side by side, and cut
     without making their product; anything else is merged in float32, one tensor in memory at a
     time, and cut by a randomised SVD, which takes a `rank` or an `energy`. Inputs and stages are
-    not rounded to the recipe's `dtype`: it is the type of the factors.
+    not rounded to the recipe's `dtype`: it is the type of the factors (by default the adapters').
 
     With ``space: factor`` the method is given the adapters' A, and apart from that their B, and
     bases of zeros.
@@ -100,7 +100,7 @@ def merge_into_adapter(
         _check_exact(plan, changes)
     with result:
         made = Extraction(
-            changes, Path(out), rank, form.rest, plan.recipe.output.dtype, overwrite, progress
+            changes, Path(out), rank, form.rest, _dtype(plan), overwrite, progress
         ).run()
     _write_notes(plan, Path(out))
     return MadeAdapter(
@@ -112,6 +112,14 @@ def merge_into_adapter(
 def _unrounded(plan: MergePlan) -> Any:
     stages = [replace(s, dtype=None, out_dtype="float32") for s in plan.recipe.stages]
     return replace(plan.recipe, stages=tuple(stages))
+
+
+def _dtype(plan: MergePlan) -> str | None:
+    """The type of the factors: the recipe's, else the adapters' own; None if there are none."""
+    refs = [ref for c in plan.checkpoints.values() for ref in c.tensors.values()]
+    changes = [ref.change for ref in refs if isinstance(ref, ChangedRef)]
+    codes = {part.dtype for change in changes for part in change.parts}
+    return plan.recipe.output.dtype or (usual_dtype(codes) if codes else None)
 
 
 def _write_notes(plan: MergePlan, out: Path) -> None:
