@@ -141,6 +141,10 @@ def _problem(plan: MergePlan, message: str) -> RecipeError:
 def _base(plan: MergePlan) -> Checkpoint:
     """The checkpoint that the adapter is to be an adapter of."""
     stage = plan.output.stage
+    if plan.output.vocabulary is not None:
+        raise _problem(
+            plan, "an adapter has its base's vocabulary; leave tokenizer_source and tokenizer out"
+        )
     if stage.base_model is not None:
         found = plan.checkpoints.get(str(stage.base_model))
         if found is None or found.adapter is not None:
