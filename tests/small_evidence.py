@@ -41,7 +41,8 @@ def base_evidence_for(method: Method, base: State | None) -> dict[str, Any] | No
 def every_need(method: Method) -> list[Need]:
     """What a method reads at its defaults, or with any one choice made otherwise."""
     defaults = {name: param.default for name, param in method.params.items()}
-    changed = [{name: c} for name, param in method.params.items() for c in param.choices]
+    choices = {n: p.choices or (True,) * (p.kind is bool) for n, p in method.params.items()}
+    changed = [{name: choice} for name, each in choices.items() for choice in each]
     found = [method.needs(Settings({**defaults, **change})) for change in ({}, *changed)]
     return list(dict.fromkeys(need for needs in found for need in needs))
 

@@ -148,7 +148,6 @@ def test_an_adapter_alone_is_no_model(tmp_path):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("model_index.json", "a diffusers pipeline"),
         ("quantize_config.json", "GPTQ"),
     ],
 )

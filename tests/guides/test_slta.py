@@ -14,7 +14,8 @@ from mergewise.errors import DataError, GuideError, RecipeError
 from mergewise.evidence import Data, LiveModel
 from mergewise.evidence.statistics._inputs import Feeder, Reading
 from mergewise.guides import guide
-from mergewise.guides._linearity import Family, fitted, left_over, output_grams
+from mergewise.guides._linearity import fitted, left_over, output_grams
+from mergewise.guides._outputs import Family
 from mergewise.plan import build_plan
 
 TEXTS = {"a": ["a rose is a rose", "by any other name", "would smell"], "b": ["1 + 1 = 2", "4 + 4"]}
@@ -94,9 +95,8 @@ def test_changes_of_outputs_are_measured_on_the_models_own_activations():
         name = f"{k}.weight"
         d = torch.stack([((e[name] - family.base[name]) @ inputs.T) for e in family.experts])
         wanted = torch.einsum("iot,jot->ij", d, d) / 5
-        tensors, got = found[str(k)]
-        assert tensors == (name,)
-        assert torch.allclose(got, wanted.double(), rtol=1e-5)
+        assert found[str(k)].tensors == (name,)
+        assert torch.allclose(found[str(k)].gram, wanted.double(), rtol=1e-5)
         inputs = inputs @ family.experts[1][name].T
     assert all(torch.equal(module.state_dict()[n], t) for n, t in family.experts[1].items())
 
@@ -119,8 +119,8 @@ def test_padding_does_not_count(models):
         output_grams(live, list(Feeder(data, live, Reading(size), False)), family, "block")
         for size in (1, 8)
     )
-    for path, (_, found) in together.items():
-        assert torch.allclose(found, alone[path][1], rtol=1e-3), path
+    for path, found in together.items():
+        assert torch.allclose(found.gram, alone[path].gram, rtol=1e-3), path
 
 
 @pytest.mark.parametrize("granularity", ["layer", "block"])
@@ -168,8 +168,8 @@ def test_the_weights_beat_the_mean_at_what_they_minimise(models, given):
     for name, state in zip("ab", states[1:], strict=True):
         live.module.load_state_dict(state)
         batches = list(Feeder(given[name], live, Reading(), False))
-        for path, (_, found) in output_grams(live, batches, family, "block").items():
-            grams.setdefault(path, []).append(found)
+        for path, found in output_grams(live, batches, family, "block").items():
+            grams.setdefault(path, []).append(found.gram)
     assert len(grams) == 4
     for each in grams.values():
         best = left_over(each, fitted(each))[0]

@@ -44,6 +44,7 @@ from mergewise.checkpoint._layers import (
     renumber,
     tied_head,
 )
+from mergewise.checkpoint._layouts import index_files, placed, plan_files
 from mergewise.checkpoint._licence import merged_licence, stated_licence
 from mergewise.checkpoint._modules import ModelModule, find_modules, module_called
 from mergewise.checkpoint._output import (
@@ -55,6 +56,7 @@ from mergewise.checkpoint._output import (
     write_config,
 )
 from mergewise.checkpoint._packed._ref import PackedRef, Packing
+from mergewise.checkpoint._pipeline import SAFETY, Pipeline, copy_parts
 from mergewise.checkpoint._provenance import fingerprint, provenance, sha256_file, versions
 from mergewise.checkpoint._read import FileReader
 from mergewise.checkpoint._relayout import in_layout_of
@@ -76,6 +78,7 @@ __all__ = [
     "CODES",
     "MAX_COPIED",
     "PREFIX",
+    "SAFETY",
     "TORCH_NAMES",
     "Access",
     "Adapter",
@@ -101,6 +104,7 @@ __all__ = [
     "PackedRef",
     "Packing",
     "Piece",
+    "Pipeline",
     "Scaled",
     "ShardLayout",
     "Shifted",
@@ -119,6 +123,7 @@ __all__ = [
     "check_room",
     "config_value",
     "copied_files",
+    "copy_parts",
     "copy_tokenizer",
     "create_shard",
     "downloads",
@@ -131,6 +136,7 @@ __all__ = [
     "hub_name",
     "identity",
     "in_layout_of",
+    "index_files",
     "index_json",
     "inspect_checkpoint",
     "is_adapter",
@@ -153,6 +159,8 @@ __all__ = [
     "open_reference",
     "origin_of",
     "parse_object",
+    "placed",
+    "plan_files",
     "plan_shards",
     "provenance",
     "read_header",

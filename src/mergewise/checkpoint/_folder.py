@@ -11,17 +11,18 @@ Which files of a folder count, in this order:
 5. Where the caller allows it (`access`), PyTorch files; see `_pickles`.
 6. The only GGUF file, or the files of the only split model; see `_gguf`.
 
-Anything else is refused, with the reason. The files may be links, as in the hub's cache; names in
-an index are plain file names or refused.
+A folder with ``model_index.json`` is a diffusers pipeline (`_pipeline`); of files that diffusers
+wrote in variants, one is chosen first (`_variants`). Anything else is refused, with the reason. The
+files may be links, as in the hub's cache; names in an index are plain file names or refused.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mergewise._paths import expanded
 from mergewise.checkpoint._config import check_config, config_value
@@ -45,7 +46,11 @@ from mergewise.checkpoint._pickles import choose_pickles, is_pickle, refuse_pick
 from mergewise.checkpoint._refuse import refuse_missing, refuse_other_formats, refuse_quantised
 from mergewise.checkpoint._safetensors import Header, TensorInfo
 from mergewise.checkpoint._torch_file import read_torch_file
+from mergewise.checkpoint._variants import choose_variant, stem_of
 from mergewise.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from mergewise.checkpoint._pipeline import Pipeline
 
 MAX_CONFIG = 8_000_000
 """Bytes of a config.json; real ones stay under one megabyte."""
@@ -75,6 +80,8 @@ class Checkpoint:
         warnings: what is odd, but no reason to refuse.
         stamps: each file's state when its header was read.
         adapter: the folder of an adapter that is on top; see `open_reference`.
+        pipeline: what ties the components of a diffusers pipeline together; None for one model.
+        metadata: the strings in the header of the first file.
     """
 
     path: Path
@@ -86,6 +93,13 @@ class Checkpoint:
     warnings: tuple[str, ...]
     stamps: Mapping[Path, FileStamp]
     adapter: Path | None = None
+    pipeline: Pipeline | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def stem(self) -> str:
+        """What the names of its files begin with, where that matters to loaders."""
+        return stem_of(self.files[0].name) if self.files else "model"
 
     @property
     def origin(self) -> Origin | None:
@@ -105,6 +119,8 @@ class Checkpoint:
     @property
     def architecture(self) -> str | None:
         """The first of the config's ``architectures``, such as ``LlamaForCausalLM``."""
+        if self.pipeline:
+            return self.pipeline.name
         names = config_value(self.config, "architectures")
         if isinstance(names, list) and names and isinstance(names[0], str):
             return names[0]
@@ -144,7 +160,7 @@ def open_checkpoint(path: Path | str) -> Checkpoint:
     Raises:
         CheckpointError: if there is no checkpoint, or it is broken: the message names the file.
         HubError: if it is no path here, but a name on the Hub, and cannot be had there.
-        NotBuiltYetError: if it is an adapter, quantised, GGUF or a diffusers pipeline.
+        NotBuiltYetError: if it is an adapter, quantised or GGUF.
     """
     given = str(path)
     path = expanded(path) if given.startswith("~") else Path(path)
@@ -186,6 +202,10 @@ def _open_folder(path: Path) -> Checkpoint:
         names = listed(path)
     except OSError as error:
         raise CheckpointError(f"{where(path)}: cannot be listed: {error}") from None
+    if "model_index.json" in names:
+        from mergewise.checkpoint._pipeline import open_pipeline  # its parts are opened here
+
+        return open_pipeline(path)
     refuse_quantised(path, names)
     if (file := only_gguf(path, names)) is not None:
         return _open_gguf(file, path)
@@ -218,6 +238,8 @@ def _choose(path: Path, names: list[str]) -> tuple[str, str, list[str]]:
     weights = [n for n in names if n.endswith(".safetensors") and not n.startswith(_BESIDE)]
     indexes = [n for n in names if n.endswith(".safetensors.index.json")]
     usual = f"{_SINGLE}.index.json"
+    if chosen_variant := choose_variant(path, names):
+        return chosen_variant
     if _SINGLE in weights:
         ignored = [n for n in [*weights, *indexes] if n != _SINGLE]
         return _SINGLE, "", _ignored(path, ignored)
@@ -278,8 +300,10 @@ def _assemble(
 ) -> Checkpoint:
     tensors: dict[str, TensorRef] = {}
     stamps: dict[Path, FileStamp] = {}
+    metadata: dict[str, str] = {}
     for file in files:
         header = _header(file, index, warnings)
+        metadata = metadata or header.metadata
         stamps[file] = header.stamp
         for name, info in header.tensors.items():
             if name in tensors:
@@ -293,9 +317,8 @@ def _assemble(
     if index:
         warnings = [*warnings, *index.compare(tensors)]
     raw = index.raw if index else None
-    return _unpacked(
-        Checkpoint(path, folder, tuple(files), tensors, config, raw, tuple(warnings), stamps)
-    )
+    plain = Checkpoint(path, folder, tuple(files), tensors, config, raw, tuple(warnings), stamps)
+    return _unpacked(replace(plain, metadata=metadata))
 
 
 def _unpacked(checkpoint: Checkpoint) -> Checkpoint:

@@ -110,7 +110,7 @@ def _family(shard: str) -> tuple[str, str] | None:
 
 
 def _check_shard(path: Path, name: str, shard: Any) -> None:
-    ending = ".bin" if path.name.endswith(".bin.index.json") else ".safetensors"
+    ending = ".bin" if ".bin.index." in path.name else ".safetensors"
     problem = _problem(shard, ending)
     if problem:
         raise CheckpointError(

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import accumulate
 
 from mergewise.checkpoint._dtypes import BITS
 from mergewise.checkpoint._folder import TensorRef
@@ -35,15 +38,23 @@ class JoinedRef(TensorRef):
 
     def cut(self, start: int, view: memoryview) -> Iterator[tuple[TensorRef, int, memoryview]]:
         """What fills a buffer with bytes from `start` on: (tensor, first byte, part of buffer)."""
-        end, at = start + view.nbytes, 0
+        end, item = start + view.nbytes, BITS[self.dtype] // 8
         if start < 0 or end > self.nbytes:
             raise ValueError(f"{self.name}: bytes {start} to {end} of {self.nbytes} asked for")
-        for piece in self.pieces:
-            offset, size = (n * BITS[self.dtype] // 8 for n in (piece.start, piece.count))
-            low, high = max(start, at), min(end, at + size)
-            if low < high:
-                yield piece.ref, offset + low - at, view[low - start : high - start]
-            at += size
+        for i in range(*self.touched(start // item, -(-end // item))):
+            piece, at = self.pieces[i], self.starts[i] * item
+            low, high = max(start, at), min(end, at + piece.count * item)
+            first = piece.start * item + low - at
+            yield piece.ref, first, view[low - start : high - start]
+
+    @cached_property
+    def starts(self) -> list[int]:
+        """The element at which each piece begins, and behind the last one the number of all."""
+        return [0, *accumulate(piece.count for piece in self.pieces)]
+
+    def touched(self, start: int, end: int) -> tuple[int, int]:
+        """Which pieces hold elements `start` to `end`: the first, and the one behind the last."""
+        return bisect_right(self.starts, start) - 1, bisect_left(self.starts, end)
 
     @property
     def stored(self) -> bool:
@@ -67,7 +78,9 @@ def joined(name: str, shape: tuple[int, ...], pieces: Sequence[Piece]) -> Tensor
     if len(pieces) == 1 and first.whole and first.ref.shape == shape:
         return replace(first.ref, name=name)
     bits = BITS[first.ref.dtype]
-    if len(pieces) == 1 and type(first.ref) is TensorRef and not first.start * bits % 8:
+    if bits % 8:
+        raise CheckpointError(f"{name}: parts of {first.ref.dtype} tensors cannot be read")
+    if len(pieces) == 1 and type(first.ref) is TensorRef:
         start = first.ref.start + first.start * bits // 8
         size = first.count * bits // 8
         return TensorRef(name, first.ref.dtype, shape, start, start + size, first.ref.file)

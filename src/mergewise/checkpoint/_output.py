@@ -72,7 +72,7 @@ def _set_dtype(config: dict[str, Any], dtype: str) -> None:
     stated = [(part, key) for part in parts for key in _DTYPE_KEYS if part.get(key) is not None]
     for part, key in stated:
         part[key] = dtype
-    if not stated:
+    if not stated and "_diffusers_version" not in config:
         new = str(config.get("transformers_version", "")).split(".")[0] not in ("", "3", "4")
         config["dtype" if new else "torch_dtype"] = dtype
 

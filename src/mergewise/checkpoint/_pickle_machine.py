@@ -2,8 +2,9 @@
 
 A pickle is a program for a small stack machine. Its dangerous instructions look up a name and call
 it. Here a name stays a name, and a call is understood if it makes a tensor, a dict or one of the
-harmless things that training scripts store beside weights; any other is refused. That is stricter
-than ``torch.load(weights_only=True)``, which does call what its list allows, and it needs no torch.
+harmless things that training scripts store beside weights; any other is refused. Not even
+``torch.load(weights_only=True)`` is used: it does call what its list allows, and corrupted memory
+before torch 2.10 (CVE-2026-24747).
 
 Source of the instructions: the standard library's `pickletools`.
 """

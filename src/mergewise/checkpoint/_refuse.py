@@ -30,7 +30,6 @@ def refuse_other_formats(path: Path, names: list[str]) -> None:
     """Raise if `names`, the files at `path`, are of a format that is known and not read.
 
     Raises:
-        NotBuiltYetError: diffusers pipelines.
         CheckpointError: pickles, adapters without a base.
     """
     if "adapter_config.json" in names:
@@ -38,8 +37,6 @@ def refuse_other_formats(path: Path, names: list[str]) -> None:
             f"{where(path)}: an adapter (adapter_config.json), not a model; name it with its base, "
             "as in BASE+ADAPTER"
         )
-    if "model_index.json" in names:
-        _not_yet(path, "a diffusers pipeline (model_index.json)", "give one of its sub-folders")
     if not any(name.endswith(".safetensors") for name in names):
         refuse_pickles(path, names)
 

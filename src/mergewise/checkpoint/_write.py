@@ -48,6 +48,7 @@ def plan_shards(
     tensors: Sequence[TensorSpec],
     max_bytes: int,
     metadata: Mapping[str, str] | None = None,
+    stem: str = "model",
 ) -> list[ShardLayout]:
     """Distribute tensors over files of at most `max_bytes` of data each.
 
@@ -57,6 +58,7 @@ def plan_shards(
 
     Args:
         metadata: written sorted by key; ``{"format": "pt"}`` if not given.
+        stem: what the files' names begin with.
 
     Raises:
         OutputError: if `max_bytes` is not positive, or a header grows over the format's limit.
@@ -68,10 +70,10 @@ def plan_shards(
         raise ValueError("a tensor name occurs twice")
     groups = _groups(tensors, max_bytes)
     if len(groups) == 1:
-        return [_layout("model.safetensors", groups[0], metadata)]
+        return [_layout(f"{stem}.safetensors", groups[0], metadata)]
     count = len(groups)
     return [
-        _layout(f"model-{i:05d}-of-{count:05d}.safetensors", group, metadata)
+        _layout(f"{stem}-{i:05d}-of-{count:05d}.safetensors", group, metadata)
         for i, group in enumerate(groups, 1)
     ]
 

@@ -108,7 +108,7 @@ def recipe_options(function: F) -> F:
 
 
 def access_options(function: F) -> F:
-    """Add ``--allow-pickle`` and ``--dequantize``: formats that are opened only where asked for.
+    """Add ``--allow-pickle``, ``--dequantize``, ``--variant``: what is opened where asked for.
 
     What such a command downloads from the Hub is shown.
     """
@@ -120,7 +120,11 @@ def access_options(function: F) -> F:
         "--dequantize", is_flag=True, expose_value=False, callback=_allows("dequantize"),
         help="Read quantised weights as the floating-point numbers they stand for.",
     )  # fmt: skip
-    return pickle(dequantize(_shows_downloads(function)))
+    variant = click.option(
+        "--variant", metavar="NAME", expose_value=False, callback=_allows("variant"),
+        help="Of a diffusers model's files in variants, read this one, such as fp16.",
+    )  # fmt: skip
+    return pickle(dequantize(variant(_shows_downloads(function))))
 
 
 def _shows_downloads(function: F) -> F:
@@ -134,12 +138,13 @@ def _shows_downloads(function: F) -> F:
     return cast(F, called)
 
 
-def _allows(kind: str) -> Callable[[click.Context, click.Parameter, bool], None]:
-    def callback(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+def _allows(kind: str) -> Callable[[click.Context, click.Parameter, Any], None]:
+    def callback(ctx: click.Context, param: click.Parameter, value: Any) -> None:
         if value:
             from mergewise.checkpoint import allow
 
-            ctx.with_resource(allow(**{kind: True}))
+            given: dict[str, Any] = {kind: value}
+            ctx.with_resource(allow(**given))
 
     return callback
 

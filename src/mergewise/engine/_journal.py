@@ -16,7 +16,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from mergewise.checkpoint import write_file
+from mergewise.checkpoint import placed, write_file
 from mergewise.errors import OutputError
 
 WORK = ".mergewise"
@@ -173,7 +173,7 @@ class Workspace:
     def locate(self, filename: str) -> Path:
         """Where a finished shard lies: here or, if publication was interrupted, in OUT."""
         here = self.folder / filename
-        return self.out / filename if self._publishing and not here.exists() else here
+        return self.out / placed(filename) if self._publishing and not here.exists() else here
 
     def begin_publishing(self) -> None:
         """From here on the old content of OUT goes; a later run must finish, not refuse."""

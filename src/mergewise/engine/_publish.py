@@ -17,13 +17,15 @@ from mergewise.checkpoint import (
     Checkpoint,
     ShardLayout,
     copied_files,
+    copy_parts,
     copy_tokenizer,
     edited_config,
     fingerprint,
-    index_json,
+    index_files,
     make_folder,
     model_card,
     origin_of,
+    placed,
     provenance,
     sha256_file,
     stated_licence,
@@ -39,8 +41,11 @@ from mergewise.vocabulary import OutputFiles
 
 RECIPE_FILE = "mergekit_config.yml"
 PROVENANCE_FILE = "mergewise_provenance.json"
-_INDEX = "model.safetensors.index.json"
-_WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors")
+_STEM = r"(model|diffusion_pytorch_model)"
+_WEIGHTS = re.compile(_STEM + r"(\.\w+)?(-\d{5}-of-\d{5})?(\.\w+)?\.safetensors")
+_INDEX = re.compile(r".*\.safetensors\.index(\.\w+)?\.json")
+_LAST = ("config.json", "model_index.json")
+"""Files without which a folder is visibly unfinished."""
 
 
 def publish(
@@ -74,8 +79,12 @@ def publish(
         record = _provenance(plan, space, names, settings, full_hashes)
         write_file(small / PROVENANCE_FILE, record)
         write_file(small / "README.md", _card(plan, space.out).encode())
-        if len(layouts) > 1:
-            write_file(small / _INDEX, index_json(layouts))
+        for name, index in index_files(layouts).items():
+            make_folder((small / name).parent)
+            write_file(small / name, index)
+        warnings = list(copied.warnings)
+        if plan.donor and plan.donor.pipeline:
+            warnings += copy_parts(plan.donor, small).warnings
         if config is not None:
             write_config(small, config)
         move_in(space, small, names)
@@ -85,7 +94,7 @@ def publish(
             "see to it, and run the same command again"
         ) from None
     space.remove()
-    return list(copied.warnings)
+    return warnings
 
 
 def move_in(space: Workspace, small: Path, names: Sequence[str]) -> None:
@@ -102,30 +111,36 @@ def move_in(space: Workspace, small: Path, names: Sequence[str]) -> None:
 def _move_weights(space: Workspace, names: set[str]) -> None:
     """Replace the weights in the output folder by the new ones, which makes it unfinished."""
     out = space.out
-    for stale in [out / "config.json", *sorted(out.glob("*.safetensors.index.json"))]:
+    kept = {placed(name) for name in names}
+    for stale in (out / name for name in _LAST):
         stale.unlink(missing_ok=True)
-    for old in sorted(out.iterdir()):
-        if _WEIGHTS.fullmatch(old.name) and old.name not in names:
-            old.unlink()
+    for folder in [out, *{(out / place).parent for place in kept} - {out}]:
+        make_folder(folder)
+        for old in sorted(folder.iterdir()):
+            weights = _WEIGHTS.fullmatch(old.name) and old.relative_to(out).as_posix() not in kept
+            if weights or _INDEX.fullmatch(old.name):
+                old.unlink()
     for small in copied_files(out):  # of a model with another tokenizer, perhaps
         if small.is_file() or small.is_symlink():
             small.unlink()
     for name in sorted(names):
         if (space.folder / name).exists():
-            (space.folder / name).replace(out / name)
+            (space.folder / name).replace(out / placed(name))
 
 
 def _move_small(small: Path, out: Path) -> None:
     files = sorted(path for path in small.rglob("*") if path.is_file())
+    last = [small / name for name in _LAST]
     for file in files:
-        if file != small / "config.json":
+        if file not in last:
             target = out / file.relative_to(small)
             if target.parent != out:
                 make_folder(target.parent)
             file.replace(target)
-    if (small / "config.json").exists():
-        _flush(out)
-        (small / "config.json").replace(out / "config.json")
+    for file in last:
+        if file.exists():
+            _flush(out)
+            file.replace(out / file.name)
     _flush(out)
 
 
@@ -171,7 +186,7 @@ def _provenance(
         recipe=plan.recipe.text,
         seeds=plan.seeds,
         inputs={label: c.files for label, c in plan.checkpoints.items()},
-        outputs={name: space.done[name] for name in names},
+        outputs={placed(name): space.done[name] for name in names},
         config={"recipe_digest": plan.recipe.digest, **settings},
     )
     for model, checkpoint in zip(record["inputs"], plan.checkpoints.values(), strict=True):
@@ -185,7 +200,7 @@ def _provenance(
         for model, checkpoint in zip(record["inputs"], plan.checkpoints.values(), strict=True):
             for entry, path in zip(model["files"], checkpoint.files, strict=True):
                 entry["sha256"] = sha256_file(path)
-        record["outputs_sha256"] = {n: sha256_file(space.locate(n)) for n in names}
+        record["outputs_sha256"] = {placed(n): sha256_file(space.locate(n)) for n in names}
     return (json.dumps(record, indent=2) + "\n").encode()
 
 

@@ -19,7 +19,8 @@ from mergewise.checkpoint import (
     cache_folder,
     check_room,
     on_one_disk,
-    plan_shards,
+    placed,
+    plan_files,
     to_fetch,
 )
 from mergewise.constants import DEFAULT_SHARD_BYTES, FUSE_FROM_ELEMENTS
@@ -229,7 +230,7 @@ class _Run:
             warnings.append(f"NaN or infinity let through in {len(bad)} tensors: {some}")
         return MergeResult(
             out=self.out,
-            files=tuple(layout.filename for layout in layouts),
+            files=tuple(placed(layout.filename) for layout in layouts),
             bytes_written=sum(sum(layout.sizes.values()) for layout in layouts),
             resumed=resumed,
             warnings=(*plan.warnings, *warnings),
@@ -279,7 +280,7 @@ class _Run:
             for name, t in output.tensors.items()
             if name != left_out
         ]
-        return plan_shards(specs, self.shard_bytes)
+        return plan_files(specs, self.shard_bytes, self.plan.donor)
 
     def _fuses(self) -> bool:
         large = self.plan.elements >= FUSE_FROM_ELEMENTS

@@ -230,25 +230,21 @@ class JoinedSource:
         self.model = model
         self.name = ref.name
         self.shape = ref.shape
-        parts = [
-            (file_source(model, p.ref, reader, level, fuse), p.start, p.count) for p in ref.pieces
-        ]
-        self._parts = parts
-        self.dtype = max((part[0].dtype for part in parts), key=lambda dtype: dtype.itemsize)
+        self._ref = ref
+        self._parts = [file_source(model, p.ref, reader, level, fuse) for p in ref.pieces]
+        self.dtype = max((part.dtype for part in self._parts), key=lambda dtype: dtype.itemsize)
 
     def prepare(self) -> Work:
-        for source, _, _ in self._parts:
-            yield from source.prepare()
+        for part in self._parts:
+            yield from part.prepare()
 
     def read(self, start: int, size: int, slot: int) -> Tensor:
         out = torch.empty(size, dtype=self.dtype)
-        at = 0
-        for source, first, count in self._parts:
-            low, high = max(start, at), min(start + size, at + count)
-            if low < high:
-                block = source.read(first + low - at, high - low, slot)
-                out[low - start : high - start].copy_(block)
-            at += count
+        for i in range(*self._ref.touched(start, start + size)):
+            piece, at = self._ref.pieces[i], self._ref.starts[i]
+            low, high = max(start, at), min(start + size, at + piece.count)
+            block = self._parts[i].read(piece.start + low - at, high - low, slot)
+            out[low - start : high - start].copy_(block)
         return out
 
 

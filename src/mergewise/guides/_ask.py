@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -15,19 +15,17 @@ from mergewise.errors import (
     GuideError,
     NotBuiltYetError,
     RecipeError,
-    TaskError,
 )
 from mergewise.evidence import Data, Evidence, Tasks, fingerprint_of, load_evidence, load_tasks
-from mergewise.evidence._vocabulary import see_tokens
 from mergewise.evidence.statistics import all_statistics
 from mergewise.guides._base import Ask, Expert, Guide, Guided, Needs, Progress
 from mergewise.guides._kin import unlike_base
+from mergewise.guides._looks import see_all_tokens, see_split
 from mergewise.methods import Settings, get_method
 from mergewise.plan import MergePlan, build_plan
 from mergewise.recipe import Position, Recipe, Source, Stage, load_recipe
 
 if TYPE_CHECKING:
-    from mergewise.evidence._tasks import Entry
     from mergewise.recipe import Setting
 
 Files = Evidence | Path | str | Sequence[Evidence | Path | str]
@@ -82,7 +80,7 @@ def guide(
     files = {label: _opened(given) for label, given in by_label(plan, evidence or {}).items()}
     ask = _ask(chosen, plan, ours, files, by_label(plan, data or {}))
     if chosen.needs_for(ours, plan).data:
-        _see_tokens(ask, options or {})
+        see_all_tokens(ask, options or {})
     place = Path(out) if out is not None else Path(plan.recipe.path)
     if folder is None and (out is not None or place.is_file()):
         folder = place.with_name(f"{place.stem}.evidence")
@@ -100,18 +98,6 @@ def guide(
     )
 
 
-def _see_tokens(ask: Ask, options: Mapping[str, Any]) -> None:
-    """Look at every expert's data before the first is run; raises DataError."""
-    from mergewise.evidence.statistics._collect import role_of
-
-    trust = bool(options.get("trust_remote_code"))
-    for expert in ask.experts:
-        data, model = ask.data[expert.label], expert.checkpoint
-        if not isinstance(data.source, Iterator):
-            template = options.get("template")
-            see_tokens(expert.label, model, data, role_of(model), template, trust)
-
-
 def _tasks(
     guide: Guide,
     settings: Settings,
@@ -127,21 +113,8 @@ def _tasks(
         )
     tasks = given if isinstance(given, Tasks) else load_tasks(given)
     for entry in tasks:
-        _see_split(entry, split)
+        see_split(entry, split)
     return tasks
-
-
-def _see_split(entry: Entry, split: str) -> None:
-    task = entry.evaluator.task
-    if not task.data and not entry.evaluator.needs_data:
-        return
-    try:
-        task.split(split)
-    except TaskError as error:
-        raise TaskError(
-            f"{error}; a guide scores by {split!r} unless told another: --task-split NAME "
-            "(`task_split` under `guide`; split=)"
-        ) from None
 
 
 def settings_of(guide: Guide, given: Mapping[str, Any]) -> Settings:

@@ -1,9 +1,9 @@
-"""SLTA: a weight for every expert in every layer or block, fitted to what it does to outputs."""
+"""SLTA: every expert's weight in every layer, block or head, fitted to what it does to outputs."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from mergewise.checkpoint import layer_index, layer_prefix
@@ -11,6 +11,17 @@ from mergewise.errors import EvidenceError, GuideError
 from mergewise.evidence._masked import StoredTensors
 from mergewise.guides._base import Ask, Expert, Guide, Guided, Map, Needs
 from mergewise.guides._document import Values, explicit
+from mergewise.guides._factors import (
+    STATISTIC,
+    Found,
+    Weights,
+    factors_of,
+    factors_problem,
+    keep_factors,
+    refuse_scored,
+    see_folder,
+    with_factors,
+)
 from mergewise.guides._lines import Lines
 from mergewise.guides._losses import feeder, look_at, opened
 from mergewise.guides._takes import cannot_weigh, refuse_normalized
@@ -19,31 +30,32 @@ from mergewise.plan import MergePlan
 from mergewise.recipe import Recipe
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from mergewise.evidence import LiveModel
     from mergewise.evidence.statistics._inputs import Fed
-    from mergewise.guides._linearity import Family
+    from mergewise.guides._outputs import Family, Outputs
 
 
 class Slta(Guide):
     """Task arithmetic with weights by submodule, which are far more linear than whole models."""
 
     name = "slta"
-    summary = "weights by layer or block, in closed form from what each expert does to outputs"
+    summary = "weights by layer, block or head, in closed form from what experts do to outputs"
     data = "unlabelled"
     source = "SLTA (submodule linearity), 2025, arXiv 2504.10902"
     verified = "idea"
     variant = (
         "the paper states that submodules are merged each by itself with closed-form weights; the "
-        "least-squares form of them, and inputs from each task's own expert, are ours. Weights by "
-        "attention head do not fit a recipe, whose numbers are by tensor"
+        "least-squares form of them, and inputs from each task's own expert, are ours. By head: "
+        "heads that share keys and values are one submodule; what heads share (norms, biases "
+        "behind them) is one more; a head's output is its part of the output projection's sum; the "
+        "MLP stays whole"
     )
     writes = "weight"
     params = {
         "granularity": Param(
-            str, "block", "one weight for each layer, or for each of its blocks: its children that "
-            "hold matrices, such as attention and MLP", choices=("layer", "block"),
+            str, "block", "one weight for each layer, for each of its blocks (its children that "
+            "hold matrices, such as attention and MLP), or for each attention head and other block",
+            choices=("layer", "block", "head"),
         ),
         "inputs": Param(
             str, "expert", "whose activations the submodules see: each task's expert's, or the "
@@ -60,7 +72,8 @@ class Slta(Guide):
 
     def problem(self, settings: Settings, recipe: Recipe) -> str | None:
         """See `Guide.problem`."""
-        return cannot_weigh(recipe)
+        problem = cannot_weigh(recipe)
+        return problem or (factors_problem(recipe) if settings.granularity == "head" else None)
 
     def needs(self, settings: Settings) -> Needs:
         return Needs(data=True)
@@ -72,9 +85,13 @@ class Slta(Guide):
             GuideError: if the recipe divides weights by their sum.
         """
         refuse_normalized("slta", plan, "`normalize` would divide the weights by their sum")
+        if settings.granularity == "head":
+            refuse_scored("slta", plan)
         return self.needs(settings)
 
     def run(self, ask: Ask) -> Guided:
+        if ask.settings.granularity == "head":
+            see_folder(ask)
         found = _measured(ask)
         weights = {path: one.weights(ask.settings.ridge) for path, one in found.items()}
         other = ask.settings.other_weight
@@ -82,12 +99,16 @@ class Slta(Guide):
         values = [
             Values(
                 "weight",
-                {n: weights[path][i] for path, one in found.items() for n in one.tensors},
+                {
+                    n: one.stated(weights[path][i])
+                    for path, one in found.items()
+                    for n in one.tensors
+                },
                 other,
             )
             for i in range(len(ask.experts))
         ]
-        text, recipe, notes = explicit(self, ask, values)
+        text, recipe, notes = _written(self, ask, values, found, weights)
         maps = [_map(expert, i, weights) for i, expert in enumerate(ask.experts)]
         notes += [_told(found, weights), _rest(ask, found, other)]
         return Guided(text, recipe, tuple(maps), tuple(notes), ask.warnings)
@@ -102,18 +123,30 @@ class Slta(Guide):
         )
 
 
-@dataclass
-class Found:
-    """A submodule's tensors, and for each task what the experts change in its outputs."""
-
-    tensors: tuple[str, ...]
-    grams: list[Tensor]
-
-    def weights(self, ridge: float) -> list[float]:
-        """One for each expert."""
-        from mergewise.guides._linearity import fitted
-
-        return fitted(self.grams, ridge)
+def _written(
+    guide: Slta, ask: Ask, values: Sequence[Values], found: Mapping[str, Found], weights: Weights
+) -> tuple[str, Recipe, list[str]]:
+    """The recipe, with files beside it where weights are of parts of tensors."""
+    heads = {path: one for path, one in found.items() if one.first.group is not None}
+    if not heads:
+        text, recipe, notes = explicit(guide, ask, values)
+        if ask.settings.granularity == "head":
+            notes.append("no attention heads were found, so weights are by block")
+        return text, recipe, notes
+    options = {"guide": guide.name, **vars(ask.settings)}
+    files = [
+        keep_factors(ask, expert, factors_of(ask, heads, weights, i), options)
+        for i, expert in enumerate(ask.experts)
+    ]
+    named = tuple(
+        replace(expert, evidence={**expert.evidence, STATISTIC: file})
+        for expert, file in zip(ask.experts, files, strict=True)
+    )
+    more = [f"weights of {len(heads)} groups of heads: {', '.join(f.path.name for f in files)}"]
+    text, recipe, notes = explicit(
+        guide, replace(ask, experts=named), values, lambda d: with_factors(d, ask, files, more)
+    )
+    return text, recipe, notes + more
 
 
 def _measured(ask: Ask) -> dict[str, Found]:
@@ -124,7 +157,7 @@ def _measured(ask: Ask) -> dict[str, Found]:
         DataError: if an expert's data is empty.
         MergewiseError: as models are opened, and their outputs are measured.
     """
-    from mergewise.guides._linearity import Family
+    from mergewise.guides._outputs import Family
 
     if ask.options.get("offload"):
         raise GuideError("weights are exchanged in memory; leave out `offload`")
@@ -136,13 +169,13 @@ def _measured(ask: Ask) -> dict[str, Found]:
     )
     found: dict[str, Found] = {}
     for expert in ask.experts:
-        for path, (tensors, gram) in _of_task(ask, expert, family).items():
-            found.setdefault(path, Found(tensors, [])).grams.append(gram)
+        for path, one in _of_task(ask, expert, family).items():
+            found.setdefault(path, Found([])).each.append(one)
     _check(ask, found)
     return found
 
 
-def _of_task(ask: Ask, expert: Expert, family: Family) -> dict[str, tuple[tuple[str, ...], Tensor]]:
+def _of_task(ask: Ask, expert: Expert, family: Family) -> dict[str, Outputs]:
     from mergewise.guides._linearity import output_grams
 
     model, batches = _opened(ask, expert)
@@ -158,9 +191,9 @@ def _check(ask: Ask, found: Mapping[str, Found]) -> None:
     if not found:
         raise EvidenceError("no layer holds a tensor that is merged; is everything excluded?")
     for path, one in found.items():
-        if len(one.grams) != len(ask.experts):
+        if len(one.each) != len(ask.experts):
             raise EvidenceError(
-                f"{path} ran in {len(one.grams)} of {len(ask.experts)} experts; they must have "
+                f"{path} ran in {len(one.each)} of {len(ask.experts)} experts; they must have "
                 "the same layers"
             )
 

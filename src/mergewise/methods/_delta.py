@@ -2,6 +2,10 @@
 
     score → sparsify → rescale → weight → consensus → combine → scale
 
+With `factors`, a task vector's weight is multiplied by numbers of the model's evidence (statistic
+`factor`): one for each row or column of a tensor, or each element, such as one for each attention
+head.
+
 A method names its selection rule (`_select`), whether a sign consensus is taken, and the
 defaults of `normalize` and `rescale`; the rest is here.
 
@@ -32,6 +36,15 @@ SIGN = Param(
     native=True,
 )
 _CANCELLED = 1e-8
+FACTORS = Param(
+    bool,
+    False,
+    "multiply weights by the factors in each model's evidence, such as one for each head",
+    native=True,
+)
+_FACTOR = Need(
+    "factor", "factor", "examples", "spread", asked_by="factors: true", otherwise="its weight alone"
+)
 INT8_MASK = Param(bool, False, "accepted for mergekit recipes; has no effect on the result")
 
 
@@ -50,6 +63,7 @@ def delta_params(normalize: bool, rescale: bool, **extra: Param) -> dict[str, Pa
         ),
         "rescale": Param(bool, rescale, "make up for the elements dropped"),
         "lambda": Param(float, 1.0, "factor on the merged task vector"),
+        "factors": FACTORS,
         "int8_mask": INT8_MASK,
     }
 
@@ -71,6 +85,13 @@ def elect(
     return torch.where(positive, merged, -merged)
 
 
+def factored(x: Inputs, s: Settings, parts: list[Tensor]) -> list[Tensor]:
+    """Each expert's part multiplied by the factors of its evidence, if the settings say so."""
+    if not (s.factors and x.evidence):
+        return parts
+    return [part * own for part, own in zip(parts, x.evidence[0], strict=True)]
+
+
 class DeltaMethod(Method):
     """Base of the family; see the module."""
 
@@ -78,10 +99,15 @@ class DeltaMethod(Method):
     consensus: ClassVar[bool] = False
 
     def problem(self, p: Settings, experts: int) -> str | None:
+        if p.factors and self.selection.needs(p):
+            return (
+                f"`factors` and `score: {p.score}` would both read evidence of every model, which "
+                "is not built yet; leave one out"
+            )
         return self.selection.problem(p)
 
     def needs(self, p: Settings) -> tuple[Need, ...]:
-        return self.selection.needs(p)
+        return (_FACTOR,) if p.factors else self.selection.needs(p)
 
     def scores(self, x: Inputs, s: Settings) -> list[Tensor]:
         return self.selection.scores(x, s)
@@ -126,6 +152,7 @@ class DeltaMethod(Method):
     def combine(self, x: Inputs, s: Settings) -> Tensor:
         assert x.base is not None
         kept = [self.selection.kept(x, s, i, delta) for i, delta in enumerate(x.deltas)]
+        kept = factored(x, s, kept)
         if not self.consensus:
             return x.base + combination(kept, s.factor) * s.lambda_
         parts = [delta * factor for delta, factor in zip(kept, s.factor, strict=True)]

@@ -9,6 +9,7 @@ from mergewise.methods._params import Param
 class TaskArithmetic(DeltaMethod):
     """The sum of task vectors; a negative weight forgets a task.
 
+    `factors: true` gives rows and columns of tensors factors of their own, from evidence files.
     `density` and `rescale` are accepted, as mergekit does, and have no effect.
     """
 

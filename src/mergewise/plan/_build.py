@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from mergewise.checkpoint import SAFETY
 from mergewise.errors import Diagnostic, MergewiseError, RecipeError
 from mergewise.evidence import Evidence
 from mergewise.methods import get_method
@@ -219,6 +220,9 @@ class _Builder:
             is_head = tie is not None and slot.name == tie[0]
             if is_head and all_tied:
                 omitted[slot.name] = f"tied to {tie[1] if tie else ''}, which is written once"
+                continue
+            if slot.name.startswith(SAFETY) and slot.name not in donor.tensors:
+                omitted[slot.name] = f"{donor.label} has no such safety checker"
                 continue
             tensor = fates.decide(_untie(slot, used) if is_head else slot, used)
             if tensor:

@@ -8,6 +8,7 @@ from typing import Any
 
 from mergewise.checkpoint import (
     CODES,
+    SAFETY,
     TORCH_NAMES,
     layer_index,
     layer_prefix,
@@ -86,6 +87,9 @@ class Fates:
             return self._integer(meta, donor, found)
         if self.stage.excludes(slot.name):
             reason = f"excluded by the recipe: copied from {donor.view.label}"
+            return TensorPlan(meta, "copy", None, (donor,), reason=reason)
+        if slot.name.startswith(SAFETY):
+            reason = f"a safety checker is not merged: copied from {donor.view.label}"
             return TensorPlan(meta, "copy", None, (donor,), reason=reason)
         if slot.slice_.copied(self.method.base, self.method.experts[0]):
             reason = f"the recipe names only {donor.view.label} here"

@@ -186,6 +186,14 @@ class MergePlan:
         return self.stages[-1]
 
     @property
+    def donor(self) -> Checkpoint | None:
+        """The checkpoint whose form the output has: files' names, components of a pipeline."""
+        view = self.output.donor
+        while view.stage is not None:
+            view = self.stages[view.stage].donor
+        return view.checkpoint
+
+    @property
     def seeds(self) -> dict[str, int]:
         """The seed of each stage's random masks."""
         return {stage.label: stage.stage.seed or 0 for stage in self.stages}
