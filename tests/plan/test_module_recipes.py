@@ -225,6 +225,7 @@ def test_evidence_in_modules(pair: tuple[Path, Path], tmp_path: Path) -> None:
     spans = [{"sources": [{**m, "layer_range": [1, 3]} for m in models]}]
     document: dict[str, Any] = {
         "merge_method": "fisher",
+        "parameters": {"normalize": False},
         "modules": {"text_decoder": {"slices": spans}, "rest": only(a)},
     }
     assert "a: fisher reads fisher of every model" in refusal(document)
