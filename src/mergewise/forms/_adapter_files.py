@@ -17,11 +17,13 @@ from mergewise.checkpoint import (
     TORCH_NAMES,
     Adapter,
     FileReader,
+    PackedRef,
     TensorRef,
     cannot_write,
     create_shard,
     make_folder,
     plan_shards,
+    read_whole,
     write_at,
     write_file,
 )
@@ -116,6 +118,8 @@ class AdapterFactors:
 
 def read_tensor(reader: FileReader, ref: TensorRef) -> Tensor:
     """A whole tensor in float32 (float64 as it is)."""
+    if isinstance(ref, PackedRef):
+        return read_whole(reader, ref)
     buffer = bytearray(ref.nbytes)
     reader.read_into(ref, 0, memoryview(buffer))
     if not ref.nbytes:

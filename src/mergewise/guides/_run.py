@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mergewise._paths import exists, expanded
+from mergewise.checkpoint import refuse_packed
 from mergewise.engine import MergeResult, check_out
 from mergewise.engine import merge as run_merge
 from mergewise.errors import Diagnostic, GuideError, RecipeError
@@ -122,6 +123,9 @@ def _guided(
     plan = planned(chosen, recipe, checked)
     needs = chosen.needs_for(checked, plan)
     _warn(plan, told)
+    if data is not None or each or needs.data or needs.tasks:
+        for checkpoint in plan.checkpoints.values():
+            refuse_packed(checkpoint, f"{name} runs models, which does")
     known: Mapping[str, Any] = evidence
     if (needs.experts or needs.base) and (data is not None or each):
         known = collect_for(

@@ -85,6 +85,13 @@ def elect(
     return torch.where(positive, merged, -merged)
 
 
+def factored(x: Inputs, s: Settings, parts: list[Tensor]) -> list[Tensor]:
+    """Each expert's part multiplied by the factors of its evidence, if the settings say so."""
+    if not (s.factors and x.evidence):
+        return parts
+    return [part * own for part, own in zip(parts, x.evidence[0], strict=True)]
+
+
 class DeltaMethod(Method):
     """Base of the family; see the module."""
 
@@ -145,8 +152,7 @@ class DeltaMethod(Method):
     def combine(self, x: Inputs, s: Settings) -> Tensor:
         assert x.base is not None
         kept = [self.selection.kept(x, s, i, delta) for i, delta in enumerate(x.deltas)]
-        if s.factors and x.evidence:
-            kept = [part * own for part, own in zip(kept, x.evidence[0], strict=True)]
+        kept = factored(x, s, kept)
         if not self.consensus:
             return x.base + combination(kept, s.factor) * s.lambda_
         parts = [delta * factor for delta, factor in zip(kept, s.factor, strict=True)]

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from mergewise._lazy import torch
 from mergewise.methods._base import Inputs
-from mergewise.methods._delta import SIGN, DeltaMethod, delta_params, elect
+from mergewise.methods._delta import SIGN, DeltaMethod, delta_params, elect, factored
 from mergewise.methods._params import Param, Settings
 from mergewise.methods._select import Largest
 from mergewise.methods._weights import total
@@ -70,7 +70,8 @@ parameters: {lambda: 0.5}
 
     def combine(self, x: Inputs, s: Settings) -> Tensor:
         assert x.base is not None
-        parts = [delta * weight for delta, weight in zip(x.deltas, s.weight, strict=True)]
+        deltas = factored(x, s, x.deltas)
+        parts = [delta * weight for delta, weight in zip(deltas, s.weight, strict=True)]
         merged = self._merged(x, s, parts)
         users = [
             (part.abs() > (merged - part).abs() * tall) * 1.0
@@ -82,9 +83,8 @@ parameters: {lambda: 0.5}
     def _merged(self, x: Inputs, s: Settings, parts: list[Tensor]) -> Tensor:
         if s.merged == "sum":
             return total(parts)
-        trimmed = [
-            self.selection.kept(x, s, i, delta) * weight
-            for i, (delta, weight) in enumerate(zip(x.deltas, s.weight, strict=True))
-        ]
+        kept = [self.selection.kept(x, s, i, delta) for i, delta in enumerate(x.deltas)]
+        kept = factored(x, s, kept)
+        trimmed = [part * weight for part, weight in zip(kept, s.weight, strict=True)]
         votes = [torch.sign(part) for part in trimmed] if s.sign == "count" else trimmed
         return elect(trimmed, votes, s.weight, s.normalize)

@@ -141,7 +141,16 @@ def _models(stage: StagePlan, found: Spread) -> RenderableType:
 
 def _size(view: View) -> tuple[str, str]:
     types = dict.fromkeys(meta.dtype for meta in view.tensors.values())
-    return " ".join(types), show_count(sum(meta.elements for meta in view.tensors.values()))
+    packed = "".join(f" ({kind})" for kind in _stored(view))
+    return " ".join(types) + packed, show_count(
+        sum(meta.elements for meta in view.tensors.values())
+    )
+
+
+def _stored(view: View) -> list[str]:
+    """What quantised tensors of the model's files are stored as."""
+    refs = view.checkpoint.tensors.values() if view.checkpoint else ()
+    return sorted({ref.stored_as for ref in refs if ref.stored_as})
 
 
 def _files(stage: StagePlan) -> list[tuple[str, str]]:
@@ -227,5 +236,8 @@ def _model_dict(stage: StagePlan, view: View) -> dict[str, Any]:
         "dtypes": sorted({meta.dtype for meta in view.tensors.values()}),
         "tensors": len(view.tensors),
         "parameters": sum(meta.elements for meta in view.tensors.values()),
-        "bytes": sum(meta.nbytes for meta in view.tensors.values()),
+        "bytes": view.checkpoint.total_bytes
+        if view.checkpoint
+        else sum(meta.nbytes for meta in view.tensors.values()),
+        **({"stored_as": _stored(view)} if _stored(view) else {}),
     }
