@@ -113,6 +113,8 @@ def refusal(document: dict[str, Any]) -> str:
         ({"architectures": ["NoSuchModel"]}, "has no class for it"),
         ({"num_hidden_layers": 10**9}, "num_hidden_layers.* is 1,000,000,000, more than"),
         ({"num_local_experts": 10**8}, "num_local_experts.* is 100,000,000, more than"),
+        ({"num_labels": 10**9}, "num_labels.* is 1,000,000,000, more than"),
+        ({"num_hidden_layers": 2000, "num_local_experts": 2000}, "2,000 layers of 2,000 experts"),
         ({"hidden_size": 33, "num_attention_heads": -5}, "its config does not make a Mixtral"),
     ],
 )

@@ -56,6 +56,8 @@ from mergewise.checkpoint._output import (
     write_config,
 )
 from mergewise.checkpoint._packed._ref import PackedRef, Packing
+from mergewise.checkpoint._packed._refuse import open_runnable, refuse_packed
+from mergewise.checkpoint._pickles import refuse_old_torch
 from mergewise.checkpoint._pipeline import SAFETY, Pipeline, copy_parts
 from mergewise.checkpoint._provenance import fingerprint, provenance, sha256_file, versions
 from mergewise.checkpoint._read import FileReader
@@ -157,6 +159,7 @@ __all__ = [
     "open_adapter",
     "open_checkpoint",
     "open_reference",
+    "open_runnable",
     "origin_of",
     "parse_object",
     "placed",
@@ -166,6 +169,8 @@ __all__ = [
     "read_header",
     "read_small",
     "read_whole",
+    "refuse_old_torch",
+    "refuse_packed",
     "renumber",
     "sha256_file",
     "shown",

@@ -85,6 +85,11 @@ class ChangedRef(TensorRef):
         return TensorRef(self.name, self.dtype, self.shape, self.start, self.end, self.file)
 
     @property
+    def stored_as(self) -> str | None:
+        """What the tensor before the change is packed as; None if it is not."""
+        return self.stored.stored_as
+
+    @property
     def extra_bytes(self) -> int:
         """Bytes of the adapter's tensors, as stored."""
         return sum(part.nbytes for part in self.change.parts)

@@ -10,6 +10,7 @@ from mergewise._lazy import torch
 from mergewise.checkpoint._change import ChangedRef, LowRank, Scaled, Shifted
 from mergewise.checkpoint._dtypes import TORCH_NAMES
 from mergewise.checkpoint._folder import TensorRef
+from mergewise.checkpoint._packed._ref import PackedRef
 from mergewise.checkpoint._read import FileReader
 
 if TYPE_CHECKING:
@@ -179,7 +180,13 @@ class ChangeValues:
 
 
 def read_whole(reader: FileReader, ref: TensorRef) -> Tensor:
-    """A whole tensor of a file, as stored, in its own shape; for where memory has room for it."""
+    """A whole tensor of a file, as stored, in its own shape; for where memory has room for it.
+
+    A quantised one comes as the float32 numbers that it stands for.
+    """
+    if isinstance(ref, PackedRef):
+        ref.packing.check(reader.read_into)
+        return ref.values(0, ref.numel, reader.read_into).reshape(ref.shape)
     buffer = torch.empty(ref.nbytes, dtype=torch.uint8)
     reader.read_into(ref, 0, buffer.numpy().data)
     return buffer.view(getattr(torch, TORCH_NAMES[ref.dtype])).reshape(ref.shape)

@@ -65,6 +65,11 @@ class TensorRef(TensorInfo):
 
     file: Path
 
+    @property
+    def stored_as(self) -> str | None:
+        """What the file holds instead, if the tensor is computed from fewer bits, as ``Q4_K``."""
+        return None
+
 
 @dataclass(frozen=True)
 class Checkpoint:
@@ -115,6 +120,12 @@ class Checkpoint:
     def total_bytes(self) -> int:
         """Bytes of all tensors, without headers."""
         return sum(tensor.nbytes for tensor in self.tensors.values())
+
+    @property
+    def stored_as(self) -> str | None:
+        """What quantised tensors are stored as, such as ``Q4_K``; None if none is quantised."""
+        kinds = dict.fromkeys(ref.stored_as for ref in self.tensors.values() if ref.stored_as)
+        return ", ".join(filter(None, kinds)) or None
 
     @property
     def architecture(self) -> str | None:

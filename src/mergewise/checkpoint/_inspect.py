@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,10 @@ from mergewise.checkpoint._layers import find_layers, tied_head
 
 @dataclass(frozen=True)
 class TensorSummary:
-    """One tensor: dtype as safetensors code, size in bytes, the file's name."""
+    """One tensor: dtype as safetensors code, size in bytes as stored, the file's name.
+
+    `stored_as` names the type in the file of a quantised tensor; `dtype` is what it is read as.
+    """
 
     name: str
     dtype: str
@@ -22,6 +25,7 @@ class TensorSummary:
     parameters: int
     bytes: int
     file: str
+    stored_as: str | None = None
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,7 @@ class Summary:
         parameters: elements of all tensors.
         bytes: of all tensors, without headers.
         dtypes: parameters by safetensors dtype code.
+        stored: of quantised weights, bytes by the type in the file.
         layers: groups of repeated layers, the largest first.
         tied: (head, embedding) if one tensor serves as both.
     """
@@ -57,6 +62,7 @@ class Summary:
     tied: tuple[str, str] | None
     warnings: tuple[str, ...]
     tensors: tuple[TensorSummary, ...]
+    stored: dict[str, int] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""
@@ -71,8 +77,11 @@ def inspect_checkpoint(path: Path | str | Checkpoint) -> Summary:
     """
     checkpoint = path if isinstance(path, Checkpoint) else open_reference(path)
     dtypes: dict[str, int] = {}
+    stored: dict[str, int] = {}
     for ref in checkpoint.tensors.values():
         dtypes[ref.dtype] = dtypes.get(ref.dtype, 0) + ref.numel
+        if kind := ref.stored_as:
+            stored[kind] = stored.get(kind, 0) + ref.nbytes
     return Summary(
         path=_called(checkpoint),
         architecture=checkpoint.architecture,
@@ -85,9 +94,10 @@ def inspect_checkpoint(path: Path | str | Checkpoint) -> Summary:
         tied=tied_head(checkpoint.tensors.keys(), checkpoint.config),
         warnings=checkpoint.warnings,
         tensors=tuple(
-            TensorSummary(r.name, r.dtype, r.shape, r.numel, r.nbytes, r.file.name)
+            TensorSummary(r.name, r.dtype, r.shape, r.numel, r.nbytes, r.file.name, r.stored_as)
             for r in checkpoint.tensors.values()
         ),
+        stored=dict(sorted(stored.items())),
     )
 
 

@@ -11,9 +11,12 @@ from mergewise._lazy import torch
 from mergewise.checkpoint._files import shown
 from mergewise.errors import CheckpointError
 
-_COUNTS = re.compile(r".*(layers?|depths?|blocks?|stages?|experts)")
-_MOST = 4096
+_COUNTS = re.compile(r".*(layers?|depths?|blocks?|stages?|experts)|num_labels")
+_MOST = 2048
 """Layers, or experts, that a config may state; building a model of more would take minutes."""
+_MOST_EXPERTS = 100_000
+"""The same of all layers together."""
+_MOST_LABELS = 1_000_000
 _LEFT_OUT = ("quantization_config", "compression_config", "auto_map", "_attn_implementation",
              "attn_implementation")  # fmt: skip
 
@@ -65,9 +68,15 @@ def _is_model(cls: Any) -> bool:
 
 def _check_counts(config: Mapping[str, Any]) -> None:
     """Refuse a config whose model would take forever to set up."""
-    for key, value in _counts(config):
-        if value > _MOST:
-            raise CannotConvert(f"its config's {shown(key)} is {value:,}, more than {_MOST:,}")
+    counts = list(_counts(config))
+    for key, value in counts:
+        most = _MOST_LABELS if key == "num_labels" else _MOST
+        if value > most:
+            raise CannotConvert(f"its config's {shown(key)} is {value:,}, more than {most:,}")
+    experts = max((value for key, value in counts if key.endswith("experts")), default=1)
+    layers = max((value for key, value in counts if "layer" in key), default=1)
+    if experts * layers > _MOST_EXPERTS:
+        raise CannotConvert(f"its config states {layers:,} layers of {experts:,} experts")
 
 
 def _counts(config: Mapping[str, Any]) -> Iterator[tuple[str, int]]:

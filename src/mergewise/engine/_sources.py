@@ -116,20 +116,15 @@ class PackedSource(_Ready):
         self.name = ref.name
         self.shape = ref.shape
         self.dtype = torch.float32
-        self._packing = ref.packing
-        self._numel = ref.numel
+        self._ref = ref
         self._reader = reader
 
     def prepare(self) -> Work:
-        self._packing.check(self._reader.read_into)
+        self._ref.packing.check(self._reader.read_into)
         yield from ()
 
     def read(self, start: int, size: int, slot: int) -> Tensor:
-        granule = self._packing.granule
-        first = start - start % granule
-        last = min(-(-(start + size) // granule) * granule, self._numel)
-        values = self._packing.values(first, last - first, self._reader.read_into)
-        return values[start - first : start - first + size]
+        return self._ref.values(start, size, self._reader.read_into)
 
 
 class ChangedSource:

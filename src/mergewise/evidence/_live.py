@@ -81,10 +81,10 @@ def fingerprint_of(path: Path | str) -> str:
     Raises:
         CheckpointError: if it cannot be read.
     """
-    from mergewise.checkpoint import copied_files, fetched, open_reference, sha256_file
+    from mergewise.checkpoint import copied_files, fetched, open_runnable, sha256_file
     from mergewise.evidence._weights import weights_hash
 
-    checkpoint = fetched(open_reference(path))
+    checkpoint = fetched(open_runnable(path))
     folder = checkpoint.folder
     digest = hashlib.sha256()
     for file in checkpoint.files:
@@ -124,10 +124,10 @@ def open_model(
         MergewiseError: if the device or the dtype does not exist, or memory does not suffice.
     """
     from mergewise._device import pick_device
-    from mergewise.checkpoint import fetched, open_reference
+    from mergewise.checkpoint import fetched, open_runnable
 
     transformers = _transformers()
-    checkpoint = open_reference(path)
+    checkpoint = open_runnable(path)
     if offload:
         refuse_on_disk(checkpoint)
     checkpoint = fetched(checkpoint)
@@ -218,6 +218,9 @@ def usual_dtype(stored: str | None, device: str) -> str:
 
 
 def _loaded(auto: Any, checkpoint: Checkpoint, dtype: str, trust: bool) -> Any:
+    from mergewise.checkpoint import refuse_old_torch
+
+    refuse_old_torch(checkpoint.files, torch.__version__)
     if checkpoint.adapter is None:
         return _load(auto, checkpoint.folder, dtype, trust)
     from mergewise.evidence._adapted import put_adapter, untied_config

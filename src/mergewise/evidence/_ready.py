@@ -94,11 +94,11 @@ def _fingerprint(model: Model) -> str | None:
 
 def _sizes(model: Model) -> set[int]:
     """Every size of a dimension in a checkpoint's tensors; none of a model in memory."""
-    from mergewise.checkpoint import open_reference
+    from mergewise.checkpoint import open_runnable
 
     if isinstance(model, LiveModel):
         return set()
-    return {size for info in open_reference(model).tensors.values() for size in info.shape}
+    return {size for info in open_runnable(model).tensors.values() for size in info.shape}
 
 
 def _look_at(entry: Entry, split: str, ready: Ready) -> None:

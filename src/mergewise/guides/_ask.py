@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from mergewise._settings import checked
-from mergewise.checkpoint import Checkpoint
+from mergewise.checkpoint import Checkpoint, refuse_packed
 from mergewise.errors import (
     Diagnostic,
     EvidenceError,
@@ -78,8 +78,12 @@ def guide(
     ours = settings_of(chosen, settings)
     plan = planned(chosen, recipe, ours)
     files = {label: _opened(given) for label, given in by_label(plan, evidence or {}).items()}
+    needs = chosen.needs_for(ours, plan)
+    if needs.data or needs.tasks:
+        for checkpoint in plan.checkpoints.values():
+            refuse_packed(checkpoint, f"{name} runs models, which does")
     ask = _ask(chosen, plan, ours, files, by_label(plan, data or {}))
-    if chosen.needs_for(ours, plan).data:
+    if needs.data:
         see_all_tokens(ask, options or {})
     place = Path(out) if out is not None else Path(plan.recipe.path)
     if folder is None and (out is not None or place.is_file()):

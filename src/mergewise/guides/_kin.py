@@ -15,6 +15,7 @@ from mergewise.checkpoint import (
     ChangeValues,
     Checkpoint,
     FileReader,
+    PackedRef,
     TensorRef,
     changed_whole,
     read_whole,
@@ -85,6 +86,8 @@ def _middle(reader: FileReader, ref: TensorRef) -> Tensor:
 
 
 def _part(reader: FileReader, ref: TensorRef, start: int, count: int) -> Tensor:
+    if isinstance(ref, PackedRef):
+        return ref.values(start, count, reader.read_into)
     size = ref.nbytes // max(1, math.prod(ref.shape))
     buffer = bytearray(count * size)
     reader.read_into(ref, start * size, memoryview(buffer))

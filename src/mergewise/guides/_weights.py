@@ -13,6 +13,7 @@ from mergewise.checkpoint import (
     ChangedRef,
     ChangeValues,
     FileReader,
+    PackedRef,
     TensorRef,
     read_whole,
 )
@@ -82,6 +83,12 @@ def pieces(reader: FileReader, ref: TensorRef) -> Iterator[tuple[int, Tensor]]:
     rows, width = (ref.shape or (1,))[0], math.prod(ref.shape[1:])
     size = ref.nbytes // max(1, rows * width)
     step = max(1, _PIECE // max(1, width))
+    if isinstance(ref, PackedRef):
+        for first in range(0, rows, step):
+            count = min(step, rows - first)
+            flat = ref.values(first * width, count * width, reader.read_into)
+            yield first, flat.double().view(count, width)
+        return
     kind = getattr(torch, TORCH_NAMES[ref.dtype])
     for first in range(0, rows if width else 0, step):
         count = min(step, rows - first)

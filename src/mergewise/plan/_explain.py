@@ -167,6 +167,7 @@ def _source(stage: StagePlan, tensor: TensorPlan, item: Input) -> dict[str, Any]
         "dtype": item.meta.dtype,
         "shape": list(item.meta.shape),
         "file": str(ref.file) if ref else None,
+        **({"stored_as": ref.stored_as} if ref and ref.stored_as else {}),
         **({"adapter": _adapter(ref)} if isinstance(ref, ChangedRef) else {}),
     }
 

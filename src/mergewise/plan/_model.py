@@ -219,8 +219,7 @@ class MergePlan:
                 for item in tensor.inputs:
                     if item.view.checkpoint:
                         ref = item.view.checkpoint.tensors[item.meta.name]
-                        more = ref.extra_bytes if isinstance(ref, ChangedRef) else 0
-                        seen[item.view.label, item.meta.name] = item.meta.nbytes + more
+                        seen[item.view.label, item.meta.name] = _stored_bytes(ref)
                 for statistic in (s for each in tensor.statistics for s in each):
                     seen[str(statistic.file), statistic.ref.name] = statistic.ref.nbytes
         return sum(seen.values())
@@ -249,3 +248,10 @@ class MergePlan:
         whole += [stage.vocabulary.digest() for stage in self.stages if stage.vocabulary]
         text = json.dumps(whole, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _stored_bytes(ref: TensorRef) -> int:
+    """Bytes in the files that a tensor is made of."""
+    if isinstance(ref, ChangedRef):
+        return ref.stored.nbytes + ref.extra_bytes
+    return ref.nbytes

@@ -34,11 +34,13 @@ def _facts(summary: Summary) -> list[tuple[str, str]]:
         for group in summary.layers
     ]
     types = [f"{dtype} {show_count(number)}" for dtype, number in summary.dtypes.items()]
+    stored = [f"{kind} {show_bytes(size)}" for kind, size in summary.stored.items()]
     return [
         ("architecture", (summary.architecture or "not stated") + kind),
         ("parameters", f"{summary.parameters:,}"),
         ("size", f"{show_bytes(summary.bytes)} in {count(len(summary.files), 'file')}"),
         ("types", ", ".join(types) or "none"),
+        *([("quantised", f"{', '.join(stored)}; read as above")] if stored else []),
         ("layers", "; ".join(layers) or "none found"),
         ("output head", tied),
     ]
@@ -46,9 +48,9 @@ def _facts(summary: Summary) -> list[tuple[str, str]]:
 
 def _tensors(tensors: Sequence[TensorSummary], every: bool) -> RenderableType:
     if every:
-        rows = [[t.name, t.dtype, show_shape(t.shape), f"{t.bytes:,}", t.file] for t in tensors]
+        rows = [[t.name, _type(t), show_shape(t.shape), f"{t.bytes:,}", t.file] for t in tensors]
         return table(["tensor", "dtype", "shape", "bytes", "file"], rows, ["bytes"])
-    groups = collapse(tensors, lambda t: t.name, lambda t: (t.dtype, t.shape))
+    groups = collapse(tensors, lambda t: t.name, lambda t: (_type(t), t.shape))
     headers = ["tensor", "number", "dtype", "shape", "parameters"]
     return table(headers, map(_row, groups), ["number", "parameters"])
 
@@ -56,4 +58,8 @@ def _tensors(tensors: Sequence[TensorSummary], every: bool) -> RenderableType:
 def _row(group: Alike[TensorSummary]) -> list[str]:
     first, number = group.items[0], len(group.items)
     parameters = show_count(first.parameters * number)
-    return [group.pattern, f"{number:,}", first.dtype, show_shape(first.shape), parameters]
+    return [group.pattern, f"{number:,}", _type(first), show_shape(first.shape), parameters]
+
+
+def _type(tensor: TensorSummary) -> str:
+    return f"{tensor.stored_as} as {tensor.dtype}" if tensor.stored_as else tensor.dtype

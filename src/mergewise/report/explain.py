@@ -66,10 +66,15 @@ def _facts(known: dict[str, Any]) -> list[tuple[str, str]]:
 
 def _sources(known: dict[str, Any]) -> RenderableType:
     rows = [
-        [s["model"], s["role"], s["tensor"], s["dtype"], show_shape(s["shape"]), _file(s)]
+        [s["model"], s["role"], s["tensor"], _type(s), show_shape(s["shape"]), _file(s)]
         for s in known["sources"]
     ]
     return table(["model", "role", "tensor", "dtype", "shape", "file"], rows)
+
+
+def _type(source: dict[str, Any]) -> str:
+    stored = source.get("stored_as")
+    return f"{stored} as {source['dtype']}" if stored else source["dtype"]
 
 
 def _file(source: dict[str, Any]) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mergewise._settings import checked
-from mergewise.checkpoint import Checkpoint, open_reference
+from mergewise.checkpoint import Checkpoint, open_runnable
 from mergewise.errors import IncompatibleModelsError, TransformError
 from mergewise.evidence import Data
 from mergewise.evidence._vocabulary import see_tokens
@@ -68,7 +68,7 @@ def transform(
 
     chosen = get_transform(name)
     ours = settings_of(chosen, settings)
-    source = open_reference(checkpoint)
+    source = open_runnable(checkpoint)
     others = _models(chosen, source, models)
     if problem := chosen.problem(ours, source):
         raise TransformError(f"{name}: {source.path}: {problem}")
@@ -106,7 +106,7 @@ def _models(transform: Transform, source: Checkpoint, given: Models) -> dict[str
             f"{transform.name} needs {transform.models}; give them: --model PATH, or "
             "--model LABEL=PATH"
         )
-    found = {label: open_reference(path) for label, path in named.items()}
+    found = {label: open_runnable(path) for label, path in named.items()}
     for label, model in found.items():
         _same_tensors(source, label, model)
     return found

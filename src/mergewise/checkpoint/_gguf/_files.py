@@ -8,7 +8,7 @@ from pathlib import Path
 from mergewise.checkpoint._files import shown, where
 from mergewise.errors import CheckpointError
 
-_SPLIT = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
+_SPLIT = re.compile(r"(.+)-([0-9]{5})-of-([0-9]{5})\.gguf")
 _MAX_FILES = 1000
 _OTHERS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".safetensors.index.json")
 

@@ -33,7 +33,7 @@ _GEMMA2 = {
 }
 DERIVED = re.compile(r"rope_freqs\.weight|rope_factors_(long|short)\.weight")
 """Made from the config's `rope_scaling` when the file was written."""
-_BLOCK = re.compile(r"blk\.(\d{1,6})\.([a-z0-9_]+)\.(weight|bias)")
+_BLOCK = re.compile(r"blk\.(0|[1-9][0-9]{0,5})\.([a-z0-9_]+)\.(weight|bias)")
 
 
 @dataclass(frozen=True)
@@ -67,12 +67,13 @@ class Architecture:
         return f"model.layers.{int(found[1])}.{module}.{found[3]}" if found and module else None
 
 
+_SILU: dict[str, object] = {"hidden_act": "silu"}
 _GELU: dict[str, object] = {"hidden_activation": "gelu_pytorch_tanh"}
 _SLIDING = {"sliding_window": "attention.sliding_window"}
 ARCHITECTURES = {
-    "llama": Architecture("llama", "LlamaForCausalLM", _LAYER, rotary=True),
-    "qwen2": Architecture("qwen2", "Qwen2ForCausalLM", _LAYER),
-    "qwen3": Architecture("qwen3", "Qwen3ForCausalLM", _LAYER | _QK_NORMS),
+    "llama": Architecture("llama", "LlamaForCausalLM", _LAYER, rotary=True, fixed=_SILU),
+    "qwen2": Architecture("qwen2", "Qwen2ForCausalLM", _LAYER, fixed=_SILU),
+    "qwen3": Architecture("qwen3", "Qwen3ForCausalLM", _LAYER | _QK_NORMS, fixed=_SILU),
     "gemma": Architecture("gemma", "GemmaForCausalLM", _LAYER, shifted=True, fixed=_GELU),
     "gemma2": Architecture(
         "gemma2",

@@ -134,7 +134,7 @@ class Tall:
 def unpacked(words: Tensor, bits: int, columns: int) -> Tensor:
     """The unsigned integers in the rows of int32 `words`: ``[rows, columns]``."""
     if 8 % bits == 0:
-        parts = words.contiguous().view(torch.uint8)
+        parts = words.reshape(-1).view(torch.uint8)
         mask = (1 << bits) - 1
         codes = torch.stack([parts >> at & mask for at in range(0, 8, bits)], dim=-1)
         return codes.view(len(words), -1)[:, :columns]

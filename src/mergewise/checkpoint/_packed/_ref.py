@@ -67,8 +67,15 @@ class PackedRef(TensorRef):
         return sum(part.nbytes for part in self.packing.parts)
 
     @property
-    def stored_as(self) -> str:
+    def stored_as(self) -> str | None:
         return self.packing.kind
+
+    def values(self, start: int, size: int, fill: Fill) -> Tensor:
+        """Elements `start` to `start + size`, flat, float32: those around them are computed too."""
+        granule = self.packing.granule
+        first = start - start % granule
+        last = min(-(-(start + size) // granule) * granule, self.numel)
+        return self.packing.values(first, last - first, fill)[start - first : start - first + size]
 
 
 def packed_ref(name: str, dtype: str, shape: tuple[int, ...], packing: Packing) -> PackedRef:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mergewise._paths import expanded
-from mergewise.checkpoint import Checkpoint, open_reference
+from mergewise.checkpoint import Checkpoint, open_reference, open_runnable
 from mergewise.errors import DataError, EvidenceError
 from mergewise.evidence._live import LiveModel, Role, open_model
 from mergewise.evidence._vocabulary import see_tokens
@@ -145,7 +145,7 @@ def collect(
     _check(asked, other, offload)
     if asked[0].statistic.need == "file":
         return _from_file(asked, model, data, path)
-    checkpoint = None if isinstance(model, LiveModel) else open_reference(model)
+    checkpoint = None if isinstance(model, LiveModel) else open_runnable(model)
     role = role or role_of(model if checkpoint is None else checkpoint)
     reading = Reading(batch_size, max_length, template, dict(prepare or {}))
     found = as_data(data, limit, share, split, rows)
@@ -170,7 +170,7 @@ def collect(
         )
 
     if other is not None and not isinstance(other, LiveModel):
-        open_reference(other)
+        open_runnable(other)
     return _run(setup, live(model), None if other is None else live(other), role)
 
 
