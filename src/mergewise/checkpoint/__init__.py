@@ -57,6 +57,7 @@ from mergewise.checkpoint._output import (
 )
 from mergewise.checkpoint._packed._ref import PackedRef, Packing
 from mergewise.checkpoint._packed._refuse import open_runnable, refuse_packed
+from mergewise.checkpoint._pickles import refuse_old_torch
 from mergewise.checkpoint._pipeline import SAFETY, Pipeline, copy_parts
 from mergewise.checkpoint._provenance import fingerprint, provenance, sha256_file, versions
 from mergewise.checkpoint._read import FileReader
@@ -168,6 +169,7 @@ __all__ = [
     "read_header",
     "read_small",
     "read_whole",
+    "refuse_old_torch",
     "refuse_packed",
     "renumber",
     "sha256_file",

@@ -11,6 +11,7 @@ import click
 from mergewise._units import show_bytes
 from mergewise.cli._collecting import in_turn
 from mergewise.cli._interrupt import how_to_continue, progress_kept, terminable
+from mergewise.cli._lora import tell_extracted
 from mergewise.cli._options import (
     access_options,
     json_option,
@@ -87,6 +88,8 @@ def command(
     if as_json:
         out.json(_as_dict(result, seconds))
     else:
+        if (made := getattr(result, "adapter", None)) is not None:
+            tell_extracted(out, made)
         out.line(str(result.out))
 
 
@@ -113,8 +116,10 @@ def _announce(out: Output, plan: MergePlan, folder: Path, options: dict[str, Any
     workers = choose_workers(plan, options["workers"], options["memory"])
     methods = ", then ".join(stage.stage.method for stage in plan.stages)
     out.note(f"{methods} of {', '.join(plan.checkpoints)}")
+    form = plan.recipe.output.makes
+    size = f"an {form.name}" if form else show_bytes(plan.bytes_write)
     out.note(
-        f"reads {show_bytes(plan.bytes_read)}, writes {show_bytes(plan.bytes_write)} "
+        f"reads {show_bytes(plan.bytes_read)}, writes {size} "
         f"({count(plan.elements, 'parameter')}) to {folder}, {count(workers, 'worker')}"
     )
     for warning in plan.warnings:
@@ -125,11 +130,21 @@ def _announce(out: Output, plan: MergePlan, folder: Path, options: dict[str, Any
 
 
 def _run(out: Output, plan: MergePlan, folder: Path, options: dict[str, Any]) -> MergeResult:
+    if plan.recipe.output.makes is not None:
+        return _run_form(out, plan, folder, options)
     out.when_interrupted = lambda: how_to_continue(folder, out.arguments)
     with terminable(), progress(out) as report:
         from mergewise.engine import merge
 
         return merge(plan, folder, progress=report, **options)
+
+
+def _run_form(out: Output, plan: MergePlan, folder: Path, options: dict[str, Any]) -> MergeResult:
+    out.when_interrupted = lambda: "interrupted; nothing was written"
+    with terminable(), progress(out) as report:
+        from mergewise.forms import merge_into_adapter
+
+        return merge_into_adapter(plan, folder, progress=report, **options)
 
 
 def _as_dict(result: MergeResult, seconds: float) -> dict[str, Any]:
@@ -140,4 +155,5 @@ def _as_dict(result: MergeResult, seconds: float) -> dict[str, Any]:
         "resumed_files": result.resumed,
         "seconds": round(seconds, 3),
         "warnings": list(result.warnings),
+        **({"adapter": made.to_dict()} if (made := getattr(result, "adapter", None)) else {}),
     }

@@ -145,7 +145,21 @@ def _plan(
 
 
 def _refuse_guided(recipe: Recipe) -> None:
-    """Numbers that a guide has yet to find are not run as if they were its."""
+    """Numbers that a guide has yet to find are not run as if they were its.
+
+    Nor is a checkpoint written where something else is asked for.
+    """
+    if recipe.output.makes is not None:
+        at = recipe.output.positions["form"]
+        raise RecipeError(
+            [
+                Diagnostic(
+                    at.path, at.line, at.column,
+                    f"form: {recipe.output.makes.name} is made by mergewise.merge and `mergewise "
+                    "merge`; the engine writes checkpoints",
+                )
+            ]
+        )  # fmt: skip
     for stage in recipe.stages:
         if stage.guide is not None:
             at = stage.positions["guide"]

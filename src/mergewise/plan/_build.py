@@ -140,7 +140,7 @@ class _Builder:
         assembly = assemble(stage, views, self._problem)
         if self.problems:
             return None
-        vocabulary, told = self._vocabulary(stage, views)
+        vocabulary, told = self._vocabulary(stage, _donor_first(views, assembly.donor))
         if self.problems:
             return None
         planned = self._fates(index, stage, views, assembly, vocabulary)
@@ -306,6 +306,10 @@ def _config_warnings(donor: View, views: list[View], *, mapped: bool) -> list[st
                 f"the output gets {donor.label}'s"
             )
     return found
+
+
+def _donor_first(views: Mapping[ModelRef, View], donor: View) -> dict[ModelRef, View]:
+    return dict(sorted(views.items(), key=lambda item: item[1] is not donor))
 
 
 def _config(assembly: Assembly, vocabulary: StageVocabulary | None) -> dict[str, Any] | None:
