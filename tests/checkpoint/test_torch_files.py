@@ -214,3 +214,15 @@ def test_an_adapter(tmp_path, allowed):
     assert {part: ref.shape for part, ref in adapter.modules["q"].items()} == {
         "lora_A": (1, 3), "lora_B": (2, 1)
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("version", ["2.6.0", "2.9.1+cu128", "1.13", ""])
+def test_models_are_run_from_them_on_a_safe_torch_only(tmp_path, version):
+    from mergewise.checkpoint import refuse_old_torch
+
+    files = [tmp_path / "pytorch_model.bin"]
+    with pytest.raises(CheckpointError, match=r"torch 2\.10 or later"):
+        refuse_old_torch(files, version)
+    refuse_old_torch([tmp_path / "model.safetensors"], version)
+    for good in ("2.10.0", "2.13.0+cpu", "3.0"):
+        refuse_old_torch(files, good)

@@ -20,12 +20,17 @@ from mergewise.checkpoint._hub import (
     Origin,
     arrived,
     cache_folder,
+    check_push,
     check_room,
+    compared,
     downloads,
+    drop,
+    fetch,
     hub_name,
     locate,
     on_one_disk,
     origin_of,
+    push,
 )
 from mergewise.checkpoint._inspect import Summary, TensorSummary, inspect_checkpoint
 from mergewise.checkpoint._joined import JoinedRef, Piece
@@ -57,6 +62,7 @@ from mergewise.checkpoint._output import (
 )
 from mergewise.checkpoint._packed._ref import PackedRef, Packing
 from mergewise.checkpoint._packed._refuse import open_runnable, refuse_packed
+from mergewise.checkpoint._pickles import refuse_old_torch
 from mergewise.checkpoint._pipeline import SAFETY, Pipeline, copy_parts
 from mergewise.checkpoint._provenance import fingerprint, provenance, sha256_file, versions
 from mergewise.checkpoint._read import FileReader
@@ -121,14 +127,18 @@ __all__ = [
     "cache_folder",
     "cannot_write",
     "changed_whole",
+    "check_push",
     "check_room",
+    "compared",
     "config_value",
     "copied_files",
     "copy_parts",
     "copy_tokenizer",
     "create_shard",
     "downloads",
+    "drop",
     "edited_config",
+    "fetch",
     "fetched",
     "find_layers",
     "find_modules",
@@ -165,9 +175,11 @@ __all__ = [
     "plan_files",
     "plan_shards",
     "provenance",
+    "push",
     "read_header",
     "read_small",
     "read_whole",
+    "refuse_old_torch",
     "refuse_packed",
     "renumber",
     "sha256_file",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from pathlib import Path
 
 from mergewise.checkpoint._access import access
@@ -9,6 +11,7 @@ from mergewise.checkpoint._files import shown, where
 from mergewise.errors import CheckpointError
 
 ENDINGS = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+_SAFE_TORCH = (2, 10)
 _USUAL = "pytorch_model.bin"
 _BESIDE = ("training_args.bin", "optimizer.", "scheduler.", "scaler.", "rng_state", "adapter_")
 """Beginnings of names of what trainers save beside the weights."""
@@ -27,6 +30,21 @@ def refuse_pickles(path: Path, names: list[str]) -> None:
             f"{where(path)}: a PyTorch file ({shown(found[0])}), which is a pickle, and pickles "
             "can run code; --allow-pickle (in Python: mergewise.allow(pickle=True)) reads its "
             "weights and runs nothing, or fetch the .safetensors version"
+        )
+
+
+def refuse_old_torch(files: Iterable[Path], version: str) -> None:
+    """Raise CheckpointError if torch itself would read PyTorch files, and is too old to be let.
+
+    Models that are run are loaded by `transformers`, which uses ``torch.load(weights_only=True)``.
+    Before torch 2.10 a file could corrupt memory there (CVE-2026-24747).
+    """
+    found = [file for file in files if is_pickle(file.name)]
+    numbers = tuple(int(part) for part in re.findall(r"\d+", version)[:2])
+    if found and numbers < _SAFE_TORCH:
+        raise CheckpointError(
+            f"{where(found[0])}: to run a model from a PyTorch file torch 2.10 or later is needed, "
+            f"got {version}; merge it into safetensors first (a recipe with it alone), or upgrade"
         )
 
 

@@ -168,6 +168,8 @@ def _ranked(tensor: TensorPlan, label: str, score: str, files: Files) -> TensorP
     if "gain" not in score:
         experts, place = experts[place : place + 1], 0
     needs = score_needs(score)
+    if needs and any(item.rows for item in experts):
+        return None  # what was collected is about other rows
     names = [item.meta.name for item in experts]
     own = [files[item.view.label] for item in experts]
     known = find_statistics(needs, names, tensor.meta.shape, own)

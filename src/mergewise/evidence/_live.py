@@ -218,6 +218,9 @@ def usual_dtype(stored: str | None, device: str) -> str:
 
 
 def _loaded(auto: Any, checkpoint: Checkpoint, dtype: str, trust: bool) -> Any:
+    from mergewise.checkpoint import refuse_old_torch
+
+    refuse_old_torch(checkpoint.files, torch.__version__)
     if checkpoint.adapter is None:
         return _load(auto, checkpoint.folder, dtype, trust)
     from mergewise.evidence._adapted import put_adapter, untied_config

@@ -140,7 +140,7 @@ class _Builder:
         assembly = assemble(stage, views, self._problem)
         if self.problems:
             return None
-        vocabulary, told = self._vocabulary(stage, views)
+        vocabulary, told = self._vocabulary(stage, _donor_first(views, assembly.donor))
         if self.problems:
             return None
         planned = self._fates(index, stage, views, assembly, vocabulary)
@@ -167,8 +167,8 @@ class _Builder:
             key = f"{asked_at(stage)}: " if stage.tokenizer else ""
             self._problem(at, f"{key}{describe(error)}")
             return None, told
-        if found is not None:
-            told[:0] = found.said
+        if found is not None and not stage.tokenizer:
+            told[:0] = [f"{of}: {text}" for of, text in found.said]
         return found, told
 
     def _in_layout_of(self, donor: View, view: View, stage: Stage) -> View:
@@ -247,7 +247,7 @@ class _Builder:
             warnings=(
                 *fates.warnings,
                 *idle_patterns(stage, names),
-                *_config_warnings(donor, list(views.values())),
+                *_config_warnings(donor, list(views.values()), mapped=vocabulary is not None),
             ),
         )
 
@@ -288,7 +288,7 @@ def _guided(stage: Stage) -> str:
     return f"guide {name} has yet to find its numbers; this is the plan without them"
 
 
-def _config_warnings(donor: View, views: list[View]) -> list[str]:
+def _config_warnings(donor: View, views: list[View], *, mapped: bool) -> list[str]:
     found = []
     for view in views:
         if view is donor or not donor.config or not view.config:
@@ -299,12 +299,17 @@ def _config_warnings(donor: View, views: list[View]) -> list[str]:
                 f"{donor.config.get('architectures')} in {donor.label}"
             )
         odd = [k for k in _CONFIG_KEYS if view.config.get(k) != donor.config.get(k)]
+        odd = [k for k in odd if not (mapped and k == "vocab_size")]
         if odd:
             found.append(
                 f"{view.label} differs from {donor.label} in config {', '.join(odd)}; "
                 f"the output gets {donor.label}'s"
             )
     return found
+
+
+def _donor_first(views: Mapping[ModelRef, View], donor: View) -> dict[ModelRef, View]:
+    return dict(sorted(views.items(), key=lambda item: item[1] is not donor))
 
 
 def _config(assembly: Assembly, vocabulary: StageVocabulary | None) -> dict[str, Any] | None:

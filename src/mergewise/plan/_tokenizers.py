@@ -134,8 +134,11 @@ class _Meeting:
                     f"{self.donor.label} alone"
                 )
         count = max(self.rows.values())
-        self._say(f"embeddings of different sizes ({sizes}) and the same tokens: merged by token, "
-                  "and further rows come from the models that have them")  # fmt: skip
+        self._say(
+            "embeddings",
+            f"of different sizes ({sizes}) and the same tokens: merged by token, and further rows "
+            "come from the models that have them",
+        )
         tokenizer = self._tokenizer(self.donor) or known[first]
         return self._result(tokenizer, count, self._maps(known[first].tokens, count, {}))
 
@@ -200,8 +203,8 @@ class _Meeting:
         rows = self.tensors[start.label].rows if start.label in self.tensors else None
         out = within(mine, rows) if rows is not None else mine
         if mine.tokens and out is not mine:
-            self._say(f"{len(mine.tokens) - len(out.tokens)} tokens of {start.label}'s tokenizer "
-                      f"have no row in its embedding and are left out")  # fmt: skip
+            few = f"{len(mine.tokens) - len(out.tokens):,} of {start.label}'s tokens"
+            self._say("left out", f"{few}, which have no row in its embedding")
         if source == "union":
             others = [(v.label, self._full(v)) for v in self.views[: self.merged] if v is not start]
             out, odd = union(out, others)
@@ -314,18 +317,16 @@ class _Meeting:
         return map_rows(tokens, count, parties, base, sources)
 
     def _tell(self, out: Tokenizer, start: View, maps: list[RowMap]) -> None:
-        new = f", with {len(out.new):,} tokens put in" if out.new else ""
-        self._say(f"tokenizer of {start.label}{new}: {len(out.tokens):,} tokens, "
-                  f"{maps[0].count:,} rows")  # fmt: skip
+        new = f", with {len(out.new):,} put in" if out.new else ""
+        known = f"{len(out.tokens):,} tokens, {maps[0].count:,} rows"
+        self._say("tokenizer", f"that of {start.label}{new}: {known}")
         for view, rows in zip(self.views, maps, strict=False):
             if rows.is_identity:
                 continue
             counts = {k: n for k, n in rows.counts.items() if n and k != "own"}
             more = ", ".join(f"{n:,} {_HOW[k]}" for k, n in counts.items())
-            self._say(
-                f"{view.label}: {rows.counts['own']:,} rows are its own"
-                + (f"; {more}" * bool(more))
-            )
+            more = f"; {more}" if more else ""
+            self._say(view.label, f"{rows.counts['own']:,} rows are its own{more}")
         nowhere = maps[0].unknown(out.tokens)
         if nowhere:
             self.warnings.append(
@@ -333,11 +334,11 @@ class _Meeting:
                 + ", ".join(shown(t, 40) for t in nowhere[:3])
             )
 
-    def _say(self, text: str) -> None:
-        self.said.append(text)
+    def _say(self, of: str, text: str) -> None:
+        self.said.append((of, text))
 
     @cached_property
-    def said(self) -> list[str]:
+    def said(self) -> list[tuple[str, str]]:
         return []
 
     def _result(

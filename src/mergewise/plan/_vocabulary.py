@@ -31,7 +31,7 @@ class StageVocabulary:
         before: the ids that the donor's config speaks of.
         special: ids of begin, end and padding for the config, if not its own.
         resized: whether the config's ``vocab_size`` changes.
-        said: what is done, in a line or two.
+        said: what is done, in a few lines: what it is about, and the rest.
     """
 
     tokenizer: Tokenizer
@@ -42,7 +42,7 @@ class StageVocabulary:
     before: Mapping[str, int]
     special: Mapping[str, Any] = field(default_factory=dict)
     resized: bool = False
-    said: tuple[str, ...] = ()
+    said: tuple[tuple[str, str], ...] = ()
 
     def mapped(self, item: Input, names: Names) -> Input:
         """An input with its rows in the order of the output.

@@ -106,12 +106,27 @@ def _facts(plan: MergePlan) -> list[tuple[str, str]]:
     peaks = [f"{show_bytes(size)} with {count(n, 'worker')}" for n, size in costs.peaks.items()]
     return [
         ("output", f"{shape} in {count(layers, 'layer')}" if layers else shape),
-        ("config from", f"{plan.output.donor.label}, with its tokenizer"),
+        ("config from", _config_from(plan)),
         ("reads", show_bytes(plan.bytes_read)),
-        ("writes", f"{show_bytes(plan.bytes_write)}; {show_bytes(costs.free)} free here"),
+        ("writes", f"{_result(plan)}; {show_bytes(costs.free)} free here"),
         ("memory", f"about {', '.join(peaks)}"),
         ("seed", plan.seeds_in_words),
     ]
+
+
+def _result(plan: MergePlan) -> str:
+    form = plan.recipe.output.makes
+    if form is None:
+        return show_bytes(plan.bytes_write)
+    limits = [f"{key} {value}" for key, value in (("rank", form.rank), ("energy", form.energy))
+              if value is not None]  # fmt: skip
+    return f"an {form.name}" + (f" ({', '.join(limits)})" if limits else "")
+
+
+def _config_from(plan: MergePlan) -> str:
+    vocabulary = plan.output.vocabulary
+    with_tokenizer = "with the tokenizer below" if vocabulary else "with its tokenizer"
+    return f"{plan.output.donor.label}, {with_tokenizer}"
 
 
 def _stage(plan: MergePlan, stage: StagePlan, every: bool) -> list[RenderableType]:
@@ -120,6 +135,8 @@ def _stage(plan: MergePlan, stage: StagePlan, every: bool) -> list[RenderableTyp
     named = len(plan.stages) > 1
     title = f"{stage.label}: {stage.stage.method}" if named else "Models"
     page: list[RenderableType] = [text(title, "bold"), indented(_models(stage, found))]
+    if stage.vocabulary and stage.vocabulary.said:
+        page += [text("Vocabulary", "bold"), indented(facts(stage.vocabulary.said))]
     if files := _files(stage):
         page += [text("Evidence", "bold"), indented(_evidence(plan, files, merged))]
     if found.shared:
@@ -223,7 +240,22 @@ def _stage_dict(stage: StagePlan) -> dict[str, Any]:
         "tensors": [tensor_dict(stage, name) for name in stage.tensors],
         "omitted": dict(stage.omitted),
         "only_some_models_have": only_some_have(stage),
+        "vocabulary": _vocabulary(stage),
         "warnings": list(stage.warnings),
+    }
+
+
+def _vocabulary(stage: StagePlan) -> dict[str, Any] | None:
+    """The output's vocabulary, if it is not simply its donor's."""
+    found = stage.vocabulary
+    if found is None:
+        return None
+    return {
+        "rows": found.rows,
+        "tokens": len(found.tokenizer.tokens),
+        "new_tokens": len(found.tokenizer.new),
+        "models": {label: dict(rows.counts) for label, rows in found.maps.items()},
+        "told": [f"{of}: {said}" for of, said in found.said],
     }
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from mergewise.checkpoint import parse_object, read_small, shown, stays_inside, where
 from mergewise.errors import CheckpointError, IncompatibleModelsError, NotBuiltYetError
 from mergewise.vocabulary._tokenizer import FILE, Tokenizer, tokenizer_content
-from mergewise.vocabulary._tokenizer_json import MAX_FILE
+from mergewise.vocabulary._tokenizer_json import MAX_FILE, AddedIds
 
 SPECIAL_KEYS = (
     "bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token",
@@ -88,17 +88,19 @@ def _number(content: Mapping[str, Any], model: dict[str, Any]) -> None:
     """See that each added token gets its id: where counting on would give another, as a piece."""
     vocab = model["vocab"]
     pieces = {entry[0] for entry in vocab} if isinstance(vocab, list) else dict(vocab)
-    last = -1
+    counter, more = AddedIds(len(pieces)), False
     for entry in content["added_tokens"]:
         token, number = entry["content"], entry["id"]
-        if token not in pieces and number != max(last + 1, len(pieces)):
+        known = token in pieces
+        if not known and (more or counter.following != {number}):
             if not isinstance(pieces, dict):
                 raise NotBuiltYetError(
                     f"the token {shown(token)} would need the id {number}, and a Unigram tokenizer "
                     "has no gaps; use another model's tokenizer"
                 )
             pieces[token] = number
-        last = max(last, number)
+            more = True
+        counter.add(number, known)
     if isinstance(pieces, dict):
         model["vocab"] = pieces
 

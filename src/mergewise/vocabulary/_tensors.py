@@ -1,7 +1,9 @@
 """Which tensors have the vocabulary along one of their axes: embeddings, heads, output biases.
 
 No table of architectures: the config says how large the vocabulary is, and a tensor with an axis
-of that length is one, if nothing else in the config has the same size or its name says so.
+of that length is one, if its name says so, or if it lies outside the layers and nothing else in
+the config has the same size. (In layers, products of sizes coincide with vocabularies: the fused
+gate and up projection of Mixtral 8x22B has 32,768 rows.)
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from mergewise.checkpoint import config_value, head_and_embedding, is_embedding_like
+from mergewise.checkpoint import config_value, head_and_embedding, is_embedding_like, layer_index
 
 _OWNERS = frozenset(("embed_tokens", "lm_head", "wte", "embed_in", "embed_out", "word_embeddings"))
 _BIASES = frozenset(("final_logits_bias",))
@@ -48,7 +50,8 @@ def vocabulary_tensors(
     alone = rows not in _sizes(config)
     axes = {}
     for name, shape in shapes.items():
-        axis = _axis(shape, rows) if _named(name) else _only(shape, rows) if alone else None
+        outside = alone and layer_index(name) is None
+        axis = _axis(shape, rows) if _named(name) else _only(shape, rows) if outside else None
         if axis is not None:
             axes[name] = axis
     unclear = tuple(n for n in shapes if n not in axes and _PER_LAYER in n.split("."))
@@ -58,7 +61,9 @@ def vocabulary_tensors(
 def _named(name: str) -> bool:
     parts = name.split(".")
     owner = parts[-2] if len(parts) > 1 else ""
-    return is_embedding_like(name) or owner in _OWNERS or parts[-1] in _BIASES
+    if is_embedding_like(name) or owner in _OWNERS or parts[-1] in _BIASES:
+        return True
+    return parts[-3:-1] == ["shared_head", "head"]  # DeepSeek's layers that predict further tokens
 
 
 def _rows(

@@ -98,23 +98,39 @@ def read_added(
     if not isinstance(entries, list):
         raise _bad(path, f"`added_tokens` must be a list, got {shown(entries, 40)}")
     found: dict[str, dict[str, Any]] = {}
-    last = -1
+    counter = AddedIds(len(pieces))
     for entry in entries:
         token, number = _entry(entry, path)
-        given = pieces.get(token)
-        if given is None and token not in found:
-            given = max(last + 1, len(pieces))
-            if given != number:
-                raise _bad(
-                    path,
-                    f"the added token {shown(token, 40)} says id {number}, and would be given "
-                    f"{given}, the next that is free; save the tokenizer anew with transformers",
-                )
         if token in found:
             raise _bad(path, f"the added token {shown(token, 40)} occurs twice")
-        found[token] = {**entry, "id": given}
-        last = max(last, found[token]["id"])
+        if token not in pieces and number not in counter.following:
+            raise _bad(
+                path,
+                f"the added token {shown(token, 40)} says id {number}, and would be given "
+                f"{min(counter.following)}, the next that is free; save it anew with transformers",
+            )
+        found[token] = {**entry, "id": pieces.get(token, number)}
+        counter.add(found[token]["id"], token in pieces)
     return found
+
+
+class AddedIds:
+    """Which ids `tokenizers` would give to an added token that is no piece.
+
+    The one after the highest of the added tokens, or after the number of pieces. Whether added
+    tokens that are pieces count is different between its versions (in 0.23 they do not).
+    """
+
+    def __init__(self, pieces: int) -> None:
+        self._pieces = pieces
+        self._last = [-1, -1]
+
+    @property
+    def following(self) -> set[int]:
+        return {max(last + 1, self._pieces) for last in self._last}
+
+    def add(self, number: int, is_piece: bool) -> None:
+        self._last = [max(self._last[0], number), max(self._last[1], -1 if is_piece else number)]
 
 
 def _entry(entry: Any, path: Path) -> tuple[str, int]:
