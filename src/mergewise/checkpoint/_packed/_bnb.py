@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from mergewise._lazy import torch
 from mergewise.checkpoint._files import open_regular, read_at
 from mergewise.checkpoint._folder import TensorRef
+from mergewise.checkpoint._hub import here
 from mergewise.checkpoint._json import parse_object
 from mergewise.checkpoint._packed._codes import Plain
 from mergewise.checkpoint._packed._find import Search
@@ -143,7 +144,7 @@ class _State:
         search.check(ref, ("U8",))
         if ref.nbytes > _MAX_STATE:
             search.refuse(ref.name, f"takes {ref.nbytes:,} bytes, at most {_MAX_STATE:,} expected")
-        descriptor = open_regular(ref.file)
+        descriptor = open_regular(here(ref.file))
         try:
             raw = read_at(descriptor, ref.nbytes, ref.start)
         finally:
