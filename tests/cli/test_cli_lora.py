@@ -64,3 +64,18 @@ def test_merging_shows_how_far_it_is(run, adapters, monkeypatch):
     assert shown.exit_code == 0 and re.search(r"1 of \d+ weights", shown.stderr)
     quiet = run("lora", "merge", "one", "two", "-o", "both", "--overwrite", "-q")
     assert "weights" not in quiet.stderr
+
+
+def test_a_recipe_makes_an_adapter(run, adapters):
+    models = "".join(
+        f"  - model: base+{name}\n    parameters: {{weight: 0.5}}\n" for name in ("one", "two")
+    )
+    (adapters / "r.yml").write_text(
+        f"merge_method: task_arithmetic\nbase_model: base\nmodels:\n{models}form: adapter\n"
+    )
+    assert "an adapter" in run("plan", "r.yml").stdout
+    done = run("merge", "r.yml", "made")
+    assert done.exit_code == 0 and f"{Q}.weight" in done.stdout
+    again = run("merge", "r.yml", "made", "--overwrite", "--json")
+    assert json.loads(again.stdout)["adapter"]["error"] < 1e-5
+    assert run("plan", "r.yml", "--set", "form.rank=0").exit_code == 2

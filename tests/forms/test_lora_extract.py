@@ -217,3 +217,17 @@ def test_peft_reads_what_was_extracted(tied: bool, tmp_path: Path) -> None:
     with torch.no_grad():
         wanted, found = tuned.eval()(input_ids=ids).logits, adapted(input_ids=ids).logits
     assert torch.allclose(found, wanted, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", [torch.int64, torch.float8_e4m3fn, torch.bool])
+def test_changes_that_an_adapter_cannot_hold_are_named(kind: torch.dtype, tmp_path: Path) -> None:
+    state = {"a.weight": torch.randn(8, 8), "table": torch.ones(300).to(kind)}
+    base = save(tmp_path / "base", state)
+    tuned = {"a.weight": state["a.weight"] + 1, "table": state["table"].clone()}
+    folder = save(tmp_path / "same", tuned)
+    assert extract_lora(folder, base, tmp_path / "out", rank=2).layers[0].rank == 1
+    tuned["table"][299] = 0
+    folder = save(tmp_path / "other", tuned)
+    with pytest.raises(IncompatibleModelsError, match=r"table: .* and they differ"):
+        extract_lora(folder, base, tmp_path / "no", rank=2)
+    assert not (tmp_path / "no").exists()

@@ -15,7 +15,7 @@ from mergewise.cli._pairs import scalars
 from mergewise.cli._progress import progress
 
 if TYPE_CHECKING:
-    from mergewise.forms import LayerError
+    from mergewise.forms import Extracted, LayerError
 
 _DTYPES = ("float32", "float16", "bfloat16", "float64")
 
@@ -71,12 +71,17 @@ def extract(
     if as_json:
         out.json(made.to_dict())
         return
+    tell_extracted(out, made)
+    out.note(f"written to {output}; use it in recipes as {base}+{output}")
+
+
+def tell_extracted(out: Output, made: Extracted) -> None:
+    """Ranks and errors, and what has no factors."""
     _show(out, made.layers, made.error)
     if made.whole:
         out.note(f"stored whole: {count(len(made.whole), 'tensor')}")
     if made.skipped:
         out.warn(f"left out: {count(len(made.skipped), 'changed tensor')}, {made.skipped[0]}, …")
-    out.note(f"written to {output}; use it in recipes as {base}+{output}")
 
 
 def _numbers(ctx: click.Context, param: click.Parameter, value: str | None) -> list[float] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ import click
 from mergewise._units import show_bytes
 from mergewise.cli._collecting import in_turn
 from mergewise.cli._interrupt import how_to_continue, progress_kept, terminable
+from mergewise.cli._lora import tell_extracted
 from mergewise.cli._options import (
     access_options,
     json_option,
@@ -50,6 +52,15 @@ if TYPE_CHECKING:
 @click.option(
     "--trust-remote-code", is_flag=True, help="Let a guide run code of checkpoints and tasks."
 )
+@click.option(
+    "--stream-inputs",
+    is_flag=True,
+    help="Fetch files of the Hub when needed and drop them after, for a disk that is too small.",
+)
+@click.option(
+    "--push", "target", metavar="ORG/NAME", help="Upload the result to this model on the Hub."
+)
+@click.option("--private", is_flag=True, help="With --push: make a new model private.")
 @recipe_options
 @access_options
 @json_option
@@ -61,6 +72,8 @@ def command(
     lenient: bool,
     as_json: bool,
     trust_remote_code: bool,
+    target: str | None,
+    private: bool,
     **options: Any,
 ) -> None:
     """Merge models as RECIPE says, into the folder OUT.
@@ -69,6 +82,7 @@ def command(
     """
     from mergewise.plan import build_plan
 
+    _check_push(target, private)
     loaded = read_recipe(out, recipe, lenient, overrides)
     if loaded.output.guide is not None:
         loaded = _guided(out, loaded, folder, options["overwrite"], trust_remote_code)
@@ -84,10 +98,44 @@ def command(
     out.note(
         f"wrote {size} in {count(len(result.files), 'file')}{resumed}, {show_seconds(seconds)}"
     )
+    if result.streamed:
+        came, most = map(show_bytes, result.streamed)
+        out.note(f"fetched {came} of inputs, at most {most} here at once")
+    pushed = {} if target is None else {"pushed": _push(out, result.out, target, private)}
     if as_json:
-        out.json(_as_dict(result, seconds))
+        out.json(_as_dict(result, seconds) | pushed)
     else:
+        if (made := getattr(result, "adapter", None)) is not None:
+            tell_extracted(out, made)
         out.line(str(result.out))
+
+
+def _check_push(target: str | None, private: bool) -> None:
+    """What can be seen before the work: a mistake must not show after hours."""
+    from mergewise.checkpoint import check_push
+
+    if target is not None:
+        check_push(target)
+    elif private:
+        raise click.UsageError("--private says how --push makes a model; give --push ORG/NAME")
+
+
+def _push(out: Output, folder: Path, target: str, private: bool) -> dict[str, str]:
+    """Upload the finished folder; if that fails, say that it is here, and how to go on."""
+    from mergewise.checkpoint import push
+    from mergewise.errors import HubError
+
+    out.when_interrupted = lambda: f"interrupted; the merge is complete in {folder}, not pushed"
+    out.note(f"uploading {folder} to {target}")
+    try:
+        commit = push(folder, target, private=private)
+    except HubError as error:
+        again = shlex.join(["hf", "upload", target, str(folder)])
+        raise HubError(
+            f"{error}\nThe merge is complete in {folder}; upload it with\n  {again}"
+        ) from None
+    out.note(f"pushed to {target}, commit {commit[:12]}")
+    return {"model": target, "commit": commit}
 
 
 def _guided(out: Output, recipe: Recipe, folder: Path, overwrite: bool, trust: bool) -> Recipe:
@@ -113,8 +161,10 @@ def _announce(out: Output, plan: MergePlan, folder: Path, options: dict[str, Any
     workers = choose_workers(plan, options["workers"], options["memory"])
     methods = ", then ".join(stage.stage.method for stage in plan.stages)
     out.note(f"{methods} of {', '.join(plan.checkpoints)}")
+    form = plan.recipe.output.makes
+    size = f"an {form.name}" if form else show_bytes(plan.bytes_write)
     out.note(
-        f"reads {show_bytes(plan.bytes_read)}, writes {show_bytes(plan.bytes_write)} "
+        f"reads {show_bytes(plan.bytes_read)}, writes {size} "
         f"({count(plan.elements, 'parameter')}) to {folder}, {count(workers, 'worker')}"
     )
     for warning in plan.warnings:
@@ -125,11 +175,21 @@ def _announce(out: Output, plan: MergePlan, folder: Path, options: dict[str, Any
 
 
 def _run(out: Output, plan: MergePlan, folder: Path, options: dict[str, Any]) -> MergeResult:
+    if plan.recipe.output.makes is not None:
+        return _run_form(out, plan, folder, options)
     out.when_interrupted = lambda: how_to_continue(folder, out.arguments)
     with terminable(), progress(out) as report:
         from mergewise.engine import merge
 
         return merge(plan, folder, progress=report, **options)
+
+
+def _run_form(out: Output, plan: MergePlan, folder: Path, options: dict[str, Any]) -> MergeResult:
+    out.when_interrupted = lambda: "interrupted; nothing was written"
+    with terminable(), progress(out) as report:
+        from mergewise.forms import merge_into_adapter
+
+        return merge_into_adapter(plan, folder, progress=report, **options)
 
 
 def _as_dict(result: MergeResult, seconds: float) -> dict[str, Any]:
@@ -140,4 +200,5 @@ def _as_dict(result: MergeResult, seconds: float) -> dict[str, Any]:
         "resumed_files": result.resumed,
         "seconds": round(seconds, 3),
         "warnings": list(result.warnings),
+        **({"adapter": made.to_dict()} if (made := getattr(result, "adapter", None)) else {}),
     }

@@ -17,7 +17,6 @@ from mergewise.checkpoint import (
     TORCH_NAMES,
     Adapter,
     FileReader,
-    PackedRef,
     TensorRef,
     cannot_write,
     create_shard,
@@ -33,6 +32,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
+RECIPE_FILE, PROVENANCE_FILE = "mergekit_config.yml", "mergewise_provenance.json"
+_OURS = {CONFIG_FILE, WEIGHTS_FILE, RECIPE_FILE, PROVENANCE_FILE, "README.md"}
 
 
 @dataclass
@@ -118,15 +119,8 @@ class AdapterFactors:
 
 def read_tensor(reader: FileReader, ref: TensorRef) -> Tensor:
     """A whole tensor in float32 (float64 as it is)."""
-    if isinstance(ref, PackedRef):
-        return read_whole(reader, ref)
-    buffer = bytearray(ref.nbytes)
-    reader.read_into(ref, 0, memoryview(buffer))
-    if not ref.nbytes:
-        return torch.zeros(ref.shape)
-    value = torch.frombuffer(buffer, dtype=getattr(torch, TORCH_NAMES[ref.dtype]))
-    kind = torch.float64 if value.dtype == torch.float64 else torch.float32
-    return value.reshape(ref.shape).to(kind)
+    value = read_whole(reader, ref)
+    return value.to(torch.float64 if value.dtype == torch.float64 else torch.float32)
 
 
 @dataclass
@@ -184,7 +178,7 @@ def check_folder(out: Path, overwrite: bool) -> None:
         raise OutputError(f"{out}: exists and is no folder; choose another")
     if not out.exists() or not any(out.iterdir()):
         return
-    theirs = {path.name for path in out.iterdir()} - {CONFIG_FILE, WEIGHTS_FILE, "README.md"}
+    theirs = {path.name for path in out.iterdir()} - _OURS
     if not overwrite or theirs:
         what = f"holds {sorted(theirs)[0]}" if theirs else "holds an adapter; --overwrite replaces"
         raise OutputError(f"{out}: {what}; choose an empty folder")
@@ -225,6 +219,16 @@ def write_adapter(out: Path, made: NewAdapter, dtype: torch.dtype, origin: str) 
         temporary.unlink(missing_ok=True)
     write_file(out / CONFIG_FILE, (json.dumps(made.settings(), indent=2) + "\n").encode())
     return sum(layout.sizes.values())
+
+
+def write_notes(out: Path, recipe: str, record: Mapping[str, Any]) -> None:
+    """Write the recipe and where everything comes from beside an adapter.
+
+    Raises:
+        OutputError: if it cannot be written.
+    """
+    write_file(out / RECIPE_FILE, recipe.encode())
+    write_file(out / PROVENANCE_FILE, (json.dumps(record, indent=2) + "\n").encode())
 
 
 def _check_finite(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> None:

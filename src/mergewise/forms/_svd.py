@@ -17,6 +17,7 @@ _FIRST = 16
 _SMALL = 128
 """Matrices with a side up to this are decomposed exactly; it is as fast."""
 _NOTHING = 1e-7
+_CANCELLED = 1e-6
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,17 @@ def recompressed(b: Tensor, a: Tensor, rank: Rank) -> tuple[Tensor, Tensor]:
         count = min(count, rank.most)
     new_b, new_a = split(u[:, :count], s[:count], v[:count])
     return left.Q @ new_b, new_a @ right.Q.T
+
+
+def cut(b: Tensor, a: Tensor, size: float, rank: Rank) -> tuple[Tensor, Tensor]:
+    """Factors of b @ a of limited rank; none if the parts of that sum cancel one another out.
+
+    Args:
+        size: of those parts, the sum of their norms.
+    """
+    if product_norm(b, a) <= _CANCELLED * size:
+        return b[:, :0], a[:0]
+    return (b, a) if rank == Rank() else recompressed(b, a, rank)
 
 
 def product_norm(b: Tensor, a: Tensor) -> float:

@@ -19,13 +19,14 @@ from mergewise.forms._adapter_files import (
     usual_dtype,
     write_adapter,
 )
-from mergewise.forms._svd import Rank, product_norm, recompressed, truncated
+from mergewise.forms._factor_space import merged_alone
+from mergewise.forms._svd import Rank, cut, product_norm, truncated
 from mergewise.forms.lora_extract import LayerError
+from mergewise.methods import get_method
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-_NOTHING = 1e-6
 Space = Literal["delta", "factor"]
 Progress = Callable[[int, int], None]
 """Called with (modules done, modules in all)."""
@@ -187,24 +188,11 @@ class _Merging:
 
     def _apply(self, tensors: Mapping[str, Sequence[Tensor]]) -> dict[str, Tensor]:
         """The method's merge of some tensors, with a base of zeros."""
-        from mergewise.engine import merge_state_dicts
-        from mergewise.methods import get_method
-
         chosen = get_method(self.method or "")
         given = dict(self.parameters)
         if "weight" in chosen.params and "weight" not in given:
             given["weight"] = list(self.weights)
-        if given.get("granularity") == "model":
-            raise MergewiseError(
-                "granularity: model is not to be had here, as adapters are merged weight by "
-                "weight; merge BASE+ADAPTER models by a recipe instead"
-            )
-        models = [
-            {name: values[i] for name, values in tensors.items()} for i in range(len(self.known))
-        ]
-        zeros = {name: torch.zeros_like(values[0]) for name, values in tensors.items()}
-        base = zeros if chosen.base == "required" else None
-        return merge_state_dicts(models, chosen.name, base=base, parameters=given, seed=self.seed)
+        return merged_alone(tensors, chosen.name, given, self.seed)
 
     def _check_module(self, module: str, each: Sequence[Factors | None]) -> None:
         shapes = {(f.b.shape[0], *f.a.shape[1:], f.embeds) for f in each if f}
@@ -220,7 +208,8 @@ class _Merging:
         b = torch.cat([w * f.b.flatten(1) for w, f in pairs], dim=1)
         a = torch.cat([f.a.flatten(1) for _, f in pairs])
         if self.method is None:
-            new = self._sum(b, a, [(w, f.b.flatten(1), f.a.flatten(1)) for w, f in pairs])
+            size = sum(abs(w) * product_norm(f.b.flatten(1), f.a.flatten(1)) for w, f in pairs)
+            new = cut(b, a, size, self.rank)
             new_b, new_a = (part.to(kind).to(b.dtype) for part in new)
             lost = product_norm(torch.cat([b, new_b], dim=1), torch.cat([a, -new_a]))
             self._note(module, len(new_a), product_norm(b, a), lost)
@@ -235,15 +224,6 @@ class _Merging:
         return Factors(
             new_b.reshape(*new_b.shape, *ones), new_a.reshape(len(new_a), *kernel), like.embeds
         )
-
-    def _sum(
-        self, b: Tensor, a: Tensor, parts: Sequence[tuple[float, Tensor, Tensor]]
-    ) -> tuple[Tensor, Tensor]:
-        """The factors of a weighted sum; none if its parts cancel one another out."""
-        size = sum(abs(w) * product_norm(left, right) for w, left, right in parts)
-        if product_norm(b, a) <= _NOTHING * size:
-            return b[:, :0], a[:0]
-        return (b, a) if self.rank == Rank() else recompressed(b, a, self.rank)
 
     def _merged_delta(self, module: str, each: Sequence[Factors | None], like: Factors) -> Tensor:
         shape = (like.b.shape[0], like.a.flatten(1).shape[1])

@@ -10,25 +10,23 @@ from typing import TYPE_CHECKING, Any
 from mergewise._lazy import torch
 from mergewise.checkpoint import (
     CODES,
-    Checkpoint,
-    FileReader,
     TensorRef,
     is_pre_layer,
     open_checkpoint,
     stored_turned,
     tied_head,
 )
-from mergewise.errors import IncompatibleModelsError, MergewiseError, NonFiniteError
+from mergewise.errors import IncompatibleModelsError, MergewiseError
 from mergewise.forms._adapter_files import (
     Factors,
     NewAdapter,
     check_folder,
-    read_tensor,
     relative,
     usual_dtype,
     write_adapter,
 )
-from mergewise.forms._svd import Rank, truncated
+from mergewise.forms._changes import Changes, CheckpointChanges, Described
+from mergewise.forms._svd import Rank, cut, product_norm, truncated
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -113,9 +111,10 @@ def extract_lora(
         NonFiniteError: if a model holds NaN or infinity.
         CheckpointError, OutputError: if a file cannot be read or written.
     """
-    return _Extraction(
-        open_checkpoint(finetuned), open_checkpoint(base), Path(out), _rank(rank, energy),
-        _rest(rest), dtype, overwrite, progress,
+    changes = CheckpointChanges(open_checkpoint(finetuned), open_checkpoint(base))
+    wanted = _rank(rank, energy)
+    return Extraction(
+        changes, Path(out), wanted, _rest(rest), dtype, overwrite, progress
     ).run()  # fmt: skip
 
 
@@ -136,9 +135,15 @@ def _rest(rest: str) -> str:
 
 
 @dataclass
-class _Extraction:
-    finetuned: Checkpoint
-    base: Checkpoint
+class Extraction:
+    """Makes an adapter of what a model has more than its base.
+
+    Args:
+        rank: without limits, only for changes whose factors are known.
+        dtype: of the factors.
+    """
+
+    changes: Changes
     out: Path
     rank: Rank
     rest: str
@@ -147,8 +152,14 @@ class _Extraction:
     progress: Progress | None
 
     def run(self) -> Extracted:
+        """Check, read every tensor, and write the folder.
+
+        Raises:
+            MergewiseError: as `extract_lora` says.
+        """
+        self._base = self.changes.base
         self._check()
-        kind = self.dtype or usual_dtype({t.dtype for t in self.finetuned.tensors.values()
+        kind = self.dtype or usual_dtype({t.dtype for t in self.changes.tensors.values()
                                           if t.dtype in _FLOATS})  # fmt: skip
         if kind not in ("float64", "float32", "float16", "bfloat16"):
             raise MergewiseError(f"dtype: {kind!r} is no type of factors; float32, say, is")
@@ -159,12 +170,11 @@ class _Extraction:
         self._read_all()
         if not self._made.factors:
             raise MergewiseError(
-                f"{self.finetuned.path}: no weight matrix differs from {self.base.path}, so there "
+                f"{self.changes.label}: no weight matrix differs from {self._base.path}, so there "
                 "is no adapter to extract; are these the models you mean?"
             )
         self._name_rest()
-        origin = f"{self.finetuned.folder.name} minus {self.base.folder.name}"
-        size = write_adapter(self.out, self._made, self._kind, origin)
+        size = write_adapter(self.out, self._made, self._kind, self.changes.origin)
         lost = sum((layer.error * layer.change) ** 2 for layer in self._layers) ** 0.5
         return Extracted(
             self.out, tuple(self._layers),
@@ -174,11 +184,11 @@ class _Extraction:
         )  # fmt: skip
 
     def _check(self) -> None:
-        mine, theirs = self.finetuned.tensors, self.base.tensors
-        tie = tied_head(theirs.keys(), self.base.config)
+        mine, theirs = self.changes.tensors, self._base.tensors
+        tie = tied_head(theirs.keys(), self._base.config)
         odd = sorted((mine.keys() ^ theirs.keys()) - ({tie[0]} if tie else set()))
         if odd:
-            where = self.finetuned.path if odd[0] in mine else self.base.path
+            where = self.changes.label if odd[0] in mine else self._base.path
             raise IncompatibleModelsError(
                 f"{len(odd)} tensors are in one of the models only, such as {odd[0]} in {where}; "
                 "was this model fine-tuned from that base?"
@@ -189,21 +199,31 @@ class _Extraction:
             other = theirs.get(name)
             if other is not None and other.shape != ref.shape:
                 raise IncompatibleModelsError(
-                    f"tensor {name}: shape {list(ref.shape)} in {self.finetuned.path}, "
-                    f"{list(other.shape)} in {self.base.path}; an adapter cannot change shapes "
+                    f"tensor {name}: shape {list(ref.shape)} in {self.changes.label}, "
+                    f"{list(other.shape)} in {self._base.path}; an adapter cannot change shapes "
                     "(a vocabulary that grew is not mapped yet)"
                 )
+            if other is not None:
+                self._check_type(ref, other)
         if self.rest == "whole":
             self._check_rest()
 
+    def _check_type(self, ref: Described, other: TensorRef) -> None:
+        """Numbers that an adapter cannot change are the same in both, or a refusal names them."""
+        if ref.dtype in _FLOATS and other.dtype in _FLOATS:
+            return
+        if not self.changes.equal(ref.name):
+            raise IncompatibleModelsError(
+                f"tensor {ref.name}: {ref.dtype} in {self.changes.label} and {other.dtype} in "
+                f"{self._base.path}, and they differ; an adapter changes floating-point weights "
+                "only (quantised models: use the unquantised ones)"
+            )
+
     def _check_head(self, head: str, embedding: str) -> None:
         """A head that the base has only as its embedding must be the same as the embedding."""
-        mine = self.finetuned.tensors
-        with FileReader(self.finetuned.stamps) as reader:
-            same = torch.equal(*(read_tensor(reader, mine[name]) for name in (head, embedding)))
-        if not same:
+        if not torch.equal(self.changes.read(head), self.changes.read(embedding)):
             raise IncompatibleModelsError(
-                f"{head} of {self.finetuned.path} is not its {embedding}, and {self.base.path} "
+                f"{head} of {self.changes.label} is not its {embedding}, and {self._base.path} "
                 "has one tensor for both; an adapter of it cannot hold two changes"
             )
 
@@ -211,68 +231,82 @@ class _Extraction:
         """Large tensors that cannot be stored as factors are named before any work."""
         odd = [
             ref
-            for ref in self.finetuned.tensors.values()
+            for ref in self.changes.tensors.values()
             if len(ref.shape) > 1 and ref.dtype in _FLOATS and not ref.name.endswith(".weight")
-            if ref.name in self.base.tensors
+            if ref.name in self._base.tensors and not self.changes.same(ref.name)
         ]
-        if odd and any(self._differ(ref) for ref in odd):
+        if odd and any(self._differ(ref.name) for ref in odd):
             raise MergewiseError(
                 f"{odd[0].name}: {list(odd[0].shape)}, no module's weight, so that LoRA has no "
                 "factors for it; pass rest='skip' (--rest skip) to leave such tensors out"
             )
 
-    def _differ(self, ref: TensorRef) -> bool:
-        return bool((self._delta(ref)[1] != 0).any())
-
-    def _delta(self, ref: TensorRef) -> tuple[Tensor, Tensor]:
-        """The fine-tuned tensor, and what it has more than the base's."""
-        with FileReader({**self.finetuned.stamps, **self.base.stamps}) as reader:
-            mine = read_tensor(reader, ref)
-            delta = mine - read_tensor(reader, self.base.tensors[ref.name])
-        if not torch.isfinite(delta).all():
-            raise NonFiniteError(
-                f"tensor {ref.name} of {self.finetuned.path} or {self.base.path} holds NaN or "
-                "infinity; repair that model"
-            )
-        return mine, delta
+    def _differ(self, name: str) -> bool:
+        return bool((self.changes.delta(name)[1] != 0).any())
 
     def _read_all(self) -> None:
-        total, done = self.finetuned.total_bytes, 0
-        for name, ref in self.finetuned.tensors.items():
-            if ref.dtype in _FLOATS and name in self.base.tensors:
+        tensors = self.changes.tensors
+        total, done = sum(ref.nbytes for ref in tensors.values()), 0
+        for name, ref in tensors.items():
+            if ref.dtype in _FLOATS and name in self._base.tensors:
                 self._take(ref)
             done += ref.nbytes
             if self.progress:
                 self.progress(done, total)
 
-    def _take(self, ref: TensorRef) -> None:
-        mine, delta = self._delta(ref)
+    def _take(self, ref: Described) -> None:
+        if self.changes.same(ref.name):
+            self._unchanged += 1
+            return
+        weight = ref.name.endswith(".weight") and len(ref.shape) > 1
+        known = self.changes.factors(ref.name) if weight else None
+        if known is not None:
+            self._sum(ref, *known)
+            return
+        mine, delta = self.changes.delta(ref.name)
         if not (delta != 0).any():
             self._unchanged += 1
-        elif ref.name.endswith(".weight") and len(ref.shape) > 1:
+        elif weight:
             self._factor(ref, delta)
         elif self.rest == "skip":
             self._skipped.append(ref.name)
         else:
             self._made.whole[ref.name] = mine.to(getattr(torch, _torch_name(ref)))
 
-    def _factor(self, ref: TensorRef, delta: Tensor) -> None:
-        embeds = len(ref.shape) == 2 and is_pre_layer(ref.name)
-        turned = len(ref.shape) == 2 and not embeds and self._is_turned(ref)
-        self._turned |= turned
-        matrix = delta.T if embeds or turned else delta.flatten(1)
+    def _sum(self, ref: Described, b: Tensor, a: Tensor, size: float) -> None:
+        """A change whose factors are known; cut only if its rank is limited."""
+        new = cut(b, a, size, self.rank)
+        change = product_norm(b, a)
+        if not len(new[1]):
+            self._unchanged += 1
+            return
+        b_, a_ = (part.to(self._kind).to(b.dtype) for part in new)
+        lost = product_norm(torch.cat([b, b_], dim=1), torch.cat([a, -a_]))
+        self._store(ref, b_, a_, change, lost)
+
+    def _factor(self, ref: Described, delta: Tensor) -> None:
+        matrix = delta.T if self._stands(ref) else delta.flatten(1)
         b, a = (part.to(self._kind).float() for part in truncated(matrix, self.rank))
         change = float(matrix.double().norm())
         lost = float((matrix - b.to(matrix.dtype) @ a.to(matrix.dtype)).double().norm())
+        self._store(ref, b, a, change, lost)
+
+    def _stands(self, ref: Described) -> bool:
+        """Whether a weight is stored [inputs, outputs]."""
+        embeds = len(ref.shape) == 2 and is_pre_layer(ref.name)
+        return embeds or (len(ref.shape) == 2 and self._is_turned(ref))
+
+    def _store(self, ref: Described, b: Tensor, a: Tensor, change: float, lost: float) -> None:
+        embeds = len(ref.shape) == 2 and is_pre_layer(ref.name)
+        self._turned |= not embeds and self._stands(ref)
         self._layers.append(LayerError(ref.name, len(a), change, relative(lost, change)))
         if len(ref.shape) > 2:  # a convolution: its kernel in A
             a = a.reshape(len(a), *ref.shape[1:])
             b = b.reshape(*b.shape, *(1 for _ in ref.shape[2:]))
-        module = ref.name.removesuffix(".weight")
-        self._made.factors[module] = Factors(b, a, embeds)
+        self._made.factors[ref.name.removesuffix(".weight")] = Factors(b, a, embeds)
 
-    def _is_turned(self, ref: TensorRef) -> bool:
-        return bool(stored_turned(ref.name, self.base.tensors))
+    def _is_turned(self, ref: Described) -> bool:
+        return bool(stored_turned(ref.name, self._base.tensors))
 
     def _name_rest(self) -> None:
         """How PEFT finds what is stored whole: biases as such, other modules by their names."""
@@ -283,7 +317,7 @@ class _Extraction:
             if module in made.factors:
                 made.whole[f"{module}.base_layer.bias"] = made.whole.pop(name)
         others = [name.rpartition(".")[0] for name in made.whole if not name.endswith(".bias")]
-        tie = tied_head(self.base.tensors.keys(), self.base.config)
+        tie = tied_head(self._base.tensors.keys(), self._base.config)
         made.config = {
             "bias": "all" if biases else "none",
             "modules_to_save": sorted(set(others)) or None,
@@ -294,7 +328,7 @@ class _Extraction:
 
     def _targets(self) -> list[str]:
         """Last parts of names where they say it all, else whole names."""
-        weights = [n.removesuffix(".weight") for n, t in self.base.tensors.items()
+        weights = [n.removesuffix(".weight") for n, t in self._base.tensors.items()
                    if n.endswith(".weight") and len(t.shape) > 1]  # fmt: skip
         chosen = self._made.factors.keys()
         ends: dict[str, bool] = {}
@@ -305,5 +339,5 @@ class _Extraction:
         return sorted(short) + sorted(m for m in chosen if m.rpartition(".")[2] not in short)
 
 
-def _torch_name(ref: TensorRef) -> str:
+def _torch_name(ref: Described) -> str:
     return next(name for name, code in CODES.items() if code == ref.dtype)

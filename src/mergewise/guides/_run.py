@@ -14,6 +14,7 @@ from mergewise.engine import merge as run_merge
 from mergewise.errors import Diagnostic, GuideError, RecipeError
 from mergewise.evidence import Data, Tasks, load_evidence, load_tasks
 from mergewise.evidence._live import DTYPES
+from mergewise.forms import merge_into_adapter
 from mergewise.guides._ask import (
     Files,
     base_of,
@@ -27,7 +28,7 @@ from mergewise.guides._base import Expert, Guided, Progress
 from mergewise.guides._collect import Source, collect_for, data_by_expert
 from mergewise.guides._kin import unlike_base
 from mergewise.methods import Param
-from mergewise.plan import MergePlan
+from mergewise.plan import MergePlan, build_plan
 from mergewise.recipe import Recipe, load_recipe
 
 _READING: Mapping[str, Param] = {
@@ -185,18 +186,27 @@ def merge(
         MergewiseError: as the engine's merge and the guide raise.
     """
     if isinstance(recipe, MergePlan):
-        return run_merge(recipe, out, **options)
+        return _run(recipe, out, options)
     if not isinstance(recipe, Recipe):
         chosen = {key: options.pop(key) for key in ("lenient", "overrides") if key in options}
         recipe = load_recipe(recipe, **chosen)
     if recipe.output.guide is None:
-        return run_merge(recipe, out, **options)
+        return _run(recipe, out, options)
     guided = follow(
         recipe, Path(out), overwrite=bool(options.get("overwrite")),
         trust_remote_code=trust_remote_code, told=told, collected=collected,
         progress=options.get("progress"),
     )  # fmt: skip
-    return run_merge(guided.recipe, out, **options)
+    return _run(guided.recipe, out, options)
+
+
+def _run(recipe: Recipe | MergePlan, out: str | Path, options: Mapping[str, Any]) -> MergeResult:
+    """The recipe's result, in the form that it asks for."""
+    loaded = recipe.recipe if isinstance(recipe, MergePlan) else recipe
+    if loaded.output.makes is None:
+        return run_merge(recipe, out, **options)
+    plan = recipe if isinstance(recipe, MergePlan) else build_plan(recipe)
+    return merge_into_adapter(plan, out, **options)
 
 
 def follow(

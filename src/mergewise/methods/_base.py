@@ -240,6 +240,14 @@ class Method(ABC):
             [part / sum(found) for part in found] if sum(found) else [1 / len(found)] * len(found)
         )
 
+    def summed(self, p: Settings) -> list[float] | None:
+        """Factors of the task vectors, if the result is the base plus their weighted sum.
+
+        None if it is not, or if that depends on their elements. Adapters can then be merged
+        without making the matrices that they stand for.
+        """
+        return None
+
     def coefficients(self, totals: Mapping[str, float], p: Settings, n: int) -> dict[str, Any]:
         """Scalars for `combine`: floats, or lists of floats. `n` counts the tensor's elements.
 

@@ -68,6 +68,13 @@ def delta_params(normalize: bool, rescale: bool, **extra: Param) -> dict[str, Pa
     }
 
 
+def shared_out(factors: Sequence[float], p: Settings) -> list[float]:
+    """Factors over the sum of the weights, if `normalize` asks for it and they do not cancel."""
+    whole = sum(p.weight)
+    divided = p.normalize and abs(whole) >= _CANCELLED
+    return [factor / whole for factor in factors] if divided else list(factors)
+
+
 def elect(
     parts: Sequence[Tensor], votes: Sequence[Tensor], weights: Sequence[Any], normalize: bool
 ) -> Tensor:
@@ -144,10 +151,7 @@ class DeltaMethod(Method):
             for i, weight in enumerate(p.weight):
                 kept = totals[f"kept_{i}"]
                 factors[i] = weight * totals[f"all_{i}"] / kept if kept > 0 else weight
-        whole = sum(p.weight)
-        if p.normalize and not self.consensus and abs(whole) >= _CANCELLED:
-            factors = [factor / whole for factor in factors]
-        return {"factor": factors}
+        return {"factor": factors if self.consensus else shared_out(factors, p)}
 
     def combine(self, x: Inputs, s: Settings) -> Tensor:
         assert x.base is not None

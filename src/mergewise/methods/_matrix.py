@@ -59,6 +59,13 @@ class MatrixMethod(Method):
     def access(self, p: Settings) -> Access:
         return Access.WHOLE if inside(p) else Access.FLAT
 
+    def elsewhere(self, p: Settings) -> str:
+        """What becomes of a tensor that the method is not for, and why; empty if it is."""
+        if inside(p):
+            return ""
+        how = {"mean": "the mean of task vectors", "sum": "the sum of task vectors"}
+        return f"{p.kind}, not among `tensors: {p.tensors}`: {how.get(p.otherwise, 'as the base')}"
+
     def combine(self, x: Inputs, s: Settings) -> Tensor:
         assert x.base is not None
         parts = [delta * weight for delta, weight in zip(x.deltas, s.weight, strict=True)]

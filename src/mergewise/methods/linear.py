@@ -37,6 +37,10 @@ models:
     def problem(self, p: Settings, experts: int) -> str | None:
         return no_share(p.weight) if p.normalize and cancel(p.weight) else None
 
+    def summed(self, p: Settings) -> list[float] | None:
+        found = shares(p.weight) if p.normalize else list(p.weight)
+        return found if abs(sum(found) - 1) < 1e-6 else None
+
     def coefficients(self, totals: Mapping[str, float], p: Settings, n: int) -> dict[str, Any]:
         return {"share": shares(p.weight) if p.normalize else list(p.weight)}
 

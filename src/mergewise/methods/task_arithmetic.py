@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from mergewise.methods._delta import DeltaMethod, delta_params
-from mergewise.methods._params import Param
+from mergewise.methods._delta import DeltaMethod, delta_params, shared_out
+from mergewise.methods._params import Param, Settings
 
 
 class TaskArithmetic(DeltaMethod):
@@ -32,3 +32,6 @@ models:
   - model: expert_b
     parameters: {weight: 0.4}
 """
+
+    def summed(self, p: Settings) -> list[float] | None:
+        return [factor * p.lambda_ for factor in shared_out(p.weight, p)]

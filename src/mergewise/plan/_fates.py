@@ -242,7 +242,7 @@ class Fates:
                 kind = _without(str(diagnostic), [slot.name, *filter(None, names)])
                 self._gather(slot.name, kind, diagnostic)
             return None
-        values = self._placed(values, meta, found)
+        values, origins, reason = self._placed(values, origins, meta, found)
         experts = [i for i in slot.slice_.experts(self.method.base) if found[i] is not None]
         problem = self.method.problem(Settings(values), len(experts))
         if problem:
@@ -260,18 +260,27 @@ class Fates:
             return None
         inputs = tuple(item for i, item in enumerate(found) if item and i in experts)
         in_dtype = CODES[self.stage.dtype] if self.stage.dtype else None
-        planned = TensorPlan(meta, "merge", base_input, inputs, values, origins, in_dtype)
+        planned = TensorPlan(meta, "merge", base_input, inputs, values, origins, in_dtype, reason)
         return self._with_statistics(slot, planned, experts)
 
     def _placed(
-        self, values: dict[str, Any], meta: TensorMeta, found: Sequence[Input | None]
-    ) -> dict[str, Any]:
-        """The parameters, with what methods of matrices are told of the tensor."""
+        self,
+        values: dict[str, Any],
+        origins: dict[str, Any],
+        meta: TensorMeta,
+        found: Sequence[Input | None],
+    ) -> tuple[dict[str, Any], dict[str, Any], str]:
+        """Values and origins with what methods of matrices are told; the reason if it is no such
+        tensor."""
         if not isinstance(self.method, MatrixMethod):
-            return values
+            return values, origins, ""
         kind = tensor_kind(meta.name, meta.shape)
         donor = next(item for item in found if item is not None)
-        return placed(self.method, values, kind, kind == "matrix" and self._turned(donor))
+        turned = kind == "matrix" and self._turned(donor)
+        values = placed(self.method, values, kind, turned)
+        seen = "the tensor's name and shape"
+        told = self.method.elsewhere(Settings(values))
+        return values, {**origins, "kind": seen, "turned": seen}, told
 
     def _turned(self, item: Input) -> bool:
         """Whether a weight is stored [inputs, outputs]; asked once a layer."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from mergewise.recipe._form import Form
 from mergewise.recipe._load import check_recipe, load_recipe, load_with_warnings
 from mergewise.recipe._nodes import Node
 from mergewise.recipe._problems import Position, Problems, shorten, suggest
@@ -14,6 +15,7 @@ from mergewise.recipe._yaml import dump_documents, parse_documents
 
 __all__ = [
     "Condition",
+    "Form",
     "ModelRef",
     "Module",
     "Node",

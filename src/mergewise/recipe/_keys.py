@@ -10,9 +10,9 @@ from mergewise.recipe._problems import Problems, shorten, suggest
 TOP = (
     "merge_method", "models", "slices", "modules", "base_model", "parameters", "dtype",
     "out_dtype", "tokenizer_source", "tokenizer", "chat_template", "name", "seed", "exclude",
-    "missing", "guide", "batch_norm",
+    "missing", "guide", "form", "batch_norm",
 )  # fmt: skip
-NATIVE = ("seed", "exclude", "missing", "guide", "batch_norm")
+NATIVE = ("seed", "exclude", "missing", "guide", "form", "batch_norm")
 MODEL = ("model", "parameters", "evidence")
 SLICE = ("sources", "base_model", "parameters", "residual_weight")
 SOURCE = ("model", "layer_range", "parameters", "evidence")

@@ -92,6 +92,11 @@ def _read(
         text = render(documents)
     stages = [read_stage(document, problems) for document in documents]
     check_names(documents, stages, problems)
+    for stage in stages[:-1]:
+        if stage is not None and stage.makes is not None:
+            problems.error(
+                stage.positions["form"], "form: only the last stage, which is the result, has one"
+            )
     for stage in stages:
         if stage is not None:
             check_stage(stage, problems)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
+from mergewise.recipe._form import Form
 from mergewise.recipe._problems import Position
 from mergewise.recipe._reference import ModelRef
 from mergewise.recipe._resolve import Resolved, resolve
@@ -99,6 +100,7 @@ class Stage:
         guide: the guide that is to find this stage's numbers, as written; a mapping with its
             ``name``, or None.
         batch_norm: what to do with running means and variances.
+        makes: what the recipe makes instead of a checkpoint (its `form`), or None.
         native: whether the document uses what mergekit does not have.
         position: where the document begins.
         positions: where each top-level value is.
@@ -122,6 +124,7 @@ class Stage:
     positions: Mapping[str, Position] = field(default_factory=dict)
     guide: Mapping[str, Any] | None = None
     batch_norm: Literal["pool", "merge", "copy"] = "pool"
+    makes: Form | None = None
 
     @property
     def models(self) -> tuple[ModelRef, ...]:

@@ -18,6 +18,7 @@ from mergewise.recipe._fields import (
     read_name,
     read_seed,
 )
+from mergewise.recipe._form import read_form
 from mergewise.recipe._keys import check_keys
 from mergewise.recipe._nodes import Node
 from mergewise.recipe._parameters import ParameterReader
@@ -94,6 +95,7 @@ class _StageReader:
             "exclude": read_exclude(doc.get("exclude"), problems),
             "missing": read_missing(doc.get("missing"), problems),
             "guide": read_guide(doc.get("guide"), problems),
+            "makes": read_form(doc.get("form"), problems),
             "batch_norm": read_batch_norm(doc.get("batch_norm"), problems),
         }
         if self.method is None or form is None:

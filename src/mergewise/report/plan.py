@@ -108,10 +108,19 @@ def _facts(plan: MergePlan) -> list[tuple[str, str]]:
         ("output", f"{shape} in {count(layers, 'layer')}" if layers else shape),
         ("config from", _config_from(plan)),
         ("reads", show_bytes(plan.bytes_read)),
-        ("writes", f"{show_bytes(plan.bytes_write)}; {show_bytes(costs.free)} free here"),
+        ("writes", f"{_result(plan)}; {show_bytes(costs.free)} free here"),
         ("memory", f"about {', '.join(peaks)}"),
         ("seed", plan.seeds_in_words),
     ]
+
+
+def _result(plan: MergePlan) -> str:
+    form = plan.recipe.output.makes
+    if form is None:
+        return show_bytes(plan.bytes_write)
+    limits = [f"{key} {value}" for key, value in (("rank", form.rank), ("energy", form.energy))
+              if value is not None]  # fmt: skip
+    return f"an {form.name}" + (f" ({', '.join(limits)})" if limits else "")
 
 
 def _config_from(plan: MergePlan) -> str:
