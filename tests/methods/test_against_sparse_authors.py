@@ -37,6 +37,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         "breadcrumbs",
         {"weight": 1.0, "lambda": 0.3, "density": 0.25, "gamma": 0.1, "granularity": "row"},
     ),
+    "sce_weights": ("sce", {"select_topk": 0.1, "selects": "weights"}),
     "widen": ("widen", {}),
 }
 
