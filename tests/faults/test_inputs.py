@@ -191,10 +191,10 @@ def test_in_memory_too() -> None:
 def test_a_layer_the_config_cannot_describe(tmp_path: Path) -> None:
     """Found while planning, not after hours of merging."""
     shapes = llama_shapes(layers=4)
-    config = llama_config(shapes) | {"layer_types": ["full_attention"] * 3}
+    config = llama_config(shapes) | {"num_hidden_layers": 2}
     save(tmp_path / "model", random_state(shapes, 0), config)
     sources = [{"model": str(tmp_path / "model"), "layer_range": [2, 4]}]
     recipe = {"merge_method": "passthrough", "slices": [{"sources": sources}]}
-    with pytest.raises(RecipeError, match=r"layer_types"):
+    with pytest.raises(RecipeError, match=r"layer 2 asked for, but num_hidden_layers is 2"):
         merge(recipe, tmp_path / "out")
     assert not (tmp_path / "out").exists()
