@@ -225,8 +225,11 @@ class _Run:
             tied = self._tied(tasks, scheduler)
             layouts = self._layouts(tied)
             resumed = self._write_shards(space, tasks, layouts, scheduler)
+            recorded = tasks.recorded()
             reader.verify_unchanged()
         settings: dict[str, Any] = self.settings
+        if recorded:
+            settings = {**settings, "whole_model": recorded}
         bad = sorted(options.nonfinite)
         if bad:
             settings = {**settings, "nonfinite": bad}

@@ -75,6 +75,8 @@ class MatrixMethod(Method):
 
     def _updated(self, parts: Sequence[Tensor], s: Settings) -> Tensor:
         shape = parts[0].shape
+        if not parts[0].numel():
+            return parts[0]
         stacked = s.kind == "stack"
         stack = [part.reshape(*(shape[: 1 + stacked] or (1,)), -1) for part in parts]
         if not stacked:
@@ -87,7 +89,7 @@ class MatrixMethod(Method):
 
     def _of(self, matrices: list[Tensor], s: Settings) -> Tensor:
         """One matrix; nothing where no expert changed anything."""
-        if not matrices[0].numel() or not any(bool(matrix.any()) for matrix in matrices):
+        if not any(bool(matrix.any()) for matrix in matrices):
             return torch.zeros_like(matrices[0])
         return self.update(matrices, s).to(matrices[0].dtype)
 
