@@ -73,6 +73,11 @@ class Scheduler:
         self.run([keep()])
         return value[0]
 
+    @property
+    def stopped(self) -> bool:
+        """Whether a run is being given up."""
+        return self._error is not None
+
     def stop(self, error: BaseException) -> None:
         with self._lock:
             self._error = self._error or error

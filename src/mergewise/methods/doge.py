@@ -75,13 +75,15 @@ models:
     def combine(self, x: Inputs, s: Settings) -> Tensor:
         assert x.base is not None
         if not inside(s):
-            # lambda is a length of matrices here, no factor
-            return super().combine(x, Settings({**vars(s), "lambda": 1.0}))
+            return super().combine(x, s)
         kept = [
             x.at_least(delta.abs(), s.thresholds[i][0], i).to(delta.dtype)
             for i, delta in enumerate(x.deltas)
         ]
         return x.base + self._updated([*x.deltas, *kept], s)
+
+    def factor(self, s: Settings) -> float:
+        return 1.0  # lambda is a length here
 
     def update(self, deltas: list[Tensor], s: Settings) -> Tensor:
         vectors, masks = deltas[: len(s.weight)], deltas[len(s.weight) :]
@@ -99,14 +101,9 @@ models:
 def _shared(vectors: list[Tensor], subspace: int) -> Tensor:
     """Orthonormal columns: outputs that the task vectors' top directions have in common."""
     side = min(vectors[0].shape)
-    tops = []
-    for vector in vectors:
-        found = svd(vector)
-        tops.append(found.u[:, : min(found.rank, side // len(vectors))])
-    together = svd(torch.cat(tops, 1)) if any(top.shape[1] for top in tops) else None
-    if together is None:
-        return vectors[0].new_zeros(len(vectors[0]), 0)
-    return together.u[:, : min(together.rank, side // subspace)].to(vectors[0].dtype)
+    tops = torch.cat([svd(vector, side // len(vectors)).u for vector in vectors], 1)
+    shared = svd(tops, side // subspace).u if tops.numel() else tops
+    return shared.to(vectors[0].dtype)
 
 
 class _Slope:

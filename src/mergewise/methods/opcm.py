@@ -119,7 +119,10 @@ models:
         if not _running(s):
             return super().combine(x, s)
         assert x.base is not None
-        return x.base + self._sum(_weighted(x, s), s) * (s.shrink * s.lambda_)
+        return x.base + self._sum(_weighted(x, s), s) * self.factor(s)
+
+    def factor(self, s: Settings) -> Any:
+        return s.shrink * s.lambda_ if _running(s) else s.lambda_
 
     def _sum(self, parts: Sequence[Tensor], s: Settings) -> Tensor:
         return self._updated(parts, s) if inside(s) else total(parts)
@@ -149,7 +152,6 @@ def _weighted(x: Inputs, s: Settings) -> list[Tensor]:
 def _without(delta: Tensor, running: Tensor, alpha: float, crossing: str) -> Tensor:
     """A task vector without what repeats the running sum: see `Opcm`."""
     found = svd(running)
-    found = found.top(found.rank)
     if not len(found.s):
         return delta
     share = found.s.cumsum(0) / found.s.sum()

@@ -71,7 +71,7 @@ models:
 
     def update(self, deltas: list[Tensor], s: Settings) -> Tensor:
         rank = max(1, min(deltas[0].shape) // len(deltas))
-        parts = [svd(delta).top(rank) for delta in deltas]
+        parts = [svd(delta, rank) for delta in deltas]
         guards = [part.s[:, None] * part.vh for part in parts]
         targets = self._targets(deltas, parts, rank, s.target)
         problem = Interference(started(deltas, s.start), deltas, targets, guards)
@@ -88,4 +88,4 @@ models:
         if target == "low_rank":
             return [part.whole() for part in parts]
         mean = total(deltas).double() / len(deltas)
-        return [mean + svd(delta.double() - mean).top(rank).whole() for delta in deltas]
+        return [mean + svd(delta.double() - mean, rank).whole() for delta in deltas]
