@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -144,7 +145,7 @@ def _swad(run: Run, p: Settings) -> tuple[list[float], list[str]]:
     shares = [1 / count if first <= i <= last else 0.0 for i in range(len(losses))]
     notes = [f"{each.name}: {p.metric} {loss:.6g}"
              for each, loss in zip(run.saved, losses, strict=True)]  # fmt: skip
-    same = [a for a, b in zip(losses, losses[1:], strict=False) if a == b]
+    same = [a for a, b in itertools.pairwise(losses) if a == b]
     if same:
         notes.append(
             f"{p.metric} is {same[0]:.6g} for one checkpoint and the next: was it logged in "
