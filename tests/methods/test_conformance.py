@@ -19,7 +19,7 @@ from mergewise.methods import Method, all_methods
 
 METHODS = sorted(all_methods())
 SHAPES = {"matrix": (24, 40), "vector": (37,), "scalar": (), "one": (1, 1), "conv": (6, 5, 3, 3)}
-NEEDS_ROWS = ("nuslerp", "model_stock", "arcee_fusion")
+NEEDS_ROWS = ("nuslerp", "model_stock", "arcee_fusion", "ext_sub")
 State = dict[str, torch.Tensor]
 
 

@@ -8,7 +8,7 @@ change: `tensors`, which kinds the method is for, and `otherwise`, what all othe
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from mergewise._lazy import torch
@@ -44,12 +44,22 @@ def matrix_params(tensors: str, otherwise: str, scale: float = 1.0) -> dict[str,
     }  # fmt: skip
 
 
-class MatrixMethod(Method):
-    """Base of methods that make one matrix from the experts' task vectors, taken as matrices.
+class PlacedMethod(Method):
+    """Base of methods that are told what they are given.
 
     The engine sets two values beside the parameters: `kind`, the tensor's (see
-    `checkpoint.tensor_kind`), and `turned`, whether it is stored [inputs, outputs]; `update` sees
-    [outputs, inputs] always.
+    `checkpoint.tensor_kind`), and `turned`, whether it is stored [inputs, outputs].
+    """
+
+    def elsewhere(self, p: Settings) -> str:
+        """What becomes of a tensor that the method is not for, and why; empty if it is."""
+        return ""
+
+
+class MatrixMethod(PlacedMethod):
+    """Base of methods that make one matrix from the experts' task vectors, taken as matrices.
+
+    `update` sees [outputs, inputs] always.
     """
 
     base = "required"
@@ -60,7 +70,6 @@ class MatrixMethod(Method):
         return Access.WHOLE if inside(p) else Access.FLAT
 
     def elsewhere(self, p: Settings) -> str:
-        """What becomes of a tensor that the method is not for, and why; empty if it is."""
         if inside(p):
             return ""
         how = {"mean": "the mean of task vectors", "sum": "the sum of task vectors"}
@@ -71,19 +80,7 @@ class MatrixMethod(Method):
         parts = [delta * weight for delta, weight in zip(x.deltas, s.weight, strict=True)]
         if not inside(s):
             return x.base + _rest(parts, s.otherwise) * s.lambda_
-        return x.base + self._updated(parts, s) * s.lambda_
-
-    def _updated(self, parts: Sequence[Tensor], s: Settings) -> Tensor:
-        shape = parts[0].shape
-        stacked = s.kind == "stack"
-        stack = [part.reshape(*(shape[: 1 + stacked] or (1,)), -1) for part in parts]
-        if not stacked:
-            stack = [part[None] for part in stack]
-        if s.turned:
-            stack = [part.mT for part in stack]
-        each = [self._of(list(matrices), s) for matrices in zip(*stack, strict=True)]
-        merged = torch.stack(each)
-        return (merged.mT if s.turned else merged).reshape(shape)
+        return x.base + by_matrix(parts, s, lambda one: self._of(one, s)) * s.lambda_
 
     def _of(self, matrices: list[Tensor], s: Settings) -> Tensor:
         """One matrix; nothing where no expert changed anything."""
@@ -94,6 +91,28 @@ class MatrixMethod(Method):
     @abstractmethod
     def update(self, deltas: list[Tensor], s: Settings) -> Tensor:
         """The merged task vector [outputs, inputs] of weighted ones; some are not zero."""
+
+
+def by_matrix(
+    tensors: Sequence[Tensor], s: Settings, merge: Callable[[list[Tensor]], Tensor]
+) -> Tensor:
+    """What `merge` makes of tensors seen as matrices [outputs, inputs], in their own shape.
+
+    Experts stacked in one tensor are merged one by one, a convolution has a row for each output
+    channel, and a vector is one row.
+    """
+    shape = tensors[0].shape
+    if not tensors[0].numel():
+        return torch.zeros_like(tensors[0])
+    stacked = s.kind == "stack"
+    rows = shape[: 1 + stacked] if len(shape) > 1 else (1,)
+    stack = [tensor.reshape(*rows, -1) for tensor in tensors]
+    if not stacked:
+        stack = [part[None] for part in stack]
+    if s.turned:
+        stack = [part.mT for part in stack]
+    merged = torch.stack([merge(list(matrices)) for matrices in zip(*stack, strict=True)])
+    return (merged.mT if s.turned else merged).reshape(shape)
 
 
 def inside(p: Settings) -> bool:
@@ -109,7 +128,7 @@ def _rest(parts: Sequence[Tensor], how: str) -> Tensor:
 def placed(
     method: Method, values: Mapping[str, Any], kind: str, turned: bool = False
 ) -> dict[str, Any]:
-    """A tensor's parameters, with what a `MatrixMethod` is told of the tensor."""
-    if not isinstance(method, MatrixMethod):
+    """A tensor's parameters, with what a `PlacedMethod` is told of the tensor."""
+    if not isinstance(method, PlacedMethod):
         return dict(values)
     return {**values, "kind": kind, "turned": turned and kind == "matrix"}
