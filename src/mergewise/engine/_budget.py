@@ -146,7 +146,7 @@ def _selections(method: Method, settings: Settings, tensor: TensorPlan) -> int:
     """How many thresholds are neither above nor below every element."""
     n = tensor.meta.elements
     wanted = method.ranks(settings, n, [n] * len(tensor.experts))
-    return sum(0 < rank < n for ranks in wanted for rank in ranks)
+    return sum(rank < n and rank != 0 for ranks in wanted for rank in ranks)
 
 
 def _collected(needs: Iterable[_Need]) -> int:
