@@ -60,6 +60,8 @@ models:
 
     def combine(self, x: Inputs, s: Settings) -> Tensor:
         assert x.base is not None
+        expert, anti = x.deltas
         if self.access(s) is Access.ROWS:
-            return x.base + extracted(*x.deltas, s.alpha)
-        return x.base + by_matrix(x.deltas, s, lambda pair: extracted(*pair, s.alpha))
+            return x.base + extracted(expert, anti, s.alpha)
+        pair = [expert, anti]
+        return x.base + by_matrix(pair, s, lambda two: extracted(two[0], two[1], s.alpha))
