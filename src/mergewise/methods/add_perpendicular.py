@@ -19,7 +19,9 @@ def perpendicular(gram: Gram) -> list[list[float]]:
 
     What remains of a vector that lies among the others is rounding, and nothing is projected on it.
     """
-    sizes, found, axes = norms(gram), [], []
+    sizes = norms(gram)
+    found: list[list[float]] = []
+    axes: list[list[float]] = []
     for i, size in enumerate(sizes):
         own = [float(j == i) for j in range(len(sizes))]
         for axis in axes:

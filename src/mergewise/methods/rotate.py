@@ -87,7 +87,7 @@ def rotated(base: Tensor, expert: Tensor, s: Settings) -> Tensor:
         out = _turned_wholly(a, b, s.alpha)
     else:
         out = _turned_partly(a, b, s.alignment, s.alpha)
-    return out + torch.lerp(*means, s.alignment)
+    return out + torch.lerp(means[0], means[1], s.alignment)
 
 
 class Rotate(PlacedMethod):
