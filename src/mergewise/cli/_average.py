@@ -64,8 +64,8 @@ def command(
 ) -> None:  # fmt: skip
     """Average the checkpoints of one training run.
 
-    FOLDER holds checkpoint-500 and so on, as a trainer leaves them, or files; the average, in OUT, is
-    that of a recipe with explicit weights. Interrupted, the same command continues. Prints OUT.
+    FOLDER holds checkpoint-500 and so on, as a trainer leaves them, or files. OUT is what a recipe
+    with explicit weights gives. Interrupted, the same command continues. Prints OUT.
     """
     from mergewise.trajectories import average_recipe
 
