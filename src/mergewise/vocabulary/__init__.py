@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from mergewise.vocabulary._compare import Difference, compare
+from mergewise.vocabulary._cut import Cutter
 from mergewise.vocabulary._files import OutputFiles, moved_ids
+from mergewise.vocabulary._match import Level, Lexicon, Match, match, read_lexicon
 from mergewise.vocabulary._rows import (
     MEAN,
     OWN,
@@ -29,8 +31,12 @@ __all__ = [
     "OWN",
     "PADDING",
     "ZERO",
+    "Cutter",
     "Difference",
     "Fills",
+    "Level",
+    "Lexicon",
+    "Match",
     "OutputFiles",
     "Party",
     "RowMap",
@@ -41,7 +47,9 @@ __all__ = [
     "fingerprint_of",
     "listed_entry",
     "map_rows",
+    "match",
     "moved_ids",
+    "read_lexicon",
     "read_tokenizer",
     "tokenizer_content",
     "union",
