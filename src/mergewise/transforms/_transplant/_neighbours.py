@@ -21,7 +21,7 @@ def interpolate(
     Args:
         targets: [m, width] of the donor.
         metric: ``cosine`` or ``euclidean``.
-        weighting: ``distance_proportional`` (in proportion to 1 / distance; they sum to one), ``barycentric``
+        weighting: ``distance_proportional`` (to 1 / distance; they sum to one), ``barycentric``
             (least squares under the condition that they sum to one, as in locally linear
             embedding, Roweis & Saul 2000), or ``least_squares`` (the shortest solution).
 
@@ -75,7 +75,7 @@ def _barycentric(targets: Tensor, rows: Tensor, metric: str) -> Tensor:
 
 
 def _least_squares(targets: Tensor, rows: Tensor, metric: str) -> Tensor:
-    return torch.einsum("bdk,bd->bk", torch.linalg.pinv(rows.mT), targets)
+    return torch.einsum("bkd,bd->bk", torch.linalg.pinv(rows.mT), targets)
 
 
 _WEIGHTINGS = {
