@@ -91,6 +91,8 @@ def test_inspect_and_lora(online, run, here):
     done = run("lora", "extract", "org/expert_a", "org/base", "-o", "lora", "--rank", "2")
     assert done.exit_code == 0, done.stderr
     assert (here / "lora/adapter_model.safetensors").exists()
+    settings = json.loads((here / "lora/adapter_config.json").read_text())
+    assert settings["base_model_name_or_path"] == "org/base"
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs signals")
@@ -121,3 +123,20 @@ def wait(began: Path) -> None:
         began.touch()
         time.sleep(1)
     began.with_suffix(".header").touch()
+
+
+def test_models_that_are_run_are_downloaded(online, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    folder = tmp_path / "real"
+    config = transformers.LlamaConfig(
+        vocab_size=8, hidden_size=16, intermediate_size=24, num_hidden_layers=1,
+        num_attention_heads=2, num_key_value_heads=2,
+    )  # fmt: skip
+    transformers.LlamaForCausalLM(config).save_pretrained(folder)
+    commit = online.add("org/real", folder)
+    from mergewise.evidence import open_model
+
+    model = open_model("org/real@main")
+    assert model.folder.name == commit
+    assert (model.folder / "model.safetensors").exists()
+    assert model.fingerprint == open_model(folder).fingerprint

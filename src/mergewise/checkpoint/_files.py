@@ -109,8 +109,9 @@ def stays_inside(path: Path, folder: Path) -> bool:
         return False
     if target.is_relative_to(home):
         return True
-    if home.parent.name != "snapshots":
-        return False
-    repo = home.parent.parent
-    shared = repo.parent / "blobs"
-    return target.parent == repo / "blobs" or target.parent.parent == shared
+    for commit in (home, *home.parents):
+        if commit.parent.name == "snapshots":
+            repo = commit.parent.parent
+            shared = repo.parent / "blobs"
+            return target.parent == repo / "blobs" or target.parent.parent == shared
+    return False
