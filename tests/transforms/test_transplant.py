@@ -310,3 +310,38 @@ def test_added_tokens_and_special_ones_of_the_donor(tmp_path):
     assert ids_of(data)["plain text"] == 41
     done = transplant(tmp_path / "a", tmp_path / "d", tmp_path / "out", k=4)
     assert done.numbers["input"]["made"] == 2
+
+
+def test_an_interruption_leaves_nothing(tmp_path):
+    model(tmp_path / "a", tokenizer_json(plain(40)), 40, seed=1)
+    model(tmp_path / "d", tokenizer_json(plain(44)), 44, seed=2)
+    stages = []
+
+    def stop(stage: str, done: int, total: int) -> None:
+        stages.append(stage)
+        if stage.startswith("omp"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        transplant(tmp_path / "a", tmp_path / "d", tmp_path / "out", k=4, progress=stop)
+    assert stages and not (tmp_path / "out").exists()
+    done = transplant(tmp_path / "a", tmp_path / "d", tmp_path / "out", k=4)
+    assert done.out == tmp_path / "out" and (tmp_path / "out" / "config.json").exists()
+
+
+def test_an_adapter_on_top_is_written_as_part_of_the_model(tmp_path):
+    pytest.importorskip("peft")
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    model(tmp_path / "a", tokenizer_json(plain(40)), 40, seed=1)
+    net = AutoModelForCausalLM.from_pretrained(tmp_path / "a", dtype=torch.float32)
+    config_ = LoraConfig(r=2, target_modules=["embed_tokens", "q_proj"], init_lora_weights=False)
+    tuned = get_peft_model(net, config_)
+    tuned.save_pretrained(tmp_path / "lora")
+    order = shuffled(40, 3)
+    model(tmp_path / "d", reordered(40, order), 40, seed=2)
+    transplant(f"{tmp_path / 'a'}+{tmp_path / 'lora'}", tmp_path / "d", tmp_path / "out")
+    merged = tuned.merge_and_unload().state_dict()["model.embed_tokens.weight"]
+    made = load(tmp_path / "out")[EMBED][torch.tensor(order)]
+    torch.testing.assert_close(made, merged, rtol=1e-5, atol=1e-6)
