@@ -30,6 +30,7 @@ _COMMANDS = (
     "guides",
     "transform",
     "transforms",
+    "transplant",
     "lora",
     "demo",
     "completion",
