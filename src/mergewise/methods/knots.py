@@ -42,8 +42,8 @@ class Knots(MatrixMethod):
     source = "KnOTS (Stoica et al. 2024, arXiv 2410.19735)"
     variant = (
         "KnOTS-TIES with a disjoint mean. The authors' code trims over the whole model "
-        "(`granularity: model`) and tunes lambda, 0.5 to 0.6 for eight models; other weights stay "
-        "as in the base, as there"
+        "(`granularity: model`), keeps one element more than the share, and tunes lambda, 0.5 to "
+        "0.6 for eight models; other weights stay as in the base, as there"
     )
     counts_nonzero = True
     params = matrix_params("matrices", "base") | {
