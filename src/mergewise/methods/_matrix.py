@@ -62,8 +62,10 @@ class MatrixMethod(Method):
     """
 
     base = "required"
-    solving: ClassVar[int] = 4
+    solving: ClassVar[int] = 2
     """Matrices in float64, of each expert, that `update` holds at once."""
+    beside: ClassVar[int] = 6
+    """As many beside those, whatever the number of experts (decompositions, the result)."""
     weighted: ClassVar[bool] = True
     """Whether `update` is given task vectors multiplied by their weights; else it sees to them."""
 

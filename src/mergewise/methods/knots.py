@@ -33,7 +33,7 @@ class Knots(MatrixMethod):
     is kept.
 
     With ``granularity: model`` one threshold holds for all weights, as in the authors' code. Then
-    U is found again in each of the passes that look for it, about three in all.
+    U is found again in each of the passes that look for it, about four in all.
     """
 
     name = "knots"
@@ -68,6 +68,8 @@ class Knots(MatrixMethod):
         ),
     }  # fmt: skip
     weighted = False
+    solving = 5
+    beside = 9
     example = """
 merge_method: knots
 base_model: base

@@ -47,6 +47,7 @@ class TsvM(MatrixMethod):
         "experts are left out here, and of experts of low rank (LoRA) vectors without a singular "
         "value, unless `null: fill`"
     )
+    beside = 12
     params = matrix_params("matrices", "mean") | {"null": _NULL}
     example = """
 merge_method: tsv_m
