@@ -36,9 +36,12 @@ def test_stored_the_other_way_round_the_result_is_too(method: str) -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_stacked_experts_are_merged_each_by_itself(method: str) -> None:
+    if method == "opcm":
+        pytest.skip("divides by one norm for all of them")
+    more = {"density": 1.0} if method == "doge" else {}
     a, b = random(3, 6, 9), random(3, 6, 9, seed=1)
-    each = [delta(method, a[i], b[i]) for i in range(3)]
-    together = delta(method, a, b, kind="stack")
+    each = [delta(method, a[i], b[i], **more) for i in range(3)]
+    together = delta(method, a, b, kind="stack", **more)
     torch.testing.assert_close(together, torch.stack(each), rtol=1e-4, atol=1e-5)
 
 

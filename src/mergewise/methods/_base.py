@@ -260,6 +260,13 @@ class Method(ABC):
         """
         return {}
 
+    def recorded(self, totals: Mapping[str, float], p: Settings) -> dict[str, float]:
+        """Numbers over the whole model, made of `pooled` sums, to be kept in the provenance.
+
+        For what a later recipe must be told of this merge.
+        """
+        return {}
+
     @abstractmethod
     def combine(self, x: Inputs, s: Settings) -> Tensor:
         """The merged block, of the inputs' shape."""
