@@ -13,6 +13,7 @@ from mergewise.evidence import Evidence
 from mergewise.methods import get_method
 from mergewise.plan._assemble import Assembly, assemble
 from mergewise.plan._chat import Told, stage_template
+from mergewise.plan._config_facts import differing
 from mergewise.plan._evidence import open_evidence
 from mergewise.plan._fates import Fates
 from mergewise.plan._layouts import in_one_layout
@@ -23,11 +24,6 @@ from mergewise.plan._tokenizers import Tokenizers, stage_vocabulary
 from mergewise.plan._views import describe, open_view, tokenizer_view
 from mergewise.plan._vocabulary import StageVocabulary, asked_at
 from mergewise.recipe import ModelRef, Position, Recipe, Source, Stage, load_recipe
-
-_CONFIG_KEYS = (
-    "vocab_size", "rope_theta", "rope_scaling", "rope_parameters", "max_position_embeddings",
-    "hidden_act", "rms_norm_eps", "num_attention_heads", "num_key_value_heads", "head_dim",
-)  # fmt: skip
 
 
 def build_plan(
@@ -288,6 +284,12 @@ def _guided(stage: Stage) -> str:
 
 def _config_warnings(donor: View, views: list[View], *, mapped: bool) -> list[str]:
     found = []
+    known = [view.label for view in views if view.config]
+    if known and not donor.config:
+        found.append(
+            f"{donor.label} has no config.json, so the output has none; {known[0]} has one: name "
+            "it as base_model, or first, for a model that loads"
+        )
     for view in views:
         if view is donor or not donor.config or not view.config:
             continue
@@ -296,7 +298,7 @@ def _config_warnings(donor: View, views: list[View], *, mapped: bool) -> list[st
                 f"architectures differ: {view.config.get('architectures')} in {view.label}, "
                 f"{donor.config.get('architectures')} in {donor.label}"
             )
-        odd = [k for k in _CONFIG_KEYS if view.config.get(k) != donor.config.get(k)]
+        odd = differing(view.config, donor.config)
         odd = [k for k in odd if not (mapped and k == "vocab_size")]
         if odd:
             found.append(

@@ -28,6 +28,8 @@ from mergewise.plan._views import describe
 from mergewise.plan._vocabulary import StageVocabulary
 from mergewise.recipe import Source, Stage
 
+COUNTED = "I64"
+"""What positions and counters are stored as, and quantised weights never are."""
 FLOATS = frozenset(
     ("F16", "BF16", "F32", "F64", "F8_E5M2", "F8_E4M3", "F8_E4M3FNUZ", "F8_E5M2FNUZ")
 )
@@ -83,8 +85,8 @@ class Fates:
                 "cannot be read by this version; use an unquantised checkpoint",
             )
             return None
-        if donor.meta.dtype not in FLOATS:
-            return self._integer(meta, donor, found)
+        if donor.meta.dtype not in FLOATS or any(i.meta.dtype == COUNTED for i in found if i):
+            return self._integer(replace(meta, dtype=donor.meta.dtype), donor, found)
         if self.stage.excludes(slot.name):
             reason = f"excluded by the recipe: copied from {donor.view.label}"
             return TensorPlan(meta, "copy", None, (donor,), reason=reason)
@@ -185,7 +187,8 @@ class Fates:
                 f"{meta.name}: models hold it in different types or shapes; "
                 f"that of {donor.view.label} is copied"
             )
-        reason = f"{meta.dtype} is not averaged: copied from {donor.view.label}"
+        kind = meta.dtype if meta.dtype not in FLOATS else COUNTED
+        reason = f"{kind} is not averaged: copied from {donor.view.label}"
         return TensorPlan(meta, "copy", None, (donor,), reason=reason)
 
     def _tolerates(self, slot: Slot, found: Sequence[Input | None]) -> bool:
