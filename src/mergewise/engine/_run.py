@@ -235,8 +235,11 @@ class _Run:
             layouts = self._layouts(tied)
             streamed = reader if isinstance(reader, StreamedReader) else None
             resumed = self._write_shards(space, tasks, layouts, scheduler, streamed)
+            recorded = tasks.recorded()
             reader.verify_unchanged()
         settings: dict[str, Any] = self.settings
+        if recorded:
+            settings = {**settings, "whole_model": recorded}
         bad = sorted(options.nonfinite)
         if bad:
             settings = {**settings, "nonfinite": bad}

@@ -7,8 +7,9 @@ change: `tensors`, which kinds the method is for, and `otherwise`, what all othe
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from mergewise._lazy import torch
@@ -25,6 +26,14 @@ _KINDS: Mapping[str, frozenset[str]] = {
     "all": frozenset(("matrix", "stack", "convolution", "embedding")),
 }
 _REST = ("mean", "sum", "base")
+NULL = Param(
+    str,
+    "skip",
+    "directions in which the merged task vector is zero: left at zero, or raised like all others "
+    "(code)",
+    choices=("skip", "fill"),
+    native=True,
+)
 
 
 def matrix_params(tensors: str, otherwise: str, scale: float = 1.0) -> dict[str, Param]:
@@ -44,23 +53,34 @@ def matrix_params(tensors: str, otherwise: str, scale: float = 1.0) -> dict[str,
     }  # fmt: skip
 
 
-class MatrixMethod(Method):
-    """Base of methods that make one matrix from the experts' task vectors, taken as matrices.
+class PlacedMethod(Method):
+    """Base of methods that are told what they are given.
 
     The engine sets two values beside the parameters: `kind`, the tensor's (see
-    `checkpoint.tensor_kind`), and `turned`, whether it is stored [inputs, outputs]; `update` sees
-    [outputs, inputs] always.
+    `checkpoint.tensor_kind`), and `turned`, whether it is stored [inputs, outputs].
+    """
+
+    def elsewhere(self, p: Settings) -> str:
+        """What becomes of a tensor that the method is not for, and why; empty if it is."""
+        return ""
+
+
+class MatrixMethod(PlacedMethod):
+    """Base of methods that make one matrix from the experts' task vectors, taken as matrices.
+
+    `update` sees [outputs, inputs] always.
     """
 
     base = "required"
     solving: ClassVar[int] = 4
     """Matrices in float64, of each expert, that `update` holds at once."""
+    weighted: ClassVar[bool] = True
+    """Whether `update` is given task vectors multiplied by their weights; else it sees to them."""
 
     def access(self, p: Settings) -> Access:
         return Access.WHOLE if inside(p) else Access.FLAT
 
     def elsewhere(self, p: Settings) -> str:
-        """What becomes of a tensor that the method is not for, and why; empty if it is."""
         if inside(p):
             return ""
         how = {"mean": "the mean of task vectors", "sum": "the sum of task vectors"}
@@ -68,26 +88,22 @@ class MatrixMethod(Method):
 
     def combine(self, x: Inputs, s: Settings) -> Tensor:
         assert x.base is not None
-        parts = [delta * weight for delta, weight in zip(x.deltas, s.weight, strict=True)]
-        if not inside(s):
-            return x.base + _rest(parts, s.otherwise) * s.lambda_
-        return x.base + self._updated(parts, s) * s.lambda_
+        parts = x.deltas
+        if self.weighted or not inside(s):
+            parts = [delta * weight for delta, weight in zip(parts, s.weight, strict=True)]
+        merged = self._updated(parts, s) if inside(s) else _rest(parts, s.otherwise)
+        return x.base + merged * self.factor(s)
+
+    def factor(self, s: Settings) -> Any:
+        """What the merged task vector is multiplied by."""
+        return s.lambda_
 
     def _updated(self, parts: Sequence[Tensor], s: Settings) -> Tensor:
-        shape = parts[0].shape
-        stacked = s.kind == "stack"
-        stack = [part.reshape(*(shape[: 1 + stacked] or (1,)), -1) for part in parts]
-        if not stacked:
-            stack = [part[None] for part in stack]
-        if s.turned:
-            stack = [part.mT for part in stack]
-        each = [self._of(list(matrices), s) for matrices in zip(*stack, strict=True)]
-        merged = torch.stack(each)
-        return (merged.mT if s.turned else merged).reshape(shape)
+        return by_matrix(parts, s, lambda matrices: self._of(matrices, s))
 
     def _of(self, matrices: list[Tensor], s: Settings) -> Tensor:
         """One matrix; nothing where no expert changed anything."""
-        if not matrices[0].numel() or not any(bool(matrix.any()) for matrix in matrices):
+        if not any(bool(matrix.any()) for matrix in matrices):
             return torch.zeros_like(matrices[0])
         return self.update(matrices, s).to(matrices[0].dtype)
 
@@ -96,9 +112,34 @@ class MatrixMethod(Method):
         """The merged task vector [outputs, inputs] of weighted ones; some are not zero."""
 
 
+def by_matrix(
+    tensors: Sequence[Tensor], s: Settings, merge: Callable[[list[Tensor]], Tensor]
+) -> Tensor:
+    """What `merge` makes of tensors seen as matrices (`as_matrices`), in their own shape."""
+    stack = [as_matrices(tensor, s) for tensor in tensors]
+    if not stack[0].numel():
+        return torch.zeros_like(tensors[0])
+    each = [merge(list(matrices)) for matrices in zip(*stack, strict=True)]
+    return as_stored(torch.stack(each), tensors[0].shape, s)
+
+
 def inside(p: Settings) -> bool:
     """Whether a tensor is of a kind that the method is for."""
     return p.kind in _KINDS[p.tensors]
+
+
+def as_matrices(tensor: Tensor, s: Settings) -> Tensor:
+    """A tensor as [count, outputs, inputs], whatever its kind and however it is stored."""
+    shape = tuple(tensor.shape) or (1,)
+    count, outputs = shape[:2] if s.kind == "stack" else (1, shape[0])
+    width = math.prod(shape[1 + (s.kind == "stack") :])
+    matrices = tensor.reshape(count, outputs, width)
+    return matrices.mT if s.turned else matrices
+
+
+def as_stored(matrices: Tensor, shape: Sequence[int], s: Settings) -> Tensor:
+    """The inverse of `as_matrices`."""
+    return (matrices.mT if s.turned else matrices).reshape(tuple(shape))
 
 
 def _rest(parts: Sequence[Tensor], how: str) -> Tensor:
@@ -109,7 +150,7 @@ def _rest(parts: Sequence[Tensor], how: str) -> Tensor:
 def placed(
     method: Method, values: Mapping[str, Any], kind: str, turned: bool = False
 ) -> dict[str, Any]:
-    """A tensor's parameters, with what a `MatrixMethod` is told of the tensor."""
-    if not isinstance(method, MatrixMethod):
+    """A tensor's parameters, with what a `PlacedMethod` is told of the tensor."""
+    if not isinstance(method, PlacedMethod):
         return dict(values)
     return {**values, "kind": kind, "turned": turned and kind == "matrix"}
