@@ -277,15 +277,18 @@ def _factors(ref: ChangedRef, plan: MergePlan) -> tuple[Tensor, Tensor]:
     change = ref.change
     assert isinstance(change, LowRank)
     stamps = {p: s for c in plan.checkpoints.values() for p, s in c.stamps.items()}
-    files = {part.file: stamps[part.file] for part in (change.a, change.b)}
-    with FileReader(files) as reader:
-        a, b = (read_tensor(reader, part) for part in (change.a, change.b))
-    for value, part in ((a, change.a), (b, change.b)):
-        if not torch.isfinite(value).all():
-            raise NonFiniteError(
-                f"tensor {part.name} of {part.file} holds NaN or infinity; repair that adapter"
-            )
-    return b.reshape(-1, change.rank) * change.scale, a.flatten(1)
+    read = {}
+    with FileReader({part.file: stamps[part.file] for part in change.parts}) as reader:
+        for part in change.parts:
+            read[part.name] = read_tensor(reader, part)
+            if not torch.isfinite(read[part.name]).all():
+                raise NonFiniteError(
+                    f"tensor {part.name} of {part.file} holds NaN or infinity; repair that adapter"
+                )
+    b = read[change.b.name].reshape(-1, change.rank) * change.scale
+    if change.middle is not None:
+        b = b * read[change.middle.name].reshape(-1)
+    return b, read[change.a.name].flatten(1)
 
 
 def _check_exact(plan: MergePlan, changes: _PlanChanges) -> None:
