@@ -220,7 +220,7 @@ ATTACKS: dict[str, tuple[Attack, str]] = {
         tensors(plus(f"{PREFIX}model.norm.modules_to_save.weight", 16)), "a kind of adapter",
     ),
     "an absolute path": (tensors(renamed("q_proj", "/etc/q_proj")), "not in the base"),
-    "nothing but the prefix": (tensors(renamed(f"{PREFIX}{Q}.lora_A.weight", PREFIX)), "not in the base"),
+    "nothing but the prefix": (tensors(renamed(A, PREFIX)), "not in the base"),
     "outside": (tensors(renamed("layers.0", "layers.9")), "not in the base"),
     "a path": (tensors(renamed("model.layers.0", "../../etc")), "not in the base"),
     "another tensor": (tensors(plus(f"{PREFIX}score.weight", 2, 16)), "not in the base"),
@@ -282,6 +282,17 @@ def test_an_error_and_nothing_written(case: str, tmp_path: Path) -> None:
     assert "\x1b" not in str(caught.value)
     assert not (tmp_path / "out").exists()
     assert before is None or set(contents(tmp_path)) == before
+
+
+def test_patterns_of_target_modules_are_not_matched(tmp_path: Path) -> None:
+    """Tensors say what is changed, so the config's expressions cannot cost hours."""
+    state = random_state({"a" * 40 + ".weight": (4, 4)}, 0, torch.float32)
+    base = save(tmp_path / "base", state)
+    adapter = lora(tmp_path / "adapter", state, ["a" * 40], target_modules="(a+)+$",
+                   exclude_modules="(a|a)*b", layers_pattern=["(a*)*c"])  # fmt: skip
+    start = time.monotonic()
+    assert open_reference(f"{base}+{adapter}").adapter == adapter
+    assert time.monotonic() - start < 2
 
 
 def test_a_prefix_that_fits_everything(tmp_path: Path) -> None:

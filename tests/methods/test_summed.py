@@ -1,0 +1,39 @@
+"""Methods that call their result a weighted sum of task vectors make one."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from mergewise.engine import merge_state_dicts
+from mergewise.methods import Settings, all_methods, get_method
+
+CASES = [
+    ("linear", {"weight": [0.7, 0.1, 0.2], "normalize": True}),
+    ("linear", {"weight": [3.0, 1.0, -0.5], "normalize": True}),
+    ("linear", {"weight": [0.5, 0.75, -0.25], "normalize": False}),
+    ("task_arithmetic", {"weight": [0.5, -0.2, 1.0]}),
+    ("task_arithmetic", {"weight": [0.5, 0.2, 1.0], "normalize": True, "lambda": 0.3}),
+    ("task_arithmetic", {"weight": [1.0, -1.0, 0.0], "normalize": True, "rescale": True}),
+]
+
+
+@pytest.mark.parametrize(("name", "given"), CASES)
+def test_the_sum_is_the_result(name: str, given: dict[str, object]) -> None:
+    method = get_method(name)
+    draw = torch.Generator().manual_seed(0)
+    base, *experts = (torch.randn(5, 7, generator=draw) for _ in range(4))
+    chosen = {"base": {"x": base}} if method.base != "ignored" else {}
+    found = merge_state_dicts([{"x": e} for e in experts], name, parameters=given, **chosen)
+    defaults = {key: param.default for key, param in method.params.items()}
+    factors = method.summed(Settings({**defaults, **given}))
+    assert factors is not None
+    wanted = base + sum(f * (e - base) for f, e in zip(factors, experts, strict=True))
+    assert torch.allclose(found["x"], wanted, atol=1e-5)
+
+
+def test_other_results_are_no_such_sums() -> None:
+    known = {name for name, _ in CASES}
+    assert get_method("linear").summed(Settings({"weight": [0.5, 0.6], "normalize": False})) is None
+    for name, method in all_methods().items():
+        assert name in known or method.summed(Settings({})) is None, name
