@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from small_models import State
 
 from mergewise import allow
-from mergewise.checkpoint import Checkpoint, FileReader, open_reference
+from mergewise.checkpoint import Checkpoint, FileReader, fetched, open_reference
 from mergewise.engine._schedule import Scheduler
 from mergewise.engine._sources import file_source
 
@@ -35,7 +35,7 @@ def opened(path: Path | str) -> Checkpoint:
 
 def read_all(path: Path | str, step: int = 1000) -> State:
     """Every tensor as the engine reads it, in pieces of `step` elements, unrounded."""
-    checkpoint = opened(path)
+    checkpoint = fetched(opened(path))
     found = {}
     with FileReader(checkpoint.stamps) as reader:
         for name, ref in checkpoint.tensors.items():

@@ -5,10 +5,20 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1] / "src/mergewise"
 
-COMMON = {"errors", "constants", "_units", "_paths", "_lazy", "_registry", "_device", "__init__"}
+COMMON = {
+    "errors",
+    "constants",
+    "_units",
+    "_paths",
+    "_lazy",
+    "_registry",
+    "_device",
+    "__init__",
+    "_stopping",
+}
 LIBRARY = {"methods", "recipe", "checkpoint", "vocabulary", "plan", "engine"}
 ALLOWED = {
-    "methods": {"errors", "_lazy", "_registry"},
+    "methods": {"errors", "_lazy", "_registry", "_stopping"},
     "recipe": {*COMMON, "methods"},
     "checkpoint": COMMON,
     "evidence": {*COMMON, "methods", "recipe", "checkpoint"},

@@ -174,4 +174,22 @@ def test_refusals():
     with pytest.raises(NotBuiltYetError, match="encoder-decoder"):
         with_layers({"num_layers": 2, "is_encoder_decoder": True}, [0])
     with pytest.raises(NotBuiltYetError, match="attention_types"):
-        with_layers({"num_layers": 2, "attention_types": [[["global"], 2]]}, [0])
+        with_layers({"num_layers": 2, "attention_types": [[["global"], 3]]}, [0])
+    with pytest.raises(NotBuiltYetError, match="depths"):
+        with_layers({"num_layers": 2, "depths": [2, 2]}, [0])
+
+
+def test_named_attention_types():
+    config = {"num_layers": 4, "attention_types": [[["global", "local"], 2]]}
+    new = with_layers(config, [0, 1, 1])
+    assert new == {"num_layers": 3, "attention_types": [[["global", "local", "local"], 1]]}
+    listed = {**config, "attention_layers": ["global", "local"] * 2}
+    assert with_layers(listed, [1])["attention_layers"] == ["local"]
+    assert with_layers(listed, [0, 1, 2, 3, 0])["num_layers"] == 5
+
+
+def test_a_backbone_gives_its_last_layer():
+    config = {"num_layers": 2, "out_features": ["stage2"], "out_indices": [2]}
+    assert with_layers(config, [0, 1, 1]) == {"num_layers": 3}
+    with pytest.raises(NotBuiltYetError, match="out_features"):
+        with_layers({"num_layers": 2, "out_features": ["stage1"]}, [0])

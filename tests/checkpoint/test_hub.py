@@ -246,3 +246,31 @@ def test_without_the_library(hub, monkeypatch):
 
     with pytest.raises(MissingExtraError, match=r"org/x: .*huggingface_hub.*mergewise\[hub\]"):
         open_checkpoint("org/x")
+
+
+def test_links_into_the_cache_are_followed(tmp_path):
+    from mergewise.checkpoint import stays_inside
+
+    folder = tmp_path / "models--org--name/snapshots" / ("0" * 40) / "vae"
+    blobs, shared = tmp_path / "models--org--name/blobs", tmp_path / "blobs/ab"
+    for each in (folder, blobs, shared, tmp_path / "other"):
+        each.mkdir(parents=True)
+    for place, inside in [(blobs, True), (shared, True), (tmp_path / "other", False)]:
+        (place / "x").write_text("")
+        (folder / place.name).symlink_to(place / "x")
+        assert stays_inside(folder / place.name, folder) is inside
+
+
+def test_pipelines(hub, models, tmp_path):
+    files = {"model_index.json": b'{"_class_name": "P", "unet": ["d", "U"], "tok": ["t", "T"]}'}
+    files["unet/config.json"] = b"{}"
+    weights = (models / "base/model.safetensors").read_bytes()
+    files["unet/diffusion_pytorch_model.safetensors"] = weights
+    files["tok/vocab.json"] = b"{}"
+    hub.add("org/pipeline", files)
+    checkpoint = open_checkpoint("org/pipeline")
+    assert all(name.startswith("unet/") for name in checkpoint.tensors)
+    assert [away.file.name for away in to_fetch([checkpoint])] == [
+        "unet/diffusion_pytorch_model.safetensors"
+    ]
+    assert fetched(checkpoint).files[0].read_bytes() == weights

@@ -139,6 +139,17 @@ def test_four_bits_with_exponents(tmp_path):
     check(tmp_path / "m", stored, back, config)
 
 
+def test_eight_bits_with_exponents(tmp_path):
+    torch.manual_seed(0)
+    weight = torch.randn(6, 64, dtype=torch.bfloat16)
+    args = {"num_bits": 8, "type": "float", "strategy": "group", "group_size": 32}
+    args |= {"scale_dtype": torch.uint8, "zp_dtype": torch.uint8}
+    scale = scales(weight, (1, 32), 256).float().log2().ceil().exp2().to(torch.bfloat16)
+    stored, back = compressed("mxfp8-quantized", weight, scale, **args)
+    config = settings("mxfp8-quantized", num_bits=8, type="float", group_size=32)
+    check(tmp_path / "m", stored, back, config)
+
+
 def packed(**changes):
     """A weight of 4-bit integers, [6, 64] in groups of 16, with changes."""
     state = {

@@ -62,6 +62,8 @@ def _rows(shape: torch.Size) -> tuple[int, int]:
 
 
 def _threshold(score: Tensor, count: int) -> Threshold:
+    if count < 0:
+        count += 1 + score.numel()
     ordered = score.flatten().sort(descending=True).values.double()
     value = float(ordered[count - 1]) if count else float("inf")
     return Threshold(value, count)
@@ -138,12 +140,17 @@ def _evaluate(method: Any, x: WholeTensor, values: Mapping[str, Any]) -> Tensor:
     scores = method.scores(x, settings())
     if method.ranked(settings()):
         x.ranks = [_row_ranks(score, x.columns) for score in scores]
-    else:
+    found: list[list[Threshold]] = []
+    for turn in range(0 if x.ranks else method.rounds):
+        if turn:
+            values = {**values, "round": turn, "thresholds": list(found)}
+            scores = method.scores(x, settings())
         nonzero = [int((score != 0).sum()) for score in scores]
         wanted = method.ranks(settings(), n, nonzero) if scores else []
-        found = [
+        found += [
             [_threshold(score, r) for r in row] for score, row in zip(scores, wanted, strict=True)
         ]
+    if not x.ranks:
         values = {**values, "thresholds": found}
     terms = method.terms(x, settings())
     totals = {name: float(term.double().sum()) for name, term in terms.items()}

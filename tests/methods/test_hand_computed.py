@@ -10,6 +10,7 @@ import torch
 from _driver import merge_tensor
 from torch import Tensor
 
+from mergewise import merge_state_dicts
 from mergewise.errors import MergewiseError
 from mergewise.methods import Settings, get_method
 from mergewise.methods._weights import shares
@@ -136,6 +137,21 @@ def test_ties_trims_elects_and_averages() -> None:
     # keep 2 of 4: [4, 0, 3, 0] and [0, -2, -5, 0]; signs +, -, -; disjoint means
     deltas = [t(4, 1, 3, 0.5), t(1, -2, -5, 0.5)]
     check(merge_tensor(deltas, "ties", ZERO, weight=1.0, density=0.5), 4, -2, -5, 0)
+
+
+def test_ties_as_published() -> None:
+    # the paper's settings: whole model, sum of the trimmed elects, mean of those that agree
+    deltas = [t(4, -1, 2, 0.1, 0), t(-3, -2, 2, 0.2, 0), t(-2, 5, -3, 0.1, 0)]
+    zero = torch.zeros(5)
+    check(merge_tensor(deltas, "ties", zero, weight=1.0, density=0.6), -2.5, 5, 2, 0, 0)
+    base = {"a": zero[:2], "b": zero[2:]}
+    merged = merge_state_dicts(
+        [{"a": d[:2], "b": d[2:]} for d in deltas],
+        "ties",
+        base=base,
+        parameters={"weight": 1.0, "density": 0.6, "granularity": "model"},
+    )
+    check(torch.cat([merged["a"], merged["b"]]), -2.5, 5, 2, 0, 0)
 
 
 def test_ties_divides_by_the_weights_that_agree() -> None:
@@ -297,6 +313,13 @@ def test_sce_selects_by_variance_among_the_elements_that_differ() -> None:
     deltas = [t(7, 1, 1, 7), t(7, 3, 5, 7)]
     got = merge_tensor(deltas, "sce", ZERO, select_topk=0.5)
     check(got, 0, 0, (1 * 1 + 25 * 5) / 26, 0)
+
+
+def test_sce_may_select_for_the_weights_alone() -> None:
+    # as above: weights 1/26 and 25/26, for all elements
+    deltas = [t(7, 1, 1, 7), t(7, 3, 5, 7)]
+    got = merge_tensor(deltas, "sce", ZERO, select_topk=0.5, selects="weights")
+    check(got, 7, (1 + 25 * 3) / 26, (1 * 1 + 25 * 5) / 26, 7)
 
 
 def test_model_stock() -> None:

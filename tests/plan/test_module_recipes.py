@@ -65,6 +65,7 @@ THREE = {"text_decoder": 3, "vision_tower": 1, "multi_modal_projector": 1}
         (f"{WHISPER} proj_out.weight", {"encoder": 2, "decoder": 4}),
         ("model.decoder.layers.0.a model.decoder.layers.1.a", {"default": 2}),
         ("bert.encoder.layer.0.a bert.encoder.layer.1.a cls.decoder.weight", {"default": 3}),
+        ("bert.layer.0.a bert.layer.1.a vocab_projector.weight", {"default": 3}),
         (AUDIO, {"audio_tower": 1, "multi_modal_projector": 1, "text_decoder": 2}),
         ("a b", {"default": 2}),
     ],

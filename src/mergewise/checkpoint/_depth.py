@@ -9,7 +9,12 @@ from typing import Any
 
 from mergewise.checkpoint._config import TEXT_CONFIGS
 from mergewise.checkpoint._files import shown
-from mergewise.checkpoint._layer_kinds import attention_kind, keep_kinds, ruled_kinds
+from mergewise.checkpoint._layer_kinds import (
+    attention_kind,
+    keep_kinds,
+    named_types,
+    ruled_kinds,
+)
 from mergewise.errors import CheckpointError, NotBuiltYetError
 
 Config = dict[str, Any]
@@ -41,7 +46,8 @@ _LAYER_NUMBERS = re.compile(
 _READ_OUT = re.compile(
     r"deepstack_visual_indexes|intermediate_layers_indices|out_(indices|features)"
 )
-_UNCLEAR = {"attention_types"}
+_STAGES = "depths"
+"""How many blocks each stage of a vision model has; stages differ in width."""
 
 
 def layer_count(config: Config | None, module: str = "default") -> int | None:
@@ -121,7 +127,8 @@ def with_layers(
     whole = [index for _, index, _ in rows] == list(range(part[key]))
     if whole and all(source == part for source, _, _ in rows):
         return config
-    _check_supported(part, module, config)
+    _read_last(part, part[key])
+    _check_supported(part, part[key], module, config)
     _rearrange(part, rows, part[key])
     _set_count(config, part, key, len(kept), module)
     keep_kinds(part, rows)
@@ -156,13 +163,14 @@ def _set_count(config: Config, part: Config, key: str, count: int, module: str) 
         part["num_nextn_predict_layers"] = 0
 
 
-def _check_supported(part: Config, module: str, config: Config) -> None:
+def _check_supported(part: Config, count: int, module: str, config: Config) -> None:
     if config.get("is_encoder_decoder") and module not in ("encoder", "decoder", "vision_tower"):
         raise NotBuiltYetError(
             "this is an encoder-decoder, and its parts are not told apart by their names; merge "
             "whole models"
         )
-    for key in _UNCLEAR & part.keys():
+    unread = "attention_types" in part and named_types(part, count) is None
+    for key in ["attention_types"] * unread + [_STAGES] * (_STAGES in part):
         raise NotBuiltYetError(
             f"the config's {key} cannot be rewritten for other layers yet: {shown(part[key])}; "
             "merge the models whole"
@@ -173,6 +181,15 @@ def _check_supported(part: Config, module: str, config: Config) -> None:
                 f"the config's {key} ({shown(value)}) names layers of this module that others "
                 "read; it cannot be rewritten for other layers yet: merge this module whole"
             )
+
+
+def _read_last(part: Config, old: int) -> None:
+    """A backbone whose output is its last layer's goes on giving its last layer's (DINOv2)."""
+    if part.get("out_features") in (None, [], [f"stage{old}"]) and part.get("out_indices") in (
+        None, [], [old], [-1],
+    ):  # fmt: skip
+        for key in ("out_features", "out_indices", "stage_names"):
+            part.pop(key, None)
 
 
 def _rearrange(part: Config, rows: Sequence[tuple[Config, int, int]], count: int) -> None:

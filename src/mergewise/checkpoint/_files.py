@@ -101,7 +101,7 @@ def stays_inside(path: Path, folder: Path) -> bool:
     """Whether `path`, links followed, is in `folder` or in the hub cache that `folder` is part of.
 
     The cache of `huggingface_hub` keeps ``<repo>/snapshots/<commit>/name`` as links into
-    ``<repo>/blobs``.
+    ``<repo>/blobs``, which from 2.4 on may be links in turn, into ``<cache>/blobs/<2 digits>``.
     """
     try:
         target, home = path.resolve(strict=True), folder.resolve(strict=True)
@@ -109,4 +109,9 @@ def stays_inside(path: Path, folder: Path) -> bool:
         return False
     if target.is_relative_to(home):
         return True
-    return home.parent.name == "snapshots" and target.parent == home.parent.parent / "blobs"
+    for commit in (home, *home.parents):
+        if commit.parent.name == "snapshots":
+            repo = commit.parent.parent
+            shared = repo.parent / "blobs"
+            return target.parent == repo / "blobs" or target.parent.parent == shared
+    return False

@@ -43,7 +43,7 @@ from mergewise.checkpoint._hub import (
 from mergewise.checkpoint._index import Index, read_index
 from mergewise.checkpoint._json import read_json
 from mergewise.checkpoint._pickles import choose_pickles, is_pickle, refuse_pickles
-from mergewise.checkpoint._refuse import refuse_missing, refuse_other_formats, refuse_quantised
+from mergewise.checkpoint._refuse import refuse_missing, refuse_other_formats
 from mergewise.checkpoint._safetensors import Header, TensorInfo
 from mergewise.checkpoint._torch_file import read_torch_file
 from mergewise.checkpoint._variants import choose_variant, stem_of
@@ -217,7 +217,6 @@ def _open_folder(path: Path) -> Checkpoint:
         from mergewise.checkpoint._pipeline import open_pipeline  # its parts are opened here
 
         return open_pipeline(path)
-    refuse_quantised(path, names)
     if (file := only_gguf(path, names)) is not None:
         return _open_gguf(file, path)
     single, index_name, warnings = _choose(path, names)
@@ -285,20 +284,21 @@ def _some(names: list[str]) -> str:
 
 def _config(folder: Path) -> dict[str, Any] | None:
     path = folder / "config.json"
-    if not path.is_symlink() and not path.exists():
-        return None
-    config = read_json(path, "config", MAX_CONFIG)
-    check_config(config, path)
-    _refuse_quantised(config, path)
-    return config
+    config = None
+    if path.is_symlink() or path.exists():
+        config = read_json(path, "config", MAX_CONFIG)
+        check_config(config, path)
+    return _quantised(config, path)
 
 
-def _refuse_quantised(config: dict[str, Any], path: Path) -> None:
+def _quantised(config: dict[str, Any] | None, path: Path) -> dict[str, Any] | None:
     """Refuse quantised weights that nobody asked to read, before any header is read."""
-    from mergewise.checkpoint._packed._find import quantisation, refuse_unasked
+    from mergewise.checkpoint._packed._find import quantisation, refuse_unasked, with_settings
 
+    config = with_settings(config, path.parent)
     if stated := quantisation(config):
         refuse_unasked(path, stated[1], stated[0])
+    return config
 
 
 def _assemble(

@@ -151,7 +151,25 @@ def _write_cycle(part: Part, kinds: Kinds) -> bool:
     return True
 
 
+def named_types(part: Part, count: int) -> Kinds | None:
+    """GPT-Neo's ``[[["global", "local"], 12]]``; None if it does not describe `count` layers."""
+    found: Kinds = []
+    for pair in part.get("attention_types") or []:
+        match pair:
+            case [[*names], int(times)] if len(names) * times <= count:
+                found += [str(name) for name in names] * times
+            case _:
+                return None
+    return found if found and len(found) == count else None
+
+
+def _write_named_types(part: Part, kinds: Kinds) -> bool:
+    part["attention_types"] = [[list(kinds), 1]]
+    return True
+
+
 RULES = (
+    Rule("attention_types", named_types, _write_named_types),
     Rule("block_types", _cycle, _write_cycle),
     Rule("layer_types", _attention, _write_attention),
     Rule("first_k_dense_replace", _first_dense, _write_first_dense),

@@ -26,7 +26,7 @@ SHARED = "shared"
 
 _SIDES = {
     "multi_modal_projector": re.compile(
-        r"multi_?modal_(projector|embedder)|mm_projector|\w+_projector|projector|connector|aligner"
+        r"multi_?modal_(projector|embedder)|mm_projector|(?!vocab_)\w+_projector|projector|connector|aligner"
         r"|(\w+_)?merger(_list)?|modality_projection|(text|visual|vision|audio|language)_projection"
         r"|image_newline|embed_vision|embed_audio|logit_scale|logit_bias"
     ),

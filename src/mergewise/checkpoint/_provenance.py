@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mergewise.checkpoint._files import open_regular, read_at, where
+from mergewise.checkpoint._hub import away
 from mergewise.errors import CheckpointError
 
 _PAGE = 65_536
@@ -115,5 +116,8 @@ def provenance(
 
 
 def _described(path: Path) -> dict[str, Any]:
+    gone = away(path)
+    if gone is not None:  # read while it was here, and dropped: what the Hub says of it
+        return {"name": path.name, "size": gone.file.size, "sha256": gone.file.sha256}
     mark = fingerprint(path)
     return {"name": path.name, "size": path.stat().st_size, "fingerprint": mark}

@@ -9,8 +9,6 @@ from mergewise.checkpoint._files import where
 from mergewise.checkpoint._pickles import refuse_pickles
 from mergewise.errors import CheckpointError, NotBuiltYetError
 
-_QUANTISERS = {"quantize_config.json": "GPTQ", "quant_config.json": "AWQ"}
-
 
 def refuse_missing(text: str) -> NoReturn:
     """Raise for a path that does not exist, and that is no name on the Hub."""
@@ -39,13 +37,6 @@ def refuse_other_formats(path: Path, names: list[str]) -> None:
         )
     if not any(name.endswith(".safetensors") for name in names):
         refuse_pickles(path, names)
-
-
-def refuse_quantised(path: Path, names: list[str]) -> None:
-    """Raise NotBuiltYetError if a file in the folder says that its weights are quantised."""
-    for name, kind in _QUANTISERS.items():
-        if name in names:
-            _not_yet(path, f"quantised weights ({kind}, {name})", "use the unquantised checkpoint")
 
 
 def _not_yet(path: Path, what: str, instead: str) -> NoReturn:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,6 +52,15 @@ if TYPE_CHECKING:
 @click.option(
     "--trust-remote-code", is_flag=True, help="Let a guide run code of checkpoints and tasks."
 )
+@click.option(
+    "--stream-inputs",
+    is_flag=True,
+    help="Fetch files of the Hub when needed and drop them after, for a disk that is too small.",
+)
+@click.option(
+    "--push", "target", metavar="ORG/NAME", help="Upload the result to this model on the Hub."
+)
+@click.option("--private", is_flag=True, help="With --push: make a new model private.")
 @recipe_options
 @access_options
 @json_option
@@ -62,6 +72,8 @@ def command(
     lenient: bool,
     as_json: bool,
     trust_remote_code: bool,
+    target: str | None,
+    private: bool,
     **options: Any,
 ) -> None:
     """Merge models as RECIPE says, into the folder OUT.
@@ -70,6 +82,7 @@ def command(
     """
     from mergewise.plan import build_plan
 
+    _check_push(target, private)
     loaded = read_recipe(out, recipe, lenient, overrides)
     if loaded.output.guide is not None:
         loaded = _guided(out, loaded, folder, options["overwrite"], trust_remote_code)
@@ -85,12 +98,44 @@ def command(
     out.note(
         f"wrote {size} in {count(len(result.files), 'file')}{resumed}, {show_seconds(seconds)}"
     )
+    if result.streamed:
+        came, most = map(show_bytes, result.streamed)
+        out.note(f"fetched {came} of inputs, at most {most} here at once")
+    pushed = {} if target is None else {"pushed": _push(out, result.out, target, private)}
     if as_json:
-        out.json(_as_dict(result, seconds))
+        out.json(_as_dict(result, seconds) | pushed)
     else:
         if (made := getattr(result, "adapter", None)) is not None:
             tell_extracted(out, made)
         out.line(str(result.out))
+
+
+def _check_push(target: str | None, private: bool) -> None:
+    """What can be seen before the work: a mistake must not show after hours."""
+    from mergewise.checkpoint import check_push
+
+    if target is not None:
+        check_push(target)
+    elif private:
+        raise click.UsageError("--private says how --push makes a model; give --push ORG/NAME")
+
+
+def _push(out: Output, folder: Path, target: str, private: bool) -> dict[str, str]:
+    """Upload the finished folder; if that fails, say that it is here, and how to go on."""
+    from mergewise.checkpoint import push
+    from mergewise.errors import HubError
+
+    out.when_interrupted = lambda: f"interrupted; the merge is complete in {folder}, not pushed"
+    out.note(f"uploading {folder} to {target}")
+    try:
+        commit = push(folder, target, private=private)
+    except HubError as error:
+        again = shlex.join(["hf", "upload", target, str(folder)])
+        raise HubError(
+            f"{error}\nThe merge is complete in {folder}; upload it with\n  {again}"
+        ) from None
+    out.note(f"pushed to {target}, commit {commit[:12]}")
+    return {"model": target, "commit": commit}
 
 
 def _guided(out: Output, recipe: Recipe, folder: Path, overwrite: bool, trust: bool) -> Recipe:

@@ -19,6 +19,7 @@ from mergewise.plan import MergePlan, StagePlan, TensorPlan
 _RUNTIME = 230_000_000  # Python, torch and the allocator's reserve
 _RANKING = 24  # for an element, its ranks within the row while they are found
 _KEY = 16  # for a key collected around a threshold: 8, held twice
+_DEQUANTISING = 32  # for an element, while it is computed from a code and a scale
 _OPEN = 2  # tensors begun and not finished
 
 
@@ -130,6 +131,8 @@ class _Need:
         # the base's block is held beside
         stored += 2 * wide * any(isinstance(r, ChangedRef) for r in self._refs)
         stored += wide * sum(isinstance(r, ChangedRef) for r in self._refs)
+        # dequantised in float32, from codes and scales widened to as much
+        stored += _DEQUANTISING * sum(bool(r and r.stored_as) for r in self._refs)
         # sums as stored, and means
         stored += 8 * sum(len(each) for each in tensor.statistics)
         if ranked:  # scores, ranks and masks
@@ -143,7 +146,7 @@ def _selections(method: Method, settings: Settings, tensor: TensorPlan) -> int:
     """How many thresholds are neither above nor below every element."""
     n = tensor.meta.elements
     wanted = method.ranks(settings, n, [n] * len(tensor.experts))
-    return sum(0 < rank < n for ranks in wanted for rank in ranks)
+    return sum(rank < n and rank != 0 for ranks in wanted for rank in ranks)
 
 
 def _collected(needs: Iterable[_Need]) -> int:

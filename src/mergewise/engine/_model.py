@@ -7,7 +7,7 @@ from collections import defaultdict
 from typing import Any
 
 from mergewise.engine._block import Shared
-from mergewise.engine._select import select
+from mergewise.engine._select import find_thresholds
 from mergewise.engine._task import TensorTask
 from mergewise.engine._work import Work
 
@@ -20,7 +20,7 @@ def whole_model(tasks: list[TensorTask]) -> Work:
     for pool in _threshold_pools(tasks):
         for task in pool:
             yield from task.prepare_inputs()
-        thresholds = yield from select(pool)
+        thresholds = yield from find_thresholds(pool)
         found |= {task.name: Shared(thresholds=thresholds) for task in pool}
     for pool in _total_pools(tasks):
         parts = []

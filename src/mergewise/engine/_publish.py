@@ -199,7 +199,7 @@ def _provenance(
     if full_hashes:
         for model, checkpoint in zip(record["inputs"], plan.checkpoints.values(), strict=True):
             for entry, path in zip(model["files"], checkpoint.files, strict=True):
-                entry["sha256"] = sha256_file(path)
+                entry["sha256"] = entry.get("sha256") or sha256_file(path)
         record["outputs_sha256"] = {placed(n): sha256_file(space.locate(n)) for n in names}
     return (json.dumps(record, indent=2) + "\n").encode()
 

@@ -15,7 +15,6 @@ from mergewise._units import parse_bytes, show_bytes
 from mergewise.checkpoint import (
     FileReader,
     ShardLayout,
-    arrived,
     cache_folder,
     check_room,
     on_one_disk,
@@ -32,6 +31,7 @@ from mergewise.engine._publish import publish
 from mergewise.engine._schedule import Scheduler
 from mergewise.engine._shards import ShardWriter
 from mergewise.engine._stages import Task, Tasks
+from mergewise.engine._stream import StreamedReader, most_at_once, uses
 from mergewise.engine._task import Options
 from mergewise.engine._threads import one_torch_thread
 from mergewise.engine._work import Work
@@ -60,6 +60,7 @@ class MergeResult:
         bytes_written: of tensors, in this run and resumed ones together.
         resumed: shards taken over from an interrupted run.
         warnings: what is odd, but no reason to refuse.
+        streamed: of inputs that were fetched as they were read: bytes in all, and at most at once.
     """
 
     out: Path
@@ -67,6 +68,7 @@ class MergeResult:
     bytes_written: int
     resumed: int
     warnings: tuple[str, ...]
+    streamed: tuple[int, int] | None = None
 
 
 def merge(
@@ -83,6 +85,7 @@ def merge(
     overrides: Sequence[str] = (),
     allow_nonfinite: bool = False,
     full_hashes: bool = False,
+    stream_inputs: bool = False,
     progress: Progress | None = None,
 ) -> MergeResult:
     """Merge checkpoints as a recipe says and write the result as a Hugging Face folder.
@@ -103,6 +106,8 @@ def merge(
         overrides: ``KEY=VALUE`` changes to the recipe, as by ``--set``; likewise.
         allow_nonfinite: go on when an input holds NaN or infinity.
         full_hashes: record SHA-256 of all inputs and outputs (reads everything once more).
+        stream_inputs: fetch files of the Hub when they are first read, and drop them after their
+            last use, instead of downloading all into its cache first.
         progress: called as bytes are written.
 
     Raises:
@@ -124,6 +129,7 @@ def merge(
         restart=restart,
         check=not allow_nonfinite,
         full_hashes=full_hashes,
+        stream=stream_inputs,
         progress=progress,
     ).run()
 
@@ -185,6 +191,7 @@ class _Run:
     restart: bool
     check: bool
     full_hashes: bool
+    stream: bool
     progress: Progress | None
 
     def run(self) -> MergeResult:
@@ -215,18 +222,24 @@ class _Run:
 
     def _merge(self, space: Workspace, fuse: bool) -> MergeResult:
         plan = self.plan
-        stamps = arrived({p: s for c in plan.checkpoints.values() for p, s in c.stamps.items()})
         options = Options(device=self.device, fuse=fuse, check=self.check)
         scheduler = Scheduler(self.workers)
-        stamps |= {known.path: known.stamp for known in plan.evidence.values()}
-        with FileReader(stamps) as reader, one_torch_thread(), explained_memory(self.device):
+        with (
+            self._reader(space, scheduler) as reader,
+            one_torch_thread(),
+            explained_memory(self.device),
+        ):
             tasks = Tasks(plan, reader, options)
             tasks.look_ahead(scheduler)
             tied = self._tied(tasks, scheduler)
             layouts = self._layouts(tied)
-            resumed = self._write_shards(space, tasks, layouts, scheduler)
+            streamed = reader if isinstance(reader, StreamedReader) else None
+            resumed = self._write_shards(space, tasks, layouts, scheduler, streamed)
+            recorded = tasks.recorded()
             reader.verify_unchanged()
         settings: dict[str, Any] = self.settings
+        if recorded:
+            settings = {**settings, "whole_model": recorded}
         bad = sorted(options.nonfinite)
         if bad:
             settings = {**settings, "nonfinite": bad}
@@ -248,7 +261,18 @@ class _Run:
             bytes_written=sum(sum(layout.sizes.values()) for layout in layouts),
             resumed=resumed,
             warnings=(*plan.warnings, *warnings),
+            streamed=(streamed.fetched, streamed.most) if streamed else None,
         )
+
+    def _reader(self, space: Workspace, scheduler: Scheduler) -> FileReader:
+        """All inputs, open; those on the Hub are downloaded first, or else as they are read."""
+        plan = self.plan
+        stamps = {p: s for c in plan.checkpoints.values() for p, s in c.stamps.items()}
+        stamps |= {known.path: known.stamp for known in plan.evidence.values()}
+        if not self.stream:
+            return FileReader(stamps)
+        inputs = space.folder / "inputs"
+        return StreamedReader(stamps, inputs, uses(plan), lambda: scheduler.stopped)
 
     def _output_files(self) -> OutputFiles | None:
         """The output's tokenizer, if it is not simply a copy; trouble with it comes before work."""
@@ -259,17 +283,24 @@ class _Run:
         return OutputFiles(vocabulary.tokenizer, vocabulary.rows, output.donor.folder)
 
     def _write_shards(
-        self, space: Workspace, tasks: Tasks, layouts: list[ShardLayout], scheduler: Scheduler
+        self,
+        space: Workspace,
+        tasks: Tasks,
+        layouts: list[ShardLayout],
+        scheduler: Scheduler,
+        turns: StreamedReader | None,
     ) -> int:
         total = sum(sum(layout.sizes.values()) for layout in layouts)
         count = _Counter(total, self.progress)
         resumed = 0
         for layout in layouts:
-            writer = ShardWriter(space.folder, layout, tasks, count.add)
+            writer = ShardWriter(space.folder, layout, tasks, count.add, turns)
             recorded = space.done.get(layout.filename)
             if recorded and writer.intact(space.locate(layout.filename), recorded):
                 count.add(sum(layout.sizes.values()))
                 resumed += 1
+                if turns is not None:
+                    turns.all_finished(layout.offsets)
                 continue
             space.finished(layout.filename, writer.write(scheduler))
         return resumed
@@ -314,8 +345,11 @@ class _Run:
     def _check_space(self, space: Workspace) -> None:
         places = [space.locate(name) for name in space.done]
         need = self.plan.bytes_write - sum(p.stat().st_size for p in places if p.is_file())
-        come = sum(each.file.size for each in to_fetch(self.plan.checkpoints.values()))
-        cache = cache_folder() if come else space.folder
+        if self.stream:
+            come, cache = most_at_once(self.plan), space.folder
+        else:
+            come = sum(each.file.size for each in to_fetch(self.plan.checkpoints.values()))
+            cache = cache_folder() if come else space.folder
         check_room(come, cache)
         if on_one_disk(cache, space.folder):
             need += come

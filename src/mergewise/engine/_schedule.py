@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from mergewise._stopping import stopped_by
 from mergewise.engine._work import Parallel, Work
 from mergewise.errors import InterruptedMergeError
 
@@ -72,6 +73,11 @@ class Scheduler:
         self.run([keep()])
         return value[0]
 
+    @property
+    def stopped(self) -> bool:
+        """Whether a run is being given up."""
+        return self._error is not None
+
     def stop(self, error: BaseException) -> None:
         with self._lock:
             self._error = self._error or error
@@ -117,8 +123,9 @@ class Scheduler:
 
     def _loop(self, turn: int) -> None:
         try:
-            while (item := self._next(turn)) is not None:
-                self._perform(*item)
+            with stopped_by(lambda: self._error is not None):
+                while (item := self._next(turn)) is not None:
+                    self._perform(*item)
         except KeyboardInterrupt:
             self.stop(InterruptedMergeError("interrupted"))
         except BaseException as error:  # handed to the caller of run()

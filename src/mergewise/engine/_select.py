@@ -42,6 +42,20 @@ class _Target:
     high: int = _TOP
     above: int = 0
     found: int | None = None
+    exact: bool = False
+
+
+def find_thresholds(tasks: list[TensorTask]) -> Work:
+    """What `s.thresholds` is for `tasks` taken together: of all rounds of their method."""
+    rounds = tasks[0].method.rounds
+    if rounds == 1:
+        return (yield from select(tasks))
+    found: list[list[Threshold]] = []
+    for turn in range(rounds):
+        for task in tasks:
+            task.kernels.extend({"round": turn, "thresholds": list(found)})
+        found += yield from select(tasks)
+    return found
 
 
 def select(tasks: list[TensorTask]) -> Work:
@@ -57,8 +71,8 @@ def select(tasks: list[TensorTask]) -> Work:
         counts = yield Parallel(_nonzero, items)
         nonzero = [sum(column) for column in zip(*counts, strict=True)]
     wanted = method.ranks(settings, n, nonzero)
-    table = [[_Target(i, r) for r in ranks] for i, ranks in enumerate(wanted)]
-    open_targets = [t for row in table for t in row if 0 < t.rank < n]
+    table = [[_target(i, r, n) for r in ranks] for i, ranks in enumerate(wanted)]
+    open_targets = [t for row in table for t in row if t.exact or 0 < t.rank < n]
     if open_targets and len(items) > 1:
         yield from _bracket_by_sample(tasks, open_targets, n)
     while open_targets:
@@ -73,10 +87,14 @@ def select(tasks: list[TensorTask]) -> Work:
     return [[_threshold(t, n) for t in row] for row in table]
 
 
+def _target(score: int, rank: int, n: int) -> _Target:
+    return _Target(score, rank) if rank >= 0 else _Target(score, n + 1 + rank, exact=True)
+
+
 def _threshold(target: _Target, n: int) -> Threshold:
     if target.rank <= 0:
         return Threshold(math.inf, 0)
-    if target.rank >= n:
+    if target.rank >= n and not target.exact:
         return Threshold(-1.0, 0)
     import numpy as np
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import xxhash
 
@@ -24,6 +24,16 @@ if TYPE_CHECKING:
 Advance = Callable[[int], None]
 
 
+class Turns(Protocol):
+    """Who cares in which order tensors are merged."""
+
+    def order(self, names: Iterable[str]) -> list[str]:
+        """The names in the order in which they are to be merged."""
+
+    def finished(self, name: str) -> None:
+        """A tensor is complete, now or since an earlier run."""
+
+
 class ShardWriter:
     """Merges the tensors of one shard into its file.
 
@@ -33,15 +43,24 @@ class ShardWriter:
     Args:
         folder: where the shard is written.
         advance: called with the number of bytes written, or found written.
+        turns: in which order tensors are merged, and who is told that one is complete.
     """
 
-    def __init__(self, folder: Path, layout: ShardLayout, tasks: Tasks, advance: Advance) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        layout: ShardLayout,
+        tasks: Tasks,
+        advance: Advance,
+        turns: Turns | None = None,
+    ) -> None:
         self._path = folder / layout.filename
         self._partial = folder / f"{layout.filename}{PARTIAL}"
         self._list = folder / f"{layout.filename}{COMPLETE}"
         self._layout = layout
         self._tasks = tasks
         self._advance = advance
+        self._turns = turns
         self._digests: dict[tuple[str, int], bytes] = {}
         self._lock = threading.Lock()
         self._file = -1
@@ -62,6 +81,10 @@ class ShardWriter:
                 self._file = create_shard(self._partial, self._layout)
             try:
                 missing = [name for name in self._layout.offsets if name not in complete]
+                if self._turns is not None:
+                    for name in complete:
+                        self._turns.finished(name)
+                    missing = self._turns.order(missing)
                 scheduler.run(self._merge(name) for name in missing)
                 os.fsync(self._file)
             finally:
@@ -126,6 +149,8 @@ class ShardWriter:
             self._digests |= digests
             with self._list.open("a", encoding="utf-8") as file:
                 file.write(json.dumps([name, _joined(digests)]) + "\n")
+        if self._turns is not None:
+            self._turns.finished(name)
 
     def _block(self, task: Task, where: Range) -> bytes:
         data = raw_bytes(task.merged(where))

@@ -89,6 +89,20 @@ class Tasks:
             merges = [t for t in tasks if isinstance(t, TensorTask)]
             self._shared.append(scheduler.run_one(whole_model(merges)))
 
+    def recorded(self) -> list[dict[str, float]]:
+        """What the last stage's method has kept of its sums over the whole model.
+
+        One entry for each set of models and numbers, usually one.
+        """
+        stage = self._plan.output
+        method = get_method(stage.stage.method)
+        found = []
+        for name, known in self._shared[-1].items():
+            settings = Settings(stage.tensors[name].values)
+            if known.totals and method.pooled(settings):
+                found.append(method.recorded(known.totals, settings))
+        return [one for i, one in enumerate(found) if one and one not in found[:i]]
+
     def shared(self, tensor: str) -> Shared | None:
         """What was found over the whole model for a tensor of the last stage."""
         return self._shared[-1].get(tensor)

@@ -13,7 +13,7 @@ from mergewise.engine._block import Block, Keys, Shared
 from mergewise.engine._kernels import Kernels, Result
 from mergewise.engine._masks import MaskCache
 from mergewise.engine._ranks import row_ranks
-from mergewise.engine._select import select
+from mergewise.engine._select import find_thresholds
 from mergewise.engine._sources import Source, nonfinite
 from mergewise.engine._work import Parallel, Range, Work
 from mergewise.errors import MergewiseError, NonFiniteError
@@ -190,7 +190,7 @@ class TensorTask:
         shared = shared or Shared()
         thresholds = shared.thresholds
         if thresholds is None and self.wants_thresholds():
-            thresholds = yield from select([self])
+            thresholds = yield from find_thresholds([self])
         if thresholds is not None:
             self.kernels.extend({"thresholds": thresholds})
         totals = shared.totals

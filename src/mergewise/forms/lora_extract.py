@@ -325,6 +325,8 @@ class Extraction:
             "target_modules": self._targets(),
             "ensure_weight_tying": bool(tie and tie[1].removesuffix(".weight") in made.factors),
         }
+        if self._base.origin:  # a local path would mean nothing elsewhere
+            made.config["base_model_name_or_path"] = self._base.origin.repo
 
     def _targets(self) -> list[str]:
         """Last parts of names where they say it all, else whole names."""

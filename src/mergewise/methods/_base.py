@@ -173,12 +173,17 @@ class Method(ABC):
         """For each score, which order statistics are wanted, as counts from the top.
 
         ``r`` asks for the threshold that exactly the r largest scores reach; 0 for one that none
-        reaches, n for one that all reach. `nonzero` counts each score's non-zero elements, if
+        reaches, n for one that all reach; ``-r`` for the r-th smallest score itself, -1 for the
+        least and -n for the largest of all. `nonzero` counts each score's non-zero elements, if
         `counts_nonzero`; else it is empty.
         """
         return []
 
     counts_nonzero: ClassVar[bool] = False
+    rounds: ClassVar[int] = 1
+    """How often scores are ranked. With more than one, `scores` and `ranks` find the number of the
+    round, from 0, as ``s.round`` (0 where it is missing), `scores` the thresholds of the rounds
+    before; in the end ``s.thresholds`` has those of all rounds, one after another."""
 
     def ranked(self, p: Settings) -> bool:
         """Whether ``x.ranks`` (each score's rank within its row) is needed; `ranks` then asks for
@@ -252,6 +257,13 @@ class Method(ABC):
         """Scalars for `combine`: floats, or lists of floats. `n` counts the tensor's elements.
 
         The result joins the parameters: ``{"scale": 2.0}`` is read as ``s.scale``.
+        """
+        return {}
+
+    def recorded(self, totals: Mapping[str, float], p: Settings) -> dict[str, float]:
+        """Numbers over the whole model, made of `pooled` sums, to be kept in the provenance.
+
+        For what a later recipe must be told of this merge.
         """
         return {}
 

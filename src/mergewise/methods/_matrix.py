@@ -7,6 +7,7 @@ change: `tensors`, which kinds the method is for, and `otherwise`, what all othe
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -25,6 +26,14 @@ _KINDS: Mapping[str, frozenset[str]] = {
     "all": frozenset(("matrix", "stack", "convolution", "embedding")),
 }
 _REST = ("mean", "sum", "base")
+NULL = Param(
+    str,
+    "skip",
+    "directions in which the merged task vector is zero: left at zero, or raised like all others "
+    "(code)",
+    choices=("skip", "fill"),
+    native=True,
+)
 
 
 def matrix_params(tensors: str, otherwise: str, scale: float = 1.0) -> dict[str, Param]:
@@ -55,6 +64,8 @@ class MatrixMethod(Method):
     base = "required"
     solving: ClassVar[int] = 4
     """Matrices in float64, of each expert, that `update` holds at once."""
+    weighted: ClassVar[bool] = True
+    """Whether `update` is given task vectors multiplied by their weights; else it sees to them."""
 
     def access(self, p: Settings) -> Access:
         return Access.WHOLE if inside(p) else Access.FLAT
@@ -68,26 +79,26 @@ class MatrixMethod(Method):
 
     def combine(self, x: Inputs, s: Settings) -> Tensor:
         assert x.base is not None
-        parts = [delta * weight for delta, weight in zip(x.deltas, s.weight, strict=True)]
-        if not inside(s):
-            return x.base + _rest(parts, s.otherwise) * s.lambda_
-        return x.base + self._updated(parts, s) * s.lambda_
+        parts = x.deltas
+        if self.weighted or not inside(s):
+            parts = [delta * weight for delta, weight in zip(parts, s.weight, strict=True)]
+        merged = self._updated(parts, s) if inside(s) else _rest(parts, s.otherwise)
+        return x.base + merged * self.factor(s)
+
+    def factor(self, s: Settings) -> Any:
+        """What the merged task vector is multiplied by."""
+        return s.lambda_
 
     def _updated(self, parts: Sequence[Tensor], s: Settings) -> Tensor:
-        shape = parts[0].shape
-        stacked = s.kind == "stack"
-        stack = [part.reshape(*(shape[: 1 + stacked] or (1,)), -1) for part in parts]
-        if not stacked:
-            stack = [part[None] for part in stack]
-        if s.turned:
-            stack = [part.mT for part in stack]
+        stack = [as_matrices(part, s) for part in parts]
+        if not stack[0].numel():
+            return torch.zeros_like(parts[0])
         each = [self._of(list(matrices), s) for matrices in zip(*stack, strict=True)]
-        merged = torch.stack(each)
-        return (merged.mT if s.turned else merged).reshape(shape)
+        return as_stored(torch.stack(each), parts[0].shape, s)
 
     def _of(self, matrices: list[Tensor], s: Settings) -> Tensor:
         """One matrix; nothing where no expert changed anything."""
-        if not matrices[0].numel() or not any(bool(matrix.any()) for matrix in matrices):
+        if not any(bool(matrix.any()) for matrix in matrices):
             return torch.zeros_like(matrices[0])
         return self.update(matrices, s).to(matrices[0].dtype)
 
@@ -99,6 +110,20 @@ class MatrixMethod(Method):
 def inside(p: Settings) -> bool:
     """Whether a tensor is of a kind that the method is for."""
     return p.kind in _KINDS[p.tensors]
+
+
+def as_matrices(tensor: Tensor, s: Settings) -> Tensor:
+    """A tensor as [count, outputs, inputs], whatever its kind and however it is stored."""
+    shape = tuple(tensor.shape) or (1,)
+    count, outputs = shape[:2] if s.kind == "stack" else (1, shape[0])
+    width = math.prod(shape[1 + (s.kind == "stack") :])
+    matrices = tensor.reshape(count, outputs, width)
+    return matrices.mT if s.turned else matrices
+
+
+def as_stored(matrices: Tensor, shape: Sequence[int], s: Settings) -> Tensor:
+    """The inverse of `as_matrices`."""
+    return (matrices.mT if s.turned else matrices).reshape(tuple(shape))
 
 
 def _rest(parts: Sequence[Tensor], how: str) -> Tensor:

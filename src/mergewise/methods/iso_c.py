@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from mergewise.methods._matrix import MatrixMethod, matrix_params
-from mergewise.methods._params import Param, Settings
-from mergewise.methods._spectrum import svd
+from mergewise.methods._matrix import NULL, MatrixMethod, matrix_params
+from mergewise.methods._params import Settings
+from mergewise.methods._spectrum import isotropic
 from mergewise.methods._weights import total
 
 if TYPE_CHECKING:
@@ -25,15 +25,7 @@ class IsoC(MatrixMethod):
     formula = "sum_i w_i d_i = U S V^T; b + lambda mean(S) U V^T, the mean over min(m, n)"
     source = "Isotropic model merging (Marczak et al. 2025, arXiv 2502.04959)"
     variant = "paper; singular values that are rounding are not raised, unless `null: fill`"
-    params = matrix_params("matrices", "mean") | {
-        "null": Param(
-            str,
-            "skip",
-            "directions in which the sum is zero: left at zero, or raised like all others (code)",
-            choices=("skip", "fill"),
-            native=True,
-        ),
-    }
+    params = matrix_params("matrices", "mean") | {"null": NULL}
     example = """
 merge_method: iso_c
 base_model: base
@@ -43,6 +35,4 @@ models:
 """
 
     def update(self, deltas: list[Tensor], s: Settings) -> Tensor:
-        found = svd(total(deltas))
-        kept = found if s.null == "fill" else found.top(found.rank)
-        return (kept.u @ kept.vh) * found.s.mean()
+        return isotropic(total(deltas), s.null == "fill")

@@ -13,7 +13,11 @@ class Ties(DeltaMethod):
     summary = "trims task vectors to their largest elements, elects a sign, averages who agrees"
     formula = "b + lambda sum_i w_i m_i d_i / sum_i w_i m_i, m_i = kept and of the majority's sign"
     source = "TIES-Merging (Yadav et al. 2023, arXiv 2306.01708)"
-    variant = "mergekit: trimmed per tensor, exactly k elements, sign of the weighted sum"
+    variant = (
+        "mergekit: trimmed per tensor, exactly k elements, sign of the weighted sum. As published: "
+        "granularity: model, density: 0.2, weight: 1 (the authors' code keeps one element more, "
+        "and gives sums of exactly 0 the sign of most elements, where they are + here)"
+    )
     params = delta_params(normalize=True, rescale=False, **Largest.params, sign=SIGN)
     selection = Largest()
     consensus = True

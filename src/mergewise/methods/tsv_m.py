@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from mergewise._lazy import torch
 from mergewise.methods._matrix import MatrixMethod, matrix_params
 from mergewise.methods._params import Settings
-from mergewise.methods._spectrum import polar, svd
+from mergewise.methods._spectrum import decorrelated, svd
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+def task_spaces(deltas: list[Tensor]) -> Tensor:
+    """TSV-M of matrices: the top of each, an equal share of the rank, decorrelated."""
+    rank = max(1, min(deltas[0].shape) // len(deltas))
+    return decorrelated([svd(delta, rank) for delta in deltas])
 
 
 class TsvM(MatrixMethod):
@@ -41,8 +46,4 @@ models:
 """
 
     def update(self, deltas: list[Tensor], s: Settings) -> Tensor:
-        rank = max(1, min(deltas[0].shape) // len(deltas))
-        parts = [svd(delta).top(rank) for delta in deltas]
-        u = polar(torch.cat([part.u for part in parts], 1))
-        vh = polar(torch.cat([part.vh for part in parts], 0))
-        return (u * torch.cat([part.s for part in parts])) @ vh
+        return task_spaces(deltas)

@@ -66,6 +66,7 @@ class _Assembler:
         donor = _donor(stage, views)
         self.done = Assembly(donor, donor.config)
         self._parts: dict[tuple[str, str], Part | None] = {}
+        self._peculiar: dict[tuple[str, str], dict[int, str]] = {}
 
     def run(self) -> Assembly:
         first = self.stage.modules[0]
@@ -217,7 +218,10 @@ class _Assembler:
 
     def _stays(self, slice_: Slice, part: Part, number: int, index: int) -> None:
         """Refuse to move a layer that its config does not tell from others, but its tensors do."""
-        odd = part.peculiar()
+        key = part.view.label, part.name
+        if key not in self._peculiar:
+            self._peculiar[key] = part.peculiar()
+        odd = self._peculiar[key]
         if number == index or not odd.keys() & {number, index}:
             return
         which, why = (number, odd[number]) if number in odd else (index, odd[index])

@@ -5,12 +5,15 @@ from mergewise.checkpoint._hub._download import (
     arrived,
     check_room,
     downloads,
+    drop,
+    fetch,
     here,
     missing,
     on_one_disk,
 )
 from mergewise.checkpoint._hub._header import AwayStamp, compared, header_of
 from mergewise.checkpoint._hub._name import HubName, Origin, hub_name, origin_of
+from mergewise.checkpoint._hub._push import check_push, push
 from mergewise.checkpoint._hub._repo import (
     AwayFile,
     away,
@@ -29,9 +32,12 @@ __all__ = [
     "arrived",
     "away",
     "cache_folder",
+    "check_push",
     "check_room",
     "compared",
     "downloads",
+    "drop",
+    "fetch",
     "forget",
     "header_of",
     "here",
@@ -42,5 +48,6 @@ __all__ = [
     "missing",
     "on_one_disk",
     "origin_of",
+    "push",
     "repo_of",
 ]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import re
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from mergewise.checkpoint._files import shown
-from mergewise.checkpoint._hub._errors import explaining
+from mergewise.checkpoint._hub._errors import explaining, of_network
 from mergewise.checkpoint._hub._name import HubName, is_commit
 from mergewise.errors import HubError, MissingExtraError
 
@@ -26,7 +27,8 @@ _FILE = re.compile(r"[\w.+-][\w.+ -]*(/[\w.+-][\w.+ -]*){0,8}", re.ASCII)
 _MARK = re.compile(r'(W/)?"?[\w.-]{1,200}"?', re.ASCII)
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _TIMEOUT = 30.0
-_TRIES = 3
+_WAITS = (0.5, 1.0, 2.0)
+"""Seconds before another try, when a connection fails."""
 Counter = Callable[[int], None]
 
 
@@ -68,8 +70,8 @@ def cache_folder() -> Path:
 
 
 @contextmanager
-def _session(what: str) -> Iterator[Any]:
-    """The shared client, with errors in our words, and answers refused that name odd files."""
+def session(what: str) -> Iterator[Any]:
+    """`huggingface_hub`, with errors in our words, and answers refused that name odd files."""
     hub = library(what)
     utils = _utils()
     with _quiet(), explaining(what):
@@ -122,7 +124,7 @@ def listing(name: HubName) -> tuple[str, dict[str, HubFile]]:
     Raises:
         HubError: if it cannot be had, or makes no sense.
     """
-    with _session(str(name)) as hub:
+    with session(str(name)) as hub:
         info = hub.HfApi().model_info(
             name.repo, revision=name.revision, files_metadata=True, timeout=_TIMEOUT
         )
@@ -163,19 +165,33 @@ def read_range(repo: str, commit: str, file: HubFile, start: int, count: int) ->
     what = f"{repo}@{commit[:12]}: {file.name}"
     if count <= 0:
         return b""
-    with _session(what) as hub:
+    with session(what) as hub:
         utils = _utils()
         headers = utils.build_hf_headers()
         headers |= {"Range": f"bytes={start}-{start + count - 1}", "Accept-Encoding": "identity"}
         url = hub.hf_hub_url(repo, file.name, revision=commit)
-        # the session follows redirects, and leaves the token behind when the host changes
-        with utils.http_stream_backoff(
-            "GET", url, headers=headers, timeout=_TIMEOUT,
-            max_retries=_TRIES, base_wait_time=0.5, max_wait_time=4,
-        ) as response:  # fmt: skip
-            utils.hf_raise_for_status(response)
-            _check_range(what, response, file, start, count)
-            return _body(what, response, count)
+        for wait in _WAITS:
+            try:
+                return _ranged(what, url, headers, file, start, count)
+            except Exception as error:
+                if not of_network(error):
+                    raise
+            time.sleep(wait)
+        return _ranged(what, url, headers, file, start, count)
+
+
+def _ranged(
+    what: str, url: str, headers: dict[str, str], file: HubFile, start: int, count: int
+) -> bytes:
+    utils = _utils()
+    # the session follows redirects, and leaves the token behind when the host changes
+    with utils.http_stream_backoff(
+        "GET", url, headers=headers, timeout=_TIMEOUT,
+        max_retries=len(_WAITS), base_wait_time=0.5, max_wait_time=4, retry_on_exceptions=(),
+    ) as response:  # fmt: skip
+        utils.hf_raise_for_status(response)
+        _check_range(what, response, file, start, count)
+        return _body(what, response, count)
 
 
 def _check_range(what: str, response: Any, file: HubFile, start: int, count: int) -> None:
@@ -222,7 +238,7 @@ def fetch(
         HubError: if it cannot be had, or is not of the size or the commit that was listed.
     """
     what = f"{repo}@{commit[:12]}: {file.name}"
-    with _session(what) as hub:
+    with session(what) as hub:
         found = hub.hf_hub_download(
             repo, file.name, revision=revision or commit, cache_dir=cache, tqdm_class=_bar(count)
         )

@@ -91,6 +91,23 @@ def _get(each: AwayFile, count: Callable[[int], None]) -> None:
     _client.fetch(each.repo.name.repo, each.repo.commit, each.file, count=count)
 
 
+def fetch(away: AwayFile, folder: Path, count: Callable[[int], None]) -> Path:
+    """Download a file into a folder of ours, laid out like the cache; its path there."""
+    repo = away.repo
+    return _client.fetch(repo.name.repo, repo.commit, away.file, cache=folder, count=count)
+
+
+def drop(place: Path, folder: Path) -> None:
+    """Remove a file that `fetch` put into `folder`, with what it links to there."""
+    path = place
+    while path.is_symlink():
+        target = path.parent / path.readlink()
+        path.unlink()
+        path = target
+    if path.resolve().is_relative_to(folder.resolve()):
+        path.unlink(missing_ok=True)
+
+
 def check_room(need: int, folder: Path) -> None:
     """Raise OutputError if the disk of a folder, which may not be there yet, lacks room."""
     free = shutil.disk_usage(_nearest(folder)).free

@@ -62,11 +62,14 @@ def _lower(error: Exception, what: str) -> HubError | None:
     from huggingface_hub import errors as hub
 
     kind = type(error)
-    if kind.__module__.startswith(_NETWORK) or isinstance(error, ConnectionError | TimeoutError):
+    if of_network(error):
         return HubError(
             f"{what}: no such folder here, and the Hub cannot be reached ({kind.__name__}); check "
             "the network, or set HF_HUB_OFFLINE=1 to use what is in the cache"
         )
+    cause = error.__cause__
+    if isinstance(error, hub.LocalEntryNotFoundError) and isinstance(cause, Exception):
+        return explained(cause, what)
     if isinstance(error, hub.LocalEntryNotFoundError):
         return HubError(f"{what}: neither in the cache, nor can the Hub be reached; try again")
     if isinstance(error, hub.FileMetadataError | hub.HFValidationError):
@@ -77,6 +80,12 @@ def _lower(error: Exception, what: str) -> HubError | None:
     if isinstance(error, OSError | ValueError | KeyError | TypeError | AttributeError):
         return HubError(f"{what}: what the Hub sent cannot be used: {printable(str(error))}")
     return None
+
+
+def of_network(error: BaseException) -> bool:
+    """Whether a connection failed, or was cut."""
+    below = type(error).__module__.startswith(_NETWORK)
+    return below or isinstance(error, ConnectionError | TimeoutError)
 
 
 @contextmanager
@@ -97,9 +106,18 @@ def explaining(what: str) -> Iterator[None]:
         raise found from None
 
 
+def _token() -> str | None:
+    from huggingface_hub import get_token
+
+    found: str | None = get_token()
+    return found
+
+
 def printable(text: str, limit: int = 200) -> str:
     """Text of a server for a message: one line, control characters escaped, tokens removed."""
     plain = _TOKEN.sub("***", " ".join(text.split()))
+    if token := _token():
+        plain = plain.replace(token, "***")
     if not plain.isprintable():
         plain = shown(plain, limit)
     return plain if len(plain) <= limit else f"{plain[:limit]}…"

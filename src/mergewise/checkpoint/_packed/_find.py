@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, NoReturn
 
 from mergewise.checkpoint._access import access
@@ -12,6 +13,7 @@ from mergewise.checkpoint._config import text_config
 from mergewise.checkpoint._dtypes import CODES
 from mergewise.checkpoint._files import shown, where
 from mergewise.checkpoint._folder import Checkpoint, TensorRef
+from mergewise.checkpoint._json import read_json
 from mergewise.checkpoint._packed._ref import PackedRef, Packing, packed_ref
 from mergewise.errors import CheckpointError, NotBuiltYetError
 
@@ -24,6 +26,8 @@ _LEFT = re.compile(
     r"|weight_global_scale|qweight|qzeros|g_idx|SCB|absmax|nested_absmax|quant_map"
     r"|nested_quant_map|quant_state\.\S+|blocks|scales)"
 )
+_BESIDE = {"quantize_config.json": "gptq", "quant_config.json": "awq"}
+_MAX_BESIDE = 1_000_000
 _EIGHT = re.compile("F8_|F4|F6_")
 
 
@@ -84,13 +88,20 @@ Finder = Callable[[Search], None]
 
 
 def _finders() -> dict[str, Finder]:
+    from mergewise.checkpoint._packed._bnb import find_bnb
     from mergewise.checkpoint._packed._compressed import find_compressed
     from mergewise.checkpoint._packed._fp8 import find_fp8
+    from mergewise.checkpoint._packed._gptq import find_awq, find_gptq
+    from mergewise.checkpoint._packed._mxfp4 import find_mxfp4
 
     return {
         "fp8": find_fp8,
         "fbgemm_fp8": find_fp8,
         "compressed-tensors": find_compressed,
+        "gptq": find_gptq,
+        "awq": find_awq,
+        "mxfp4": find_mxfp4,
+        "bitsandbytes": find_bnb,
     }
 
 
@@ -102,6 +113,21 @@ def quantisation(config: Mapping[str, Any] | None) -> tuple[str, Mapping[str, An
                 settings = part[key]
                 return key, settings if isinstance(settings, dict) else {}
     return None
+
+
+def with_settings(config: dict[str, Any] | None, folder: Path) -> dict[str, Any] | None:
+    """The config with what an older checkpoint says in a file of its own.
+
+    Raises:
+        CheckpointError: if that file is broken.
+    """
+    if quantisation(config):
+        return config
+    for name, method in _BESIDE.items():
+        if (folder / name).is_file():
+            stated = read_json(folder / name, "quantisation settings", _MAX_BESIDE)
+            return {**(config or {}), KEYS[0]: {"quant_method": method, **stated}}
+    return config
 
 
 def method_of(settings: Mapping[str, Any]) -> str | None:
@@ -216,4 +242,4 @@ def _plain_config(config: dict[str, Any] | None, dtype: str) -> dict[str, Any] |
     for key, value in plain.items():
         if isinstance(value, dict) and any(k in value for k in KEYS):
             plain[key] = {k: v for k, v in value.items() if k not in KEYS}
-    return plain
+    return plain or None

@@ -1,0 +1,69 @@
+"""Iso-CTS: directions that tasks share, and some of each task's own, all equally strong."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from mergewise._lazy import torch
+from mergewise.methods._matrix import NULL, MatrixMethod, matrix_params
+from mergewise.methods._params import Param, Settings
+from mergewise.methods._spectrum import Spectrum, full_svd, polar, svd
+from mergewise.methods._weights import total
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class IsoCts(MatrixMethod):
+    """The sum's weakest directions make room for the strongest of what it lacks of each task.
+
+    Of the rank r, k directions are the sum's and p are each task's own, outside of the space of
+    the sum's left vectors: p = round((r - int(r * common_space_fraction)) / experts), halves to
+    the even number as Python rounds, k = r - p * experts. With p = 0 it is Iso-C.
+
+    Directions that neither the sum nor a task has (of LoRA experts, say) stay zero; the authors'
+    code fills them with arbitrary ones (`null: fill`).
+    """
+
+    name = "iso_cts"
+    summary = "iso_c with its weakest directions replaced by each task's own"
+    formula = (
+        "C, c = first k left and right vectors of sum_i w_i d_i; U_i, V_i = first p of "
+        "w_i d_i - C C^T w_i d_i; U = [U_1 ... C], V = [V_1 ... c], S likewise; "
+        "b + lambda mean(S) polar(U) polar(V)^T"
+    )
+    source = "Isotropic model merging (Marczak et al. 2025, arXiv 2502.04959)"
+    variant = "paper; directions of rounding are not raised, unless `null: fill`"
+    params = matrix_params("matrices", "mean") | {
+        "common_space_fraction": Param(
+            float, 0.8, "share of the rank that is the sum's", ge=0, le=1, native=True
+        ),
+        "null": NULL,
+    }
+    example = """
+merge_method: iso_cts
+base_model: base
+models:
+  - model: expert_a
+  - model: expert_b
+"""
+
+    def update(self, deltas: list[Tensor], s: Settings) -> Tensor:
+        rank, fill = min(deltas[0].shape), s.null == "fill"
+        own = own_rank(rank, len(deltas), s.common_space_fraction)
+        common = _first(total(deltas), rank - own * len(deltas), fill)
+        left = common.u.mT
+        outside = [delta - common.u @ (left @ delta) for delta in (d.double() for d in deltas)]
+        parts = [*(_first(delta, own, fill) for delta in outside), common]
+        u = polar(torch.cat([part.u for part in parts], 1), fill)
+        vh = polar(torch.cat([part.vh for part in parts], 0), fill)
+        return (u @ vh) * (sum(part.s.sum() for part in parts) / rank)
+
+
+def own_rank(rank: int, experts: int, fraction: float) -> int:
+    """How many directions of its own each task gets."""
+    return min(round((rank - int(rank * fraction)) / experts), rank // experts)
+
+
+def _first(matrix: Tensor, rank: int, fill: bool) -> Spectrum:
+    return full_svd(matrix).top(rank) if fill else svd(matrix, rank)

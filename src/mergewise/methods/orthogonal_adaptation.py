@@ -1,0 +1,44 @@
+"""Orthogonal adaptation: the plain sum of task vectors that were trained to be orthogonal."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from mergewise.methods._base import Inputs, Method
+from mergewise.methods._params import Param, Settings
+from mergewise.methods._weights import combination
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class OrthogonalAdaptation(Method):
+    """LoRAs whose down projections are frozen and orthogonal to each other add up undisturbed.
+
+    The sum is all there is to merging; what makes it good is the training. How far adapters are
+    from orthogonal, `mergewise lora overlap` says. For others it is task arithmetic at weight 1.
+    """
+
+    name = "orthogonal_adaptation"
+    summary = "the sum of task vectors trained in orthogonal subspaces"
+    formula = "b + lambda sum_i w_i d_i"
+    source = "Orthogonal Adaptation (Po et al. 2023, arXiv 2312.02432)"
+    variant = "paper; its weights are not verified, 1 is assumed"
+    params = {
+        "weight": Param(float, 1.0, "factor on this model's task vector", per_model=True),
+        "lambda": Param(float, 1.0, "factor on the merged task vector"),
+    }
+    example = """
+merge_method: orthogonal_adaptation
+base_model: base
+models:
+  - model: expert_a
+  - model: expert_b
+"""
+
+    def summed(self, p: Settings) -> list[float] | None:
+        return [weight * p.lambda_ for weight in p.weight]
+
+    def combine(self, x: Inputs, s: Settings) -> Tensor:
+        assert x.base is not None
+        return x.base + combination(x.deltas, s.weight) * s.lambda_
