@@ -16,8 +16,18 @@ CASES = [
     ("task_arithmetic", {"weight": [0.5, 0.2, 1.0], "normalize": True, "lambda": 0.3}),
     ("task_arithmetic", {"weight": [1.0, -1.0, 0.0], "normalize": True, "rescale": True}),
 ]
+
+
+def given_to(method: Method) -> dict[str, object]:
+    """Whatever it must be told, and weights."""
+    needed = {n for n, p in method.params.items() if p.required and p.per_model}
+    numbers = {n: [2, 1, 3] if method.params[n].kind is int else [0.5, 0.2, 0.3] for n in needed}
+    weights = {"weight": [0.5, 0.2, 0.3]} if "weight" in method.params else {}
+    return numbers | weights
+
+
 OTHERS = [
-    (name, {"weight": [0.5, 0.2, 0.3]})
+    (name, given_to(method))
     for name, method in all_methods().items()
     if type(method).summed is not Method.summed and name not in dict(CASES)
 ]
