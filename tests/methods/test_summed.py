@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from mergewise.engine import merge_state_dicts
+from mergewise.engine._memory import complete_parameters
 from mergewise.methods import Method, Settings, all_methods, get_method
 
 CASES = [
@@ -40,8 +41,7 @@ def test_the_sum_is_the_result(name: str, given: dict[str, object]) -> None:
     base, *experts = (torch.randn(5, 7, generator=draw) for _ in range(4))
     chosen = {"base": {"x": base}} if method.base != "ignored" else {}
     found = merge_state_dicts([{"x": e} for e in experts], name, parameters=given, **chosen)
-    defaults = {key: param.default for key, param in method.params.items()}
-    factors = method.summed(Settings({**defaults, **given}))
+    factors = method.summed(Settings(complete_parameters(method, given, len(experts))))
     assert factors is not None
     wanted = base + sum(f * (e - base) for f, e in zip(factors, experts, strict=True))
     assert torch.allclose(found["x"], wanted, atol=1e-5)
