@@ -171,9 +171,8 @@ def test_rotation_ends(shape: tuple[int, int]) -> None:
     # turning keeps the rows' lengths and angles about their mean
     for alignment in (0.3, 1.0):
         found = turned(alignment=alignment)
-        for one in (found, a):
-            one -= one.mean(0, keepdim=True)
-        close(found @ found.T, a @ a.T, 1e-4)
+        centred = [one - one.mean(0, keepdim=True) for one in (found, a)]
+        close(centred[0] @ centred[0].T, centred[1] @ centred[1].T, 1e-4)
 
 
 def test_a_model_that_was_only_turned_is_found_again() -> None:
