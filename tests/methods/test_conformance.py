@@ -19,7 +19,7 @@ from mergewise.methods import Method, all_methods
 
 METHODS = sorted(all_methods())
 SHAPES = {"matrix": (24, 40), "vector": (37,), "scalar": (), "one": (1, 1), "conv": (6, 5, 3, 3)}
-NEEDS_ROWS = ("nuslerp", "model_stock", "arcee_fusion")
+NEEDS_ROWS = ("nuslerp", "model_stock", "arcee_fusion", "ext_sub")
 UNRECORDED = ("pcb",)  # exp and tanh are not among what can be fused
 # what some methods must be told to take tensors that are zero in one model alone
 WITH_ZEROS = {"sparse_soup": {"masks": "union"}}

@@ -315,6 +315,13 @@ def test_sce_selects_by_variance_among_the_elements_that_differ() -> None:
     check(got, 0, 0, (1 * 1 + 25 * 5) / 26, 0)
 
 
+def test_sce_may_select_for_the_weights_alone() -> None:
+    # as above: weights 1/26 and 25/26, for all elements
+    deltas = [t(7, 1, 1, 7), t(7, 3, 5, 7)]
+    got = merge_tensor(deltas, "sce", ZERO, select_topk=0.5, selects="weights")
+    check(got, 7, (1 + 25 * 3) / 26, (1 * 1 + 25 * 5) / 26, 7)
+
+
 def test_model_stock() -> None:
     # cosines of (1,0), (1,1): 1/√2; t = 2c/(1+c)
     c = math.sqrt(0.5)

@@ -210,3 +210,8 @@ def test_pcb_where_all_is_equal_or_one_element() -> None:
     assert delta("pcb", t(2, 2, -2), **ONE).tolist() == [2, 2, -2]
     assert delta("pcb", t(2), **ONE).tolist() == [2]
     assert delta("pcb", t(0, 0), t(1, 0)).isfinite().all()
+    task = torch.tensor([0.3, -0.3, 0.3], dtype=torch.float64)
+    merged = merge_state_dicts(
+        [{"w": task}], "pcb", base={"w": 0 * task}, parameters={"lambda": 1.0}
+    )
+    torch.testing.assert_close(merged["w"], task)

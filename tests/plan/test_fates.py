@@ -235,7 +235,6 @@ def test_slices_without_layers(tmp_path: Path) -> None:
         ({"models": [{"model": "org/name"}, {"model": "{b}"}]}, "org/name: no such folder here"),
         ({"tokenizer_source": "union"}, "tokenizer_source: .*`model` must be a mapping"),
         ({"tokenizer": {"source": "union"}}, "tokenizer: .*`model` must be a mapping"),
-        ({"chat_template": "chatml"}, "chat_template: .* not built yet"),
     ],
 )
 def test_what_is_not_built_yet(

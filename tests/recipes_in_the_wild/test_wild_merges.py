@@ -18,12 +18,7 @@ from wild_data import GOOD, LENIENT, path_of, recipes_folder
 from mergewise.cli import cli
 from mergewise.recipe import Recipe, load_recipe
 
-_TEMPLATE = "chat_template: setting a chat template is not built yet"
 REFUSED = {
-    "issue__slerp_v_shape_quoted_union": _TEMPLATE,
-    "issue__ties_alphabetical_chat_template_auto": _TEMPLATE,
-    "multislerp__kansensakura": _TEMPLATE,
-    "sce__many_unused_parameters": _TEMPLATE,
     # `geodesic` and `lambda` are a fork's; mergekit's own nuslerp needs the weights too
     "nuslerp__chipalign_geodesic": "nuslerp needs `weight`",
 }

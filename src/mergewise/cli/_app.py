@@ -29,6 +29,7 @@ _COMMANDS = (
     "guides",
     "transform",
     "transforms",
+    "transplant",
     "lora",
     "demo",
     "completion",

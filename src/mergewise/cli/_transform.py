@@ -102,9 +102,9 @@ def command(
     """
     start = time.monotonic()
     out.when_interrupted = lambda: f"interrupted; nothing was written to {output}"
-    with terminable(), _told(out) as report:
+    with terminable(), told(out) as report:
         done = _run(name, checkpoint, output, options, report)
-    _finish(out, done, time.monotonic() - start, as_json)
+    finish(out, done, time.monotonic() - start, as_json)
 
 
 def _run(
@@ -163,7 +163,7 @@ def _data(options: dict[str, Any]) -> dict[str, Data]:
     return found
 
 
-def _finish(out: Output, done: Transformed, seconds: float, as_json: bool) -> None:
+def finish(out: Output, done: Transformed, seconds: float, as_json: bool) -> None:
     from mergewise.report.transforms import transformed_dict
 
     for warning in done.warnings:
@@ -178,7 +178,7 @@ def _finish(out: Output, done: Transformed, seconds: float, as_json: bool) -> No
 
 
 @contextmanager
-def _told(out: Output) -> Iterator[Callable[[str, int, int], None] | None]:
+def told(out: Output) -> Iterator[Callable[[str, int, int], None] | None]:
     """What to call with stage, done and total; None with ``-q``."""
     if out.quiet:
         yield None

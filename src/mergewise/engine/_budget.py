@@ -12,7 +12,7 @@ from mergewise.engine import _compile
 from mergewise.engine._device import processors
 from mergewise.engine._task import row_length
 from mergewise.errors import MergewiseError
-from mergewise.methods import Access, MatrixMethod, Method, Need, Settings, get_method
+from mergewise.methods import Access, Method, Need, PlacedMethod, Settings, get_method
 from mergewise.plan import MergePlan, StagePlan, TensorPlan
 
 # Measured, in bytes.
@@ -100,7 +100,7 @@ class _Need:
         plain = access is Access.WHOLE or not compiled
         block = min(block, self.elements)
         self.held = self._solving(block, sides) if sides else block * self._bytes(plain, ranked)
-        if isinstance(method, MatrixMethod) and access is Access.WHOLE:
+        if isinstance(method, PlacedMethod) and access is Access.WHOLE:
             self.held += block * 8 * method.solving * len(tensor.experts)
 
     def _sides(self, needs: Sequence[Need]) -> list[int]:

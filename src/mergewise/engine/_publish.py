@@ -37,7 +37,7 @@ from mergewise.engine._journal import Workspace
 from mergewise.errors import OutputError
 from mergewise.methods import get_method
 from mergewise.plan import MergePlan
-from mergewise.vocabulary import OutputFiles
+from mergewise.vocabulary import OutputFiles, write_template
 
 RECIPE_FILE = "mergekit_config.yml"
 PROVENANCE_FILE = "mergewise_provenance.json"
@@ -74,6 +74,8 @@ def publish(
         small.mkdir()
         donor = plan.output.donor.folder
         copied = files.write(small) if files else copy_tokenizer(donor, small)
+        if plan.output.template is not None:
+            write_template(small, plan.output.template)
         write_file(small / RECIPE_FILE, plan.recipe.text.encode())
         names = [layout.filename for layout in layouts]
         record = _provenance(plan, space, names, settings, full_hashes)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mergewise.methods._base import Access, Inputs, Method, Need
-from mergewise.methods._matrix import MatrixMethod, placed
+from mergewise.methods._matrix import MatrixMethod, PlacedMethod, placed
 from mergewise.methods._params import REQUIRED, Param, Settings
 from mergewise.methods._registry import all_methods, get_method
 from mergewise.methods._score import SCORES, element_score, score_needs
@@ -18,6 +18,7 @@ __all__ = [
     "Method",
     "Need",
     "Param",
+    "PlacedMethod",
     "Settings",
     "all_methods",
     "element_score",

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from mergewise._lazy import torch
@@ -53,12 +53,22 @@ def matrix_params(tensors: str, otherwise: str, scale: float = 1.0) -> dict[str,
     }  # fmt: skip
 
 
-class MatrixMethod(Method):
-    """Base of methods that make one matrix from the experts' task vectors, taken as matrices.
+class PlacedMethod(Method):
+    """Base of methods that are told what they are given.
 
     The engine sets two values beside the parameters: `kind`, the tensor's (see
-    `checkpoint.tensor_kind`), and `turned`, whether it is stored [inputs, outputs]; `update` sees
-    [outputs, inputs] always.
+    `checkpoint.tensor_kind`), and `turned`, whether it is stored [inputs, outputs].
+    """
+
+    def elsewhere(self, p: Settings) -> str:
+        """What becomes of a tensor that the method is not for, and why; empty if it is."""
+        return ""
+
+
+class MatrixMethod(PlacedMethod):
+    """Base of methods that make one matrix from the experts' task vectors, taken as matrices.
+
+    `update` sees [outputs, inputs] always.
     """
 
     base = "required"
@@ -71,7 +81,6 @@ class MatrixMethod(Method):
         return Access.WHOLE if inside(p) else Access.FLAT
 
     def elsewhere(self, p: Settings) -> str:
-        """What becomes of a tensor that the method is not for, and why; empty if it is."""
         if inside(p):
             return ""
         how = {"mean": "the mean of task vectors", "sum": "the sum of task vectors"}
@@ -90,11 +99,7 @@ class MatrixMethod(Method):
         return s.lambda_
 
     def _updated(self, parts: Sequence[Tensor], s: Settings) -> Tensor:
-        stack = [as_matrices(part, s) for part in parts]
-        if not stack[0].numel():
-            return torch.zeros_like(parts[0])
-        each = [self._of(list(matrices), s) for matrices in zip(*stack, strict=True)]
-        return as_stored(torch.stack(each), parts[0].shape, s)
+        return by_matrix(parts, s, lambda matrices: self._of(matrices, s))
 
     def _of(self, matrices: list[Tensor], s: Settings) -> Tensor:
         """One matrix; nothing where no expert changed anything."""
@@ -105,6 +110,17 @@ class MatrixMethod(Method):
     @abstractmethod
     def update(self, deltas: list[Tensor], s: Settings) -> Tensor:
         """The merged task vector [outputs, inputs] of weighted ones; some are not zero."""
+
+
+def by_matrix(
+    tensors: Sequence[Tensor], s: Settings, merge: Callable[[list[Tensor]], Tensor]
+) -> Tensor:
+    """What `merge` makes of tensors seen as matrices (`as_matrices`), in their own shape."""
+    stack = [as_matrices(tensor, s) for tensor in tensors]
+    if not stack[0].numel():
+        return torch.zeros_like(tensors[0])
+    each = [merge(list(matrices)) for matrices in zip(*stack, strict=True)]
+    return as_stored(torch.stack(each), tensors[0].shape, s)
 
 
 def inside(p: Settings) -> bool:
@@ -134,7 +150,7 @@ def _rest(parts: Sequence[Tensor], how: str) -> Tensor:
 def placed(
     method: Method, values: Mapping[str, Any], kind: str, turned: bool = False
 ) -> dict[str, Any]:
-    """A tensor's parameters, with what a `MatrixMethod` is told of the tensor."""
-    if not isinstance(method, MatrixMethod):
+    """A tensor's parameters, with what a `PlacedMethod` is told of the tensor."""
+    if not isinstance(method, PlacedMethod):
         return dict(values)
     return {**values, "kind": kind, "turned": turned and kind == "matrix"}

@@ -89,7 +89,8 @@ parameters: {density: 0.1}
             top, least = (found.value for found in s.thresholds[len(s.weight) + i])
             flat = (top <= least) * 1.0
             share = torch.clamp((balance - least) / (top - least + flat), min=0.0)
-            equal = ((balance >= least) & (balance > 0)) * flat
+            # balances may be float64, order statistics are float32
+            equal = ((balance * (1.0 + 1e-6) >= least) & (balance > 0)) * flat
             shares.append(share * (1.0 - flat) + equal)
         parts = [clipped * share for clipped, share in zip(_clipped(x, s), shares, strict=True)]
         whole = torch.clamp(total(shares), min=1e-12)

@@ -27,9 +27,18 @@ class Sce(Method):
     summary = "keeps the elements of highest variance, weights experts by energy, elects signs"
     formula = "b + sum_i v_i m_i d_i / sum_i v_i m_i, v_i = mean(d_i^2) / sum_j mean(d_j^2)"
     source = "FuseChat SCE (Wan et al. 2024, arXiv 2408.07990)"
+    variant = "mergekit; FuseAI's code adds changes that were not selected too (selects: weights)"
     params = {
         "select_topk": Param(
             float, 1.0, "share of the elements that differ between experts to keep", ge=0, le=1
+        ),
+        "selects": Param(
+            str,
+            "changes",
+            "what the selection is for: the changes and the experts' weights, or the weights "
+            "alone, as in the authors' own code",
+            choices=("changes", "weights"),
+            native=True,
         ),
         "sign": SIGN,
         "int8_mask": INT8_MASK,
@@ -68,7 +77,7 @@ parameters: {select_topk: 0.5}
 
     def combine(self, x: Inputs, s: Settings) -> Tensor:
         assert x.base is not None
-        deltas = self._selected(x, s)
+        deltas = self._selected(x, s) if s.selects == "changes" else x.deltas
         parts = [delta * share for delta, share in zip(deltas, s.share, strict=True)]
         votes = [torch.sign(delta) for delta in deltas] if s.sign == "count" else deltas
         return x.base + elect(parts, votes, s.share, normalize=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from mergewise.errors import Diagnostic, MergewiseError, RecipeError
 from mergewise.evidence import Evidence
 from mergewise.methods import get_method
 from mergewise.plan._assemble import Assembly, assemble
+from mergewise.plan._chat import Told, stage_template
 from mergewise.plan._evidence import open_evidence
 from mergewise.plan._fates import Fates
 from mergewise.plan._layouts import in_one_layout
@@ -125,6 +126,7 @@ class _Builder:
             tied=planned.tied,
             maybe_tied=planned.maybe_tied,
             tokenizer=planned.vocabulary.tokenizer if planned.vocabulary else None,
+            template=planned.template,
         )
 
     def _stage(self, index: int, stage: Stage) -> StagePlan | None:
@@ -133,18 +135,19 @@ class _Builder:
         views = {ref: self._in_layout_of(donor, view, stage) for ref, view in views.items()}
         if self.problems:
             return None
-        unbuilt = self._unbuilt(stage, views)
-        if unbuilt:
-            self.problems += unbuilt
-            return None
         assembly = assemble(stage, views, self._problem)
         if self.problems:
             return None
-        vocabulary, told = self._vocabulary(stage, _donor_first(views, assembly.donor))
+        ordered = _donor_first(views, assembly.donor)
+        vocabulary, told = self._vocabulary(stage, ordered)
         if self.problems:
             return None
+        chat = self._template(stage, list(ordered.values()), vocabulary)
         planned = self._fates(index, stage, views, assembly, vocabulary)
-        return planned and replace(planned, warnings=(*planned.warnings, *told))
+        warnings = (*told, *chat.warnings)
+        return planned and replace(
+            planned, warnings=(*planned.warnings, *warnings), template=chat.template
+        )
 
     def _vocabulary(
         self, stage: Stage, views: Mapping[ModelRef, View]
@@ -181,21 +184,16 @@ class _Builder:
         self.warnings += [remark] if remark else []
         return found
 
-    def _unbuilt(self, stage: Stage, views: Mapping[ModelRef, View]) -> list[Diagnostic]:
-        """Requests that this version cannot meet."""
-        found = []
-        if stage.chat_template:
-            found.append(
-                (
-                    "chat_template",
-                    "setting a chat template is not built yet; leave it out, the base's is copied",
-                )
-            )
-        return [
-            Diagnostic(at.path, at.line, at.column, f"{key}: {message}")
-            for key, message in found
-            for at in [stage.positions.get(key, stage.position)]
-        ]
+    def _template(
+        self, stage: Stage, views: Sequence[View], vocabulary: StageVocabulary | None
+    ) -> Told:
+        """The output's chat template; problems are noted."""
+        try:
+            return stage_template(stage, views, vocabulary, self.tokenizers)
+        except MergewiseError as error:
+            at = stage.positions.get("chat_template", stage.position)
+            self._problem(at, f"chat_template: {describe(error)}")
+            return Told(None)
 
     def _fates(
         self,

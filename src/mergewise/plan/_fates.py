@@ -17,7 +17,7 @@ from mergewise.checkpoint import (
 )
 from mergewise.errors import Diagnostic, MergewiseError, RecipeError
 from mergewise.evidence import Evidence
-from mergewise.methods import MatrixMethod, Method, Need, Settings, placed
+from mergewise.methods import Method, Need, PlacedMethod, Settings, placed
 from mergewise.plan._batch_norm import is_statistic, pooled
 from mergewise.plan._evidence import Own, find_statistics, lacking
 from mergewise.plan._model import Input, TensorMeta, TensorPlan, View
@@ -272,7 +272,7 @@ class Fates:
     ) -> tuple[dict[str, Any], dict[str, Any], str]:
         """Values and origins with what methods of matrices are told; the reason if it is no such
         tensor."""
-        if not isinstance(self.method, MatrixMethod):
+        if not isinstance(self.method, PlacedMethod):
             return values, origins, ""
         kind = tensor_kind(meta.name, meta.shape)
         donor = next(item for item in found if item is not None)

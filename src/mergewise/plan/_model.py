@@ -51,6 +51,7 @@ class View:
         tied: (head, embedding) if the model's output head is its embedding.
         maybe_tied: the same, if that shows only once the stage is computed; it has a head then.
         tokenizer: the one that an earlier stage gave it; None for that of `folder`.
+        template: the chat template that an earlier stage gave it; likewise.
     """
 
     label: str
@@ -62,6 +63,7 @@ class View:
     tied: tuple[str, str] | None = None
     maybe_tied: tuple[str, str] | None = None
     tokenizer: Tokenizer | None = None
+    template: str | None = None
 
     def ref(self, name: str) -> TensorRef | None:
         return self.checkpoint.tensors[name] if self.checkpoint else None
@@ -158,6 +160,7 @@ class StagePlan:
     sliced: bool = False
     warnings: tuple[str, ...] = ()
     vocabulary: StageVocabulary | None = None
+    template: str | None = None
 
     @property
     def label(self) -> str:
@@ -244,8 +247,9 @@ class MergePlan:
         ]
         # a config decides on tied heads and layers, and is copied
         configs = {label: checkpoint.config for label, checkpoint in self.checkpoints.items()}
-        whole = [__version__, self.recipe.digest, self.seeds, files, configs]
+        whole: list[Any] = [__version__, self.recipe.digest, self.seeds, files, configs]
         whole += [stage.vocabulary.digest() for stage in self.stages if stage.vocabulary]
+        whole.append(self.output.template)
         text = json.dumps(whole, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from mergewise.recipe._jinja import jinja_problem
 from mergewise.recipe._keys import TOKEN, TOKEN_SOURCE, TOKENIZER, check_keys
 from mergewise.recipe._nodes import Node
 from mergewise.recipe._problems import Problems, shorten
@@ -113,9 +114,12 @@ def read_chat_template(node: Node | None, problems: Problems) -> str | None:
     if node is None:
         return None
     text = node.value
-    if isinstance(text, str) and (
-        text in TEMPLATES or ("{" in text and len(text) >= _MIN_TEMPLATE)
-    ):
+    if isinstance(text, str) and text in TEMPLATES:
+        return text
+    if isinstance(text, str) and "{" in text and len(text) >= _MIN_TEMPLATE:
+        problem = jinja_problem(text)
+        if problem is not None:
+            problems.error(node.position, f"chat_template: {problem}")
         return text
     problems.error(
         node.position,

@@ -1,6 +1,7 @@
 """Transforms: one checkpoint in, one out; one file a transform.
 
     transform       run one over a checkpoint folder, into another folder
+    transplant      one of them: give a model another model's tokenizer
     all_transforms  every transform by name
 
 Some need data, some need the models that a merge was made of; each says what it needs.
@@ -15,6 +16,7 @@ from mergewise.errors import TransformError
 from mergewise.transforms._ask import transform
 from mergewise.transforms._base import Ask, Changes, Opening, Transform
 from mergewise.transforms._write import Transformed
+from mergewise.transforms.transplant import transplant
 
 __all__ = [
     "Ask",
@@ -25,6 +27,7 @@ __all__ = [
     "all_transforms",
     "get_transform",
     "transform",
+    "transplant",
 ]
 
 

@@ -106,8 +106,8 @@ def _models(transform: Transform, source: Checkpoint, given: Models) -> dict[str
             f"{transform.name} needs {transform.models}; give them: --model PATH, or "
             "--model LABEL=PATH"
         )
-    found = {label: open_runnable(path) for label, path in named.items()}
-    for label, model in found.items():
+    found = {label: transform.open(path) for label, path in named.items()}
+    for label, model in found.items() if transform.alike else ():
         _same_tensors(source, label, model)
     return found
 
@@ -193,6 +193,8 @@ def _data(
 
 def _look(transform: Transform, ask: Ask) -> None:
     """At the first records, before any model is loaded."""
+    if not ask.data:
+        return
     folder = ask.checkpoint.folder
     names = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.txt")
     tokenizer = any((folder / name).is_file() for name in names)

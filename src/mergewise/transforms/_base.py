@@ -7,14 +7,17 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from mergewise.checkpoint import Checkpoint
+from mergewise.checkpoint import Checkpoint, open_runnable
 from mergewise.errors import DataError
 from mergewise.evidence import Data, LiveModel, open_model
 from mergewise.evidence.statistics._collect import role_of
 from mergewise.evidence.statistics._inputs import Fed, Feeder, Reading
 from mergewise.methods import Param, Settings
+from mergewise.vocabulary import OutputFiles
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from torch import Tensor
 
     from mergewise.evidence._live import Role
@@ -91,12 +94,15 @@ class Changes:
     """What a transform makes of a checkpoint.
 
     Attributes:
-        tensors: new values by stored name, in the stored shapes; the types may be wider than the
-            stored ones, to which they are rounded.
+        tensors: new values by stored name, in the stored shapes unless `resized`; the types may be
+            wider than the stored ones, to which they are rounded.
         files: small files to be put beside the weights.
         notes: what was done, in words.
         warnings: what is odd, but no reason to refuse.
         numbers: what was measured, ready for JSON; kept in the provenance.
+        config: the new config; None if it stays.
+        small: the small files, if the tokenizer is not the checkpoint's.
+        resized: some tensors have other shapes than before.
     """
 
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
@@ -104,6 +110,9 @@ class Changes:
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     numbers: Mapping[str, Any] = field(default_factory=dict)
+    config: dict[str, Any] | None = None
+    small: OutputFiles | None = None
+    resized: bool = False
 
 
 class Transform(ABC):
@@ -114,6 +123,7 @@ class Transform(ABC):
         summary: one line.
         data: what it is fed: ``none``, ``unlabelled`` or ``labelled`` examples.
         models: what further models it needs, in words; empty for none.
+        alike: the models have the checkpoint's tensors.
         weighted: the models have weights.
         by_label: every model has data of its own.
         source: paper (authors, year, arXiv id).
@@ -125,6 +135,7 @@ class Transform(ABC):
     summary: ClassVar[str]
     data: ClassVar[Literal["none", "unlabelled", "labelled"]]
     models: ClassVar[str] = ""
+    alike: ClassVar[bool] = True
     weighted: ClassVar[bool] = False
     by_label: ClassVar[bool] = False
     source: ClassVar[str]
@@ -134,6 +145,10 @@ class Transform(ABC):
     def role(self, checkpoint: Checkpoint) -> Role:
         """What the checkpoint is loaded as unless the user says."""
         return role_of(checkpoint)
+
+    def open(self, path: str | Path) -> Checkpoint:
+        """Open a further model from its headers; raises as `open_runnable`."""
+        return open_runnable(path)
 
     def problem(self, settings: Settings, checkpoint: Checkpoint) -> str | None:
         """Why it cannot be done, in words, from headers alone; None if it can."""

@@ -99,17 +99,19 @@ class Output:
 
     def __enter__(self) -> Output:
         try:
-            need = self.ask.checkpoint.total_bytes
-            free = shutil.disk_usage(self.space.folder).free
-            if need > free:
-                raise OutputError(
-                    f"{self.out}: {show_bytes(need)} are needed on this disk and "
-                    f"{show_bytes(free)} are free; make room, or choose another folder"
-                )
+            self._see_room(self.ask.checkpoint.total_bytes)
         except BaseException:
             self.space.abandon()
             raise
         return self
+
+    def _see_room(self, need: int) -> None:
+        free = shutil.disk_usage(self.space.folder).free
+        if need > free:
+            raise OutputError(
+                f"{self.out}: {show_bytes(need)} are needed on this disk and {show_bytes(free)} "
+                "are free; make room, or choose another folder"
+            )
 
     def __exit__(
         self,
@@ -128,11 +130,14 @@ class Output:
             CheckpointError: if the input changed meanwhile.
             NonFiniteError: if a new value is NaN or infinite.
         """
-        source = self.ask.checkpoint
+        source, resized = self.ask.checkpoint, changes.resized
+        values = {n: _stored(source.tensors[n], v, resized) for n, v in changes.tensors.items()}
+        shapes = {n: tuple(values[n].shape) if n in values else t.shape
+                  for n, t in source.tensors.items()}  # fmt: skip
         layouts = plan_shards(
-            [(n, t.dtype, t.shape) for n, t in source.tensors.items()], DEFAULT_SHARD_BYTES
+            [(n, t.dtype, shapes[n]) for n, t in source.tensors.items()], DEFAULT_SHARD_BYTES
         )
-        values = {name: _stored(source.tensors[name], v) for name, v in changes.tensors.items()}
+        self._see_room(sum(layout.size for layout in layouts))
         sums = self._shards(layouts, values)
         warnings = [*changes.warnings, *self._small_files(transform, changes, layouts, sums)]
         names = tuple(layout.filename for layout in layouts)
@@ -166,7 +171,8 @@ class Output:
         try:
             shutil.rmtree(small, ignore_errors=True)
             small.mkdir()
-            copied = copy_tokenizer(source.folder, small)
+            files = changes.small
+            copied = files.write(small) if files else copy_tokenizer(source.folder, small)
             warnings = [*copied.warnings, *_side_files(source.folder, small, changes)]
             for name, data in changes.files.items():
                 write_file(small / name, data)
@@ -176,7 +182,7 @@ class Output:
             if len(layouts) > 1:
                 write_file(small / "model.safetensors.index.json", index_json(layouts))
             if source.config is not None:
-                write_file(small / "config.json", _config(source))
+                write_file(small / "config.json", _config(source, changes.config))
             kept = {path.name for path in small.iterdir()}
             move_in(self.space, small, list(sums))
             for old in sorted(self.out.iterdir()):  # of the weights that were here before
@@ -189,9 +195,9 @@ class Output:
         return warnings
 
 
-def _stored(ref: TensorRef, value: Tensor) -> Tensor:
+def _stored(ref: TensorRef, value: Tensor, resized: bool = False) -> Tensor:
     """A new value in the stored type."""
-    if tuple(value.shape) != ref.shape:
+    if tuple(value.shape) != ref.shape and not resized:
         raise ValueError(f"{ref.name}: {list(value.shape)} for a tensor of {list(ref.shape)}")
     made = value.detach().cpu().to(getattr(torch, TORCH_NAMES[ref.dtype])).contiguous()
     if made.is_floating_point() and not bool(made.isfinite().all()):
@@ -243,11 +249,11 @@ def _parts(ref: TensorRef, value: Tensor | None, reader: FileReader) -> Iterator
         yield buffer
 
 
-def _config(source: Checkpoint) -> bytes:
-    """As it lies there; an adapter may have parted the head from the embedding."""
-    if source.adapter is None:
+def _config(source: Checkpoint, config: dict[str, Any] | None) -> bytes:
+    """As it lies there, if it stays; an adapter may have parted the head from the embedding."""
+    if source.adapter is None and config is None:
         return read_small(source.folder / "config.json", _MAX_RECORD)
-    return (json.dumps(source.config, indent=2) + "\n").encode()
+    return (json.dumps(source.config if config is None else config, indent=2) + "\n").encode()
 
 
 def _side_files(folder: Path, small: Path, changes: Changes) -> list[str]:
@@ -268,7 +274,7 @@ def _provenance(transform: Transform, ask: Ask, changes: Changes, sums: Mapping[
         "settings": vars(ask.settings),
         "versions": versions(),
         "inputs": [
-            {"model": name, "files": [_described(path) for path in model.files]}
+            {"model": name, "files": [_described(path) for path in model.files if path.exists()]}
             for name, model in (("checkpoint", ask.checkpoint), *ask.models.items())
         ],
         "weights": dict(ask.weights),

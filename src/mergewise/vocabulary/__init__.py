@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from mergewise.vocabulary._chat import NAMED, lacking, template_in, write_template
 from mergewise.vocabulary._compare import Difference, compare
+from mergewise.vocabulary._cut import Cutter
 from mergewise.vocabulary._files import OutputFiles, moved_ids
+from mergewise.vocabulary._match import Level, Lexicon, Match, match, read_lexicon
 from mergewise.vocabulary._rows import (
     MEAN,
     OWN,
@@ -26,11 +29,16 @@ from mergewise.vocabulary._union import listed_entry, union, with_tokens, within
 
 __all__ = [
     "MEAN",
+    "NAMED",
     "OWN",
     "PADDING",
     "ZERO",
+    "Cutter",
     "Difference",
     "Fills",
+    "Level",
+    "Lexicon",
+    "Match",
     "OutputFiles",
     "Party",
     "RowMap",
@@ -39,13 +47,18 @@ __all__ = [
     "VocabularyTensors",
     "compare",
     "fingerprint_of",
+    "lacking",
     "listed_entry",
     "map_rows",
+    "match",
     "moved_ids",
+    "read_lexicon",
     "read_tokenizer",
+    "template_in",
     "tokenizer_content",
     "union",
     "vocabulary_tensors",
     "with_tokens",
     "within",
+    "write_template",
 ]

@@ -1,0 +1,1 @@
+"""The parts of the transform `transplant`: new rows from known ones."""
