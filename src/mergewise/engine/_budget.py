@@ -10,7 +10,8 @@ from mergewise.checkpoint import BITS, ChangedRef
 from mergewise.constants import BLOCK_ELEMENTS, FUSE_FROM_ELEMENTS, PLAIN_BLOCK_ELEMENTS
 from mergewise.engine import _compile
 from mergewise.engine._device import processors
-from mergewise.engine._task import row_length
+from mergewise.engine._emit import MOST_INPUTS
+from mergewise.engine._task import block_elements, row_length
 from mergewise.errors import MergewiseError
 from mergewise.methods import Access, Method, Need, PlacedMethod, Settings, get_method
 from mergewise.plan import MergePlan, StagePlan, TensorPlan
@@ -84,7 +85,10 @@ class _Need:
             for part in ref.change.parts
         )
         access = method.access(settings)
-        block = BLOCK_ELEMENTS if compiled else PLAIN_BLOCK_ELEMENTS
+        block = block_elements(
+            BLOCK_ELEMENTS if compiled else PLAIN_BLOCK_ELEMENTS, len(tensor.inputs)
+        )
+        compiled = compiled and len(tensor.inputs) <= MOST_INPUTS
         needs = method.needs(settings)
         sides = self._sides(needs)
         # of both sides at once, all matrices are held in float64
@@ -101,7 +105,7 @@ class _Need:
         block = min(block, self.elements)
         self.held = self._solving(block, sides) if sides else block * self._bytes(plain, ranked)
         if isinstance(method, PlacedMethod) and access is Access.WHOLE:
-            self.held += block * 8 * method.solving * len(tensor.experts)
+            self.held += block * 8 * (method.beside + method.solving * len(tensor.experts))
 
     def _sides(self, needs: Sequence[Need]) -> list[int]:
         """Of each statistic that is a matrix: its number of rows."""

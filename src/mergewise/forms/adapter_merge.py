@@ -65,6 +65,7 @@ def merge_adapters(
     method: str | None = None,
     parameters: Mapping[str, Any] | None = None,
     space: Space = "delta",
+    negate_b: bool = False,
     rank: int | None = None,
     energy: float | None = None,
     reweight: Reweight = "both",
@@ -94,6 +95,8 @@ def merge_adapters(
             normalised.
         method: such as ``ties``; its `weight` is taken from `weights`.
         parameters: of the method.
+        negate_b: in the space of factors, a negative weight turns B alone, and A is multiplied by
+            its size: the negation of PEM (Zhang et al., 2023, arXiv 2306.14870).
         rank, energy: as `extract_lora` takes them; needed with `method` in the space of deltas,
             and `rank` in that of units.
         reweight: in the space of units, which of the two scalings are made: ``parameter``,
@@ -113,10 +116,13 @@ def merge_adapters(
     _check(opened, each, method, space, wanted)
     if reweight not in REWEIGHT:
         raise MergewiseError(f"reweight: {', '.join(REWEIGHT)} expected, got {reweight!r}")
+    if negate_b and (space != "factor" or method):
+        raise MergewiseError("negate_b belongs to weighted sums in space factor, and to no method")
     _refuse_own_inputs(Path(out), opened)
     check_folder(Path(out), overwrite)
     known = [AdapterFactors(a, str(p)) for a, p in zip(opened, adapters, strict=True)]
-    merging = _Merging(known, each, method, dict(parameters or {}), wanted, seed, reweight)
+    merging = _Merging(known, each, method, dict(parameters or {}), wanted, seed)
+    merging.negate_b, merging.reweight = negate_b, reweight
     codes = {ref.dtype for a in opened for module in a.modules.values() for ref in module.values()}
     kind: torch.dtype = getattr(torch, dtype or usual_dtype(codes))
     return merging.run(Path(out), space, kind, progress)
@@ -168,6 +174,7 @@ class _Merging:
     parameters: dict[str, Any]
     rank: Rank
     seed: int
+    negate_b: bool = False
     reweight: Reweight = "both"
 
     def run(
@@ -262,7 +269,8 @@ class _Merging:
         else:
             pairs = list(zip(self.weights, found, strict=True))
             b = torch.stack([w * f.b for w, f in pairs]).sum(dim=0)
-            a = torch.stack([w * f.a for w, f in pairs]).sum(dim=0)
+            sizes = [abs(w) if self.negate_b else w for w in self.weights]
+            a = torch.stack([w * f.a for w, f in zip(sizes, found, strict=True)]).sum(dim=0)
         self._note(module, like.rank, product_norm(b.flatten(1), a.flatten(1)), 0.0)
         return Factors(b.to(kind).to(b.dtype), a.to(kind).to(a.dtype), like.embeds)
 
