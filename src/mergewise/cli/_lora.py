@@ -112,6 +112,7 @@ def _numbers(ctx: click.Context, param: click.Parameter, value: str | None) -> l
 @click.option(
     "--negate-b", is_flag=True, help="With --space factor: a negative weight turns B alone (PEM)."
 )
+@click.option(
     "--reweight", type=click.Choice(("both", "parameter", "output", "none")), default="both",
     show_default=True, help="With --space units: what is scaled afterwards.",
 )  # fmt: skip
