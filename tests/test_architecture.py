@@ -29,6 +29,7 @@ ALLOWED = {
     "transforms": {*COMMON, *LIBRARY, "evidence", "_settings"},
     "forms": {*COMMON, *LIBRARY, "transforms"},
     "guides": {*COMMON, *LIBRARY, "evidence", "transforms", "forms", "_settings"},
+    "trajectories": {*COMMON, *LIBRARY, "guides", "_settings"},
     "demo": {*COMMON, *LIBRARY, "evidence", "guides", "transforms", "forms", "report"},
 }
 SKINS = {"cli", "web"}

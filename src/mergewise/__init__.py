@@ -4,6 +4,7 @@
     plan                what a recipe would do, from headers alone
     load_recipe         read and check a recipe
     merge_state_dicts   merge models that are already in memory
+    average             average the checkpoints of one training run
     evaluate            scores of models on the tasks of a file
     collect             statistics of a model on data, into a file
     write_recipe        let a guide write the numbers of a recipe, from evidence
@@ -24,11 +25,13 @@ if TYPE_CHECKING:
     from mergewise.guides import merge, write_recipe
     from mergewise.plan import build_plan as plan
     from mergewise.recipe import load_recipe
+    from mergewise.trajectories import average
 
 __version__ = "0.1.0"
 __all__ = [
     "__version__",
     "allow",
+    "average",
     "collect",
     "evaluate",
     "load_recipe",
@@ -42,6 +45,7 @@ logging.getLogger(__name__).addHandler(logging.NullHandler())
 
 _HOMES = {
     "allow": ("mergewise.checkpoint", "allow"),
+    "average": ("mergewise.trajectories", "average"),
     "merge": ("mergewise.guides", "merge"),
     "merge_state_dicts": ("mergewise.engine", "merge_state_dicts"),
     "plan": ("mergewise.plan", "build_plan"),

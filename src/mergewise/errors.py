@@ -14,6 +14,7 @@
     ├── EvidenceError            an evidence file that is broken, or does not fit what is asked
     ├── GuideError               a guide that is unknown, or told what it cannot do
     ├── TransformError           a transform that is unknown, or told what it cannot do
+    ├── TrajectoryError          checkpoints of a run that cannot be found, ordered or weighted
     ├── InterruptedMergeError    stopped by the user; what is finished is kept
     ├── NotBuiltYetError         parsed and understood, but not available in this version
     └── MissingExtraError        an optional dependency is absent
@@ -105,6 +106,10 @@ class GuideError(MergewiseError):
 
 class TransformError(MergewiseError):
     """A transform that is not registered, or settings and models that it cannot work with."""
+
+
+class TrajectoryError(MergewiseError):
+    """A run's checkpoints cannot be averaged as asked."""
 
 
 class InterruptedMergeError(MergewiseError):

@@ -18,6 +18,7 @@ from mergewise.constants import yield_processors
 
 _COMMANDS = (
     "merge",
+    "average",
     "plan",
     "check",
     "methods",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from mergewise.cli._collecting import in_turn
 from mergewise.cli._interrupt import how_to_continue, progress_kept, terminable
 from mergewise.cli._lora import tell_extracted
 from mergewise.cli._options import (
+    F,
     access_options,
     json_option,
     our_command,
@@ -33,22 +35,39 @@ if TYPE_CHECKING:
     from mergewise.recipe import Recipe
 
 
+def run_options(function: F) -> F:
+    """Add the options that say how a merge is run."""
+    for option in reversed(_RUN):
+        function = option(function)
+    return function
+
+
+_NAMED = 10
+_RUN: tuple[Callable[[Any], Any], ...] = (
+    click.option("--device", default="auto", callback=read_device, help="auto, cpu or cuda:N."),
+    click.option(
+        "--workers", metavar="N", type=click.IntRange(min=1), help="Threads (one per processor)."
+    ),
+    click.option("--memory", metavar="SIZE", callback=read_size, help="Most memory, such as 4GB."),
+    click.option(
+        "--shard-size", metavar="SIZE", callback=read_size, default=str(DEFAULT_SHARD_BYTES),
+        help="Most bytes of one file (5GB). Finished files survive an interruption.",
+    ),
+    click.option("--overwrite", is_flag=True, help="Replace what OUT holds."),
+    click.option("--restart", is_flag=True, help="Discard an unfinished merge in OUT."),
+    click.option(
+        "--allow-nonfinite", is_flag=True, help="Go on when an input holds NaN or infinity."
+    ),
+    click.option(
+        "--full-hashes", is_flag=True, help="Record SHA-256 of every file; reads all twice."
+    ),
+)  # fmt: skip
+
+
 @our_command(name="merge")
 @click.argument("recipe", type=click.Path())
 @click.argument("folder", metavar="OUT", type=click.Path(), callback=read_folder)
-@click.option("--device", default="auto", callback=read_device, help="auto, cpu or cuda:N.")
-@click.option(
-    "--workers", metavar="N", type=click.IntRange(min=1), help="Threads (one per processor)."
-)
-@click.option("--memory", metavar="SIZE", callback=read_size, help="Most memory, such as 4GB.")
-@click.option(
-    "--shard-size", metavar="SIZE", callback=read_size, default=str(DEFAULT_SHARD_BYTES),
-    help="Most bytes of one file (5GB). Finished files survive an interruption.",
-)  # fmt: skip
-@click.option("--overwrite", is_flag=True, help="Replace what OUT holds.")
-@click.option("--restart", is_flag=True, help="Discard an unfinished merge in OUT.")
-@click.option("--allow-nonfinite", is_flag=True, help="Go on when an input holds NaN or infinity.")
-@click.option("--full-hashes", is_flag=True, help="Record SHA-256 of every file; reads all twice.")
+@run_options
 @click.option(
     "--trust-remote-code", is_flag=True, help="Let a guide run code of checkpoints and tasks."
 )
@@ -80,12 +99,21 @@ def command(
 
     OUT is an ordinary Hugging Face folder. Interrupted, the same command continues. Prints OUT.
     """
-    from mergewise.plan import build_plan
-
     _check_push(target, private)
     loaded = read_recipe(out, recipe, lenient, overrides)
     if loaded.output.guide is not None:
         loaded = _guided(out, loaded, folder, options["overwrite"], trust_remote_code)
+    result, summary = run_recipe(out, loaded, folder, options)
+    pushed = {} if target is None else {"pushed": _push(out, result.out, target, private)}
+    show_result(out, result, summary | pushed, as_json)
+
+
+def run_recipe(
+    out: Output, loaded: Recipe, folder: Path, options: dict[str, Any]
+) -> tuple[MergeResult, dict[str, Any]]:
+    """Plan and run a recipe, saying what happens; the result, and the same as plain values."""
+    from mergewise.plan import build_plan
+
     plan = build_plan(loaded)
     _announce(out, plan, folder, options)
     start = time.monotonic()
@@ -101,13 +129,17 @@ def command(
     if result.streamed:
         came, most = map(show_bytes, result.streamed)
         out.note(f"fetched {came} of inputs, at most {most} here at once")
-    pushed = {} if target is None else {"pushed": _push(out, result.out, target, private)}
+    return result, _as_dict(result, seconds)
+
+
+def show_result(out: Output, result: MergeResult, summary: dict[str, Any], as_json: bool) -> None:
+    """What goes to standard output: the folder, or one JSON document."""
     if as_json:
-        out.json(_as_dict(result, seconds) | pushed)
-    else:
-        if (made := getattr(result, "adapter", None)) is not None:
-            tell_extracted(out, made)
-        out.line(str(result.out))
+        out.json(summary)
+        return
+    if (made := getattr(result, "adapter", None)) is not None:
+        tell_extracted(out, made)
+    out.line(str(result.out))
 
 
 def _check_push(target: str | None, private: bool) -> None:
@@ -160,7 +192,7 @@ def _announce(out: Output, plan: MergePlan, folder: Path, options: dict[str, Any
 
     workers = choose_workers(plan, options["workers"], options["memory"])
     methods = ", then ".join(stage.stage.method for stage in plan.stages)
-    out.note(f"{methods} of {', '.join(plan.checkpoints)}")
+    out.note(f"{methods} of {_some(list(plan.checkpoints))}")
     form = plan.recipe.output.makes
     size = f"an {form.name}" if form else show_bytes(plan.bytes_write)
     out.note(
@@ -172,6 +204,13 @@ def _announce(out: Output, plan: MergePlan, folder: Path, options: dict[str, Any
     kept = progress_kept(folder)
     if kept is not None and not options["restart"]:
         out.note(f"continuing the unfinished merge in {folder}: {kept}")
+
+
+def _some(models: list[str]) -> str:
+    """All of a few; of many the first, the last, and how many there are."""
+    if len(models) <= _NAMED:
+        return ", ".join(models)
+    return f"{len(models)} models, {models[0]} to {models[-1]}"
 
 
 def _run(out: Output, plan: MergePlan, folder: Path, options: dict[str, Any]) -> MergeResult:

@@ -10,7 +10,8 @@ from mergewise.checkpoint import BITS, ChangedRef
 from mergewise.constants import BLOCK_ELEMENTS, FUSE_FROM_ELEMENTS, PLAIN_BLOCK_ELEMENTS
 from mergewise.engine import _compile
 from mergewise.engine._device import processors
-from mergewise.engine._task import row_length
+from mergewise.engine._emit import MOST_INPUTS
+from mergewise.engine._task import block_elements, row_length
 from mergewise.errors import MergewiseError
 from mergewise.methods import Access, Method, Need, PlacedMethod, Settings, get_method
 from mergewise.plan import MergePlan, StagePlan, TensorPlan
@@ -84,7 +85,10 @@ class _Need:
             for part in ref.change.parts
         )
         access = method.access(settings)
-        block = BLOCK_ELEMENTS if compiled else PLAIN_BLOCK_ELEMENTS
+        block = block_elements(
+            BLOCK_ELEMENTS if compiled else PLAIN_BLOCK_ELEMENTS, len(tensor.inputs)
+        )
+        compiled = compiled and len(tensor.inputs) <= MOST_INPUTS
         needs = method.needs(settings)
         sides = self._sides(needs)
         # of both sides at once, all matrices are held in float64

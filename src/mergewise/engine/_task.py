@@ -48,6 +48,16 @@ class Options:
         return self.block or (PLAIN_BLOCK_ELEMENTS if plain else BLOCK_ELEMENTS)
 
 
+FEW_INPUTS = 8
+_LEAST_BLOCK = 1 << 14
+
+
+def block_elements(step: int, inputs: int) -> int:
+    """Elements of a block of so many inputs: of many, fewer, so that memory does not grow."""
+    most = max(_LEAST_BLOCK, step * FEW_INPUTS // max(inputs, FEW_INPUTS))
+    return min(step, most)
+
+
 _MATRICES = ("matrix", "output_matrix")
 
 
@@ -115,7 +125,7 @@ class TensorTask:
 
     def ranges(self) -> list[Range]:
         """The blocks as (start, size); whole rows for row methods."""
-        step = self.options.step
+        step = block_elements(self.options.step, len(self._sources))
         if self.access is Access.WHOLE:
             step = max(1, self.size)
         elif self.access is Access.ROWS:

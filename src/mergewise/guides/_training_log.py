@@ -6,6 +6,7 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from mergewise._paths import exists, expanded
 from mergewise.checkpoint import read_small
 from mergewise.errors import CheckpointError, DataError, GuideError
 from mergewise.evidence import Data
-from mergewise.guides._base import Ask, Expert
+from mergewise.guides._base import Ask
 
 STATE = "trainer_state.json"
 _MOST = 200_000_000
@@ -23,8 +24,39 @@ _STEPS = ("step", "global_step")
 Entry = Mapping[str, Any]
 
 
+@dataclass(frozen=True)
+class Moment:
+    """A checkpoint of a run.
+
+    Attributes:
+        label: as its recipe, or its log, calls it.
+        folder: where its trainer's state lies.
+        step: if it is known; else the state's, or that of a folder such as ``checkpoint-500``.
+    """
+
+    label: str
+    folder: Path
+    step: float | None = None
+
+    @property
+    def state_file(self) -> Path:
+        return self.folder / STATE
+
+
 def logged(ask: Ask, metric: str, log: str | None) -> list[float]:
-    """A metric of every expert.
+    """A metric of every expert; see `metrics_of`."""
+    # the state lies beside the weights that were trained: the adapter's, if there is one
+    moments = [
+        Moment(expert.label, expert.checkpoint.adapter or expert.checkpoint.folder)
+        for expert in ask.experts
+    ]
+    return metrics_of(moments, metric, log, Path(ask.plan.recipe.path).parent)
+
+
+def metrics_of(
+    moments: Sequence[Moment], metric: str, log: str | Path | None, home: Path
+) -> list[float]:
+    """A metric of every checkpoint.
 
     Args:
         metric: such as ``loss`` or ``eval_loss``: the last one logged up to the checkpoint's
@@ -32,59 +64,53 @@ def logged(ask: Ask, metric: str, log: str | None) -> list[float]:
         log: a trainer's state, or a table (csv, tsv, json, jsonl) with a column for the metric and
             one that names the checkpoint (`model`, `checkpoint` or `name`) or its `step`; by
             default the state that the trainer wrote into each checkpoint's folder.
+        home: where a relative `log` may lie, if not in the current folder.
 
     Raises:
         GuideError: if a checkpoint's step or metric is not to be found, or not a finite number.
     """
     if log is None:
-        return [_from_state(expert, metric) for expert in ask.experts]
-    file = _found(log, Path(ask.plan.recipe.path).parent)
+        return [_from_state(moment, metric) for moment in moments]
+    file = _found(str(log), home)
     entries = _entries(file)
-    return [_from_table(expert, metric, entries, file) for expert in ask.experts]
+    return [_from_table(moment, metric, entries, file) for moment in moments]
 
 
-def _state_file(expert: Expert) -> Path:
-    """Beside the weights that were trained: the adapter's, if there is one."""
-    return (expert.checkpoint.adapter or expert.checkpoint.folder) / STATE
-
-
-def _from_state(expert: Expert, metric: str) -> float:
-    file = _state_file(expert)
+def _from_state(moment: Moment, metric: str) -> float:
+    file = moment.state_file
     if not file.is_file():
         raise GuideError(
-            f"{expert.label} has no {STATE}, in which a trainer writes what it logged; name a "
+            f"{moment.label} has no {STATE}, in which a trainer writes what it logged; name a "
             "table of checkpoints and their metrics: log=FILE"
         )
     state = _state(file)
     step = _number(state.get("global_step"), f"{file}: global_step")
     if metric in _STEPS:
         return step
-    return _last(state["log_history"], metric, step, file, expert.label)
+    return _last(state["log_history"], metric, step, file, moment.label)
 
 
-def _from_table(expert: Expert, metric: str, entries: Sequence[Entry], file: Path) -> float:
-    named = [e for e in entries if any(e.get(key) in _names(expert) for key in _NAMES)]
+def _from_table(moment: Moment, metric: str, entries: Sequence[Entry], file: Path) -> float:
+    names = {moment.label, Path(moment.label).name}
+    named = [e for e in entries if any(e.get(key) in names for key in _NAMES)]
     if named:
-        return _last(named, metric, math.inf, file, expert.label)
-    step = _step_of(expert)
+        return _last(named, metric, math.inf, file, moment.label)
+    step = _step_of(moment)
     if metric in _STEPS:
         return step
-    return _last(entries, metric, step, file, expert.label)
+    return _last(entries, metric, step, file, moment.label)
 
 
-def _names(expert: Expert) -> set[str]:
-    return {expert.label, Path(expert.label).name}
-
-
-def _step_of(expert: Expert) -> float:
-    """Of the trainer's state, or of a folder's name such as ``checkpoint-500``."""
-    file = _state_file(expert)
-    if file.is_file():
-        return _number(_state(file).get("global_step"), f"{file}: global_step")
-    found = re.search(r"(\d+)$", Path(expert.label).name)
+def _step_of(moment: Moment) -> float:
+    """As known, of the trainer's state, or of a folder's name such as ``checkpoint-500``."""
+    if moment.step is not None:
+        return moment.step
+    if moment.state_file.is_file():
+        return _number(_state(moment.state_file).get("global_step"), str(moment.state_file))
+    found = re.search(r"(\d+)$", Path(moment.label).name)
     if found is None:
         raise GuideError(
-            f"the log does not name {expert.label}, and its step is not known: its name does not "
+            f"the log does not name {moment.label}, and its step is not known: its name does not "
             f"end in a number, and it has no {STATE}"
         )
     return float(found[1])

@@ -45,20 +45,12 @@ class Mwa(Guide):
     }  # fmt: skip
 
     def problem(self, settings: Settings, recipe: Recipe) -> str | None:
-        if _better(settings) is None:
-            return f"is less or more {settings.metric} better? Set better=less or better=more"
-        return weight_problem(recipe)
+        return unclear(settings) or weight_problem(recipe)
 
     def run(self, ask: Ask) -> Guided:
         settings = ask.settings
         found = logged(ask, settings.metric, settings.log)
-        for expert, value in zip(ask.experts, found, strict=True):
-            if value <= 0:
-                raise GuideError(
-                    f"mwa: {settings.metric} of {expert.label} is {value:g}; weights are powers "
-                    "of it, so a number above 0 is expected. Choose another metric"
-                )
-        shares = metric_weights(found, settings.p, _better(settings) == "less")
+        shares = logged_weights(settings, [expert.label for expert in ask.experts], found)
         text, recipe, notes = explicit(self, ask, weights(shares))
         told = [
             f"{expert.label}: {settings.metric} {value:.6g}, weight {share:.6g}"
@@ -73,6 +65,30 @@ class Mwa(Guide):
             "step), 1 / metric where less is (the loss).\n"
             "The metric is the last one logged up to the checkpoint's own step."
         )
+
+
+def unclear(settings: Settings) -> str | None:
+    """Why it is not known whether less or more of the metric is better; None if it is."""
+    if _better(settings) is None:
+        return f"is less or more {settings.metric} better? Set better=less or better=more"
+    return None
+
+
+def logged_weights(
+    settings: Settings, labels: Sequence[str], found: Sequence[float]
+) -> list[float]:
+    """Weights of checkpoints by what was logged of them, with Mwa's settings.
+
+    Raises:
+        GuideError: if a metric is not above 0.
+    """
+    for label, value in zip(labels, found, strict=True):
+        if value <= 0:
+            raise GuideError(
+                f"mwa: {settings.metric} of {label} is {value:g}; weights are powers "
+                "of it, so a number above 0 is expected. Choose another metric"
+            )
+    return metric_weights(found, settings.p, _better(settings) == "less")
 
 
 def metric_weights(metrics: Sequence[float], p: float, less: bool) -> list[float]:
