@@ -11,7 +11,7 @@ from mergewise.checkpoint import config_value, edited_config, set_config_value, 
 from mergewise.errors import IncompatibleModelsError
 from mergewise.plan._model import Input, MappedRows, TensorMeta, View
 from mergewise.recipe import Stage
-from mergewise.vocabulary import IdChange, RowMap, Tokenizer, VocabularyTensors, moved_ids
+from mergewise.vocabulary import IdChange, RowMap, Tokenizer, VocabularyTensors, moved_ids, roles_of
 
 SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 Names = Mapping[str, str]
@@ -146,12 +146,21 @@ def _others(shape: Sequence[int], axis: int) -> tuple[int, ...]:
 
 
 def special_ids(
-    view: View, after: Mapping[str, int], rows: int, own: Mapping[str, int]
+    view: View, after: Mapping[str, int], rows: int, tokenizer: Tokenizer | None
 ) -> dict[str, Any]:
-    """Begin, end and padding ids of a model's config, in the output's vocabulary."""
-    config = view.config or {}
-    named = config.keys() | (text_config(config) or {}).keys()
-    stated = {key: config_value(config, key) for key in SPECIAL_IDS if key in named}
+    """Begin, end and padding ids of a model's config, in the output's vocabulary.
+
+    Of a tokenizer alone, those that its settings name.
+    """
+    own = tokenizer.tokens if tokenizer else {}
+    config = view.config
+    if config is None:
+        named = roles_of(tokenizer) if tokenizer else {}
+        ids = {f"{role}_id": own[token] for role, token in named.items()}
+    else:
+        keys = config.keys() | (text_config(config) or {}).keys()
+        ids = {key: config_value(config, key) for key in SPECIAL_IDS if key in keys}
+    stated = {key: number for key, number in ids.items() if key in SPECIAL_IDS}
     return moved_ids(stated, own, after, rows)[0]
 
 
