@@ -72,6 +72,7 @@ class MatrixMethod(PlacedMethod):
     """
 
     base = "required"
+    family = "subspaces"
     solving: ClassVar[int] = 4
     """Matrices in float64, of each expert, that `update` holds at once."""
     weighted: ClassVar[bool] = True

@@ -49,6 +49,11 @@ class FedNova(Method):
 
     name = "fednova"
     summary = "the mean of task vectors divided by their training steps, times the mean steps"
+    advice = (
+        "For runs of different length from one start, as in federated learning: the longer no "
+        "longer counts for more. It needs each run's number of steps."
+    )
+    family = "arithmetic"
     formula = "b + lambda t sum_i p_i d_i / a_i, p_i = w_i / sum w, t = sum_i p_i a_i"
     source = "FedNova (Wang et al. 2020, arXiv 2007.07481)"
     variant = "the authors' code: with a proximal term t = sum_i p_i steps_i; no server momentum"

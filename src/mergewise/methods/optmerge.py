@@ -35,6 +35,11 @@ class OptMerge(MatrixMethod):
 
     name = "optmerge"
     summary = "least disturbance of the task vectors' top directions, from their mean"
+    advice = (
+        "As wudi, with less noise: task vectors are cut to their top directions, and the "
+        "search begins at their mean. It is an optimisation of every matrix, with steps and a "
+        "rate to choose."
+    )
     solving = 10
     formula = (
         "S_i V_i^T, T_i: top k of d_i; b + lambda M, M from mean_i w_i d_i by descent on (or at "
