@@ -87,6 +87,7 @@ FIRST = [
     ("karcher", {}),
     ("fisher", {}),
     ("regmean", {}),
+    ("pcb", {"parameters": {"density": 0.3}}),
 ]
 SECOND = [
     ("linear", {}),
@@ -95,6 +96,7 @@ SECOND = [
     ("nuslerp", {"parameters": {"nuslerp_flatten": False, "nuslerp_row_wise": True}}),
     ("della", {"seed": 9}),
     ("slerp", {}),
+    ("pcb", {"parameters": {"density": 0.3}}),
 ]
 PAIRS = [(f, s) for i, f in enumerate(FIRST) for j, s in enumerate(SECOND) if (i + j) % 3 == 0]
 

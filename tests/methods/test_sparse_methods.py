@@ -79,6 +79,19 @@ def test_lota_selects_over_the_whole_model() -> None:
     assert merged["b"].tolist() == [0, 0, 0, 8, 9, 10]
 
 
+def test_lota_by_the_mean_is_localize_and_stitch() -> None:
+    tasks = torch.randn(3, 200, generator=torch.Generator().manual_seed(4))
+    more = {"density": 0.2, "granularity": "tensor"}
+    averaged = delta("lota", *tasks, overlap="mean", **more)
+    torch.testing.assert_close(averaged, delta("localize_and_stitch", *tasks, **more))
+
+
+def test_sce_of_everything_without_conflicts_is_varm() -> None:
+    # VaRM: shares of the mean squares, here 1 and 9
+    one, two = t(1, -1, 1, 1), t(3, -3, 3, 3)
+    torch.testing.assert_close(delta("sce", one, two), 0.1 * one + 0.9 * two)
+
+
 PRUNED = [t(1, 0, 3, 0), t(3, 0, 1, 0)]
 
 

@@ -107,6 +107,9 @@ def _numbers(ctx: click.Context, param: click.Parameter, value: str | None) -> l
     "--space", type=click.Choice(("delta", "factor")), default="delta", show_default=True,
     help="Merge B @ A, or A and B apart (as LoRA soups do; not the same).",
 )  # fmt: skip
+@click.option(
+    "--negate-b", is_flag=True, help="With --space factor: a negative weight turns B alone (PEM)."
+)
 @click.option("--seed", type=int, default=0, help="Of random masks.")
 @access_options
 @_size_options

@@ -105,7 +105,7 @@ class _Need:
         block = min(block, self.elements)
         self.held = self._solving(block, sides) if sides else block * self._bytes(plain, ranked)
         if isinstance(method, PlacedMethod) and access is Access.WHOLE:
-            self.held += block * 8 * method.solving * len(tensor.experts)
+            self.held += block * 8 * (method.beside + method.solving * len(tensor.experts))
 
     def _sides(self, needs: Sequence[Need]) -> list[int]:
         """Of each statistic that is a matrix: its number of rows."""

@@ -64,6 +64,7 @@ def merge_adapters(
     method: str | None = None,
     parameters: Mapping[str, Any] | None = None,
     space: Space = "delta",
+    negate_b: bool = False,
     rank: int | None = None,
     energy: float | None = None,
     seed: int = 0,
@@ -87,6 +88,8 @@ def merge_adapters(
         weights: one for each adapter; by default 1/n each. Not normalised.
         method: such as ``ties``; its `weight` is taken from `weights`.
         parameters: of the method.
+        negate_b: in the space of factors, a negative weight turns B alone, and A is multiplied by
+            its size: the negation of PEM (Zhang et al., 2023, arXiv 2306.14870).
         rank, energy: as `extract_lora` takes them; needed with `method` in the space of deltas.
 
     Raises:
@@ -99,10 +102,12 @@ def merge_adapters(
     each = list(weights) if weights is not None else [1 / max(1, len(opened))] * len(opened)
     wanted = Rank(rank, energy)
     _check(opened, each, method, space, wanted)
+    if negate_b and (space != "factor" or method):
+        raise MergewiseError("negate_b belongs to weighted sums in space factor, and to no method")
     _refuse_own_inputs(Path(out), opened)
     check_folder(Path(out), overwrite)
     known = [AdapterFactors(a, str(p)) for a, p in zip(opened, adapters, strict=True)]
-    merging = _Merging(known, each, method, dict(parameters or {}), wanted, seed)
+    merging = _Merging(known, each, method, dict(parameters or {}), wanted, seed, negate_b)
     codes = {ref.dtype for a in opened for module in a.modules.values() for ref in module.values()}
     kind: torch.dtype = getattr(torch, dtype or usual_dtype(codes))
     return merging.run(Path(out), space, kind, progress)
@@ -152,6 +157,7 @@ class _Merging:
     parameters: dict[str, Any]
     rank: Rank
     seed: int
+    negate_b: bool = False
 
     def run(
         self, out: Path, space: Space, kind: torch.dtype, progress: Progress | None
@@ -245,7 +251,8 @@ class _Merging:
         else:
             pairs = list(zip(self.weights, found, strict=True))
             b = torch.stack([w * f.b for w, f in pairs]).sum(dim=0)
-            a = torch.stack([w * f.a for w, f in pairs]).sum(dim=0)
+            sizes = [abs(w) if self.negate_b else w for w in self.weights]
+            a = torch.stack([w * f.a for w, f in zip(sizes, found, strict=True)]).sum(dim=0)
         self._note(module, like.rank, product_norm(b.flatten(1), a.flatten(1)), 0.0)
         return Factors(b.to(kind).to(b.dtype), a.to(kind).to(a.dtype), like.embeds)
 

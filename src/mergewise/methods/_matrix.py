@@ -60,6 +60,9 @@ class PlacedMethod(Method):
     `checkpoint.tensor_kind`), and `turned`, whether it is stored [inputs, outputs].
     """
 
+    beside: ClassVar[int] = 0
+    """Matrices in float64 held at once beside `solving` of each expert."""
+
     def elsewhere(self, p: Settings) -> str:
         """What becomes of a tensor that the method is not for, and why; empty if it is."""
         return ""
@@ -73,8 +76,10 @@ class MatrixMethod(PlacedMethod):
 
     base = "required"
     family = "subspaces"
-    solving: ClassVar[int] = 4
+    solving: ClassVar[int] = 2
     """Matrices in float64, of each expert, that `update` holds at once."""
+    beside: ClassVar[int] = 6
+    """As many beside those (decompositions, the result), whatever the number of experts."""
     weighted: ClassVar[bool] = True
     """Whether `update` is given task vectors multiplied by their weights; else it sees to them."""
 

@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from mergewise._lazy import torch
-from mergewise.methods._weights import total
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -102,8 +101,12 @@ def left_vectors(matrices: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
 
     They are never put side by side. Values below about 1e-7 of the largest are noise.
     """
-    wide = [matrix.double() for matrix in matrices]
-    squares, vectors = torch.linalg.eigh(total([matrix @ matrix.mT for matrix in wide]))
+    rows = len(matrices[0])
+    gram = torch.zeros(rows, rows, dtype=torch.float64, device=matrices[0].device)
+    for matrix in matrices:
+        wide = matrix.double()
+        gram += wide @ wide.mT
+    squares, vectors = torch.linalg.eigh(gram)
     return vectors.flip(1), squares.flip(0).clamp(min=0.0).sqrt()
 
 

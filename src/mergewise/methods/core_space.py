@@ -61,6 +61,8 @@ class CoreSpace(MatrixMethod):
         ),
     }  # fmt: skip
     weighted = False
+    solving = 3
+    beside = 15
     example = """
 merge_method: core_space
 base_model: base

@@ -38,6 +38,7 @@ class IsoCts(MatrixMethod):
     )
     source = "Isotropic model merging (Marczak et al. 2025, arXiv 2502.04959)"
     variant = "paper; directions of rounding are not raised, unless `null: fill`"
+    beside = 13
     params = matrix_params("matrices", "mean") | {
         "common_space_fraction": Param(
             float, 0.8, "share of the rank that is the sum's", ge=0, le=1, native=True

@@ -33,7 +33,7 @@ class Knots(MatrixMethod):
     is kept.
 
     With ``granularity: model`` one threshold holds for all weights, as in the authors' code. Then
-    U is found again in each of the passes that look for it, about three in all.
+    U is found again in each of the passes that look for it, about four in all.
     """
 
     name = "knots"
@@ -46,8 +46,8 @@ class Knots(MatrixMethod):
     source = "KnOTS (Stoica et al. 2024, arXiv 2410.19735)"
     variant = (
         "KnOTS-TIES with a disjoint mean. The authors' code trims over the whole model "
-        "(`granularity: model`) and tunes lambda, 0.5 to 0.6 for eight models; other weights stay "
-        "as in the base, as there"
+        "(`granularity: model`), keeps one element more than the share, and tunes lambda, 0.5 to "
+        "0.6 for eight models; other weights stay as in the base, as there"
     )
     counts_nonzero = True
     params = matrix_params("matrices", "base") | {
@@ -72,6 +72,8 @@ class Knots(MatrixMethod):
         ),
     }  # fmt: skip
     weighted = False
+    solving = 5
+    beside = 9
     example = """
 merge_method: knots
 base_model: base

@@ -5,17 +5,27 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from mergewise.methods._matrix import MatrixMethod, matrix_params
-from mergewise.methods._params import Settings
-from mergewise.methods._spectrum import decorrelated, svd
+from mergewise.methods._params import Param, Settings
+from mergewise.methods._spectrum import decorrelated, full_svd, svd
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-def task_spaces(deltas: list[Tensor]) -> Tensor:
+_NULL = Param(
+    str,
+    "skip",
+    "directions in which a task vector is zero, where its rank is less than its share: left out, "
+    "or made orthonormal with all others, which turns those a little (code)",
+    choices=("skip", "fill"),
+    native=True,
+)
+
+
+def task_spaces(deltas: list[Tensor], fill: bool = False) -> Tensor:
     """TSV-M of matrices: the top of each, an equal share of the rank, decorrelated."""
     rank = max(1, min(deltas[0].shape) // len(deltas))
-    return decorrelated([svd(delta, rank) for delta in deltas])
+    return decorrelated([full_svd(d).top(rank) if fill else svd(d, rank) for d in deltas])
 
 
 class TsvM(MatrixMethod):
@@ -39,9 +49,11 @@ class TsvM(MatrixMethod):
     source = "Task Singular Vectors (Gargiulo et al. 2025, arXiv 2412.00081)"
     variant = (
         "paper; columns that the authors' code leaves zero where the rank does not divide by the "
-        "experts are left out here"
+        "experts are left out here, and of experts of low rank (LoRA) vectors without a singular "
+        "value, unless `null: fill`"
     )
-    params = matrix_params("matrices", "mean")
+    beside = 12
+    params = matrix_params("matrices", "mean") | {"null": _NULL}
     example = """
 merge_method: tsv_m
 base_model: base
@@ -51,4 +63,4 @@ models:
 """
 
     def update(self, deltas: list[Tensor], s: Settings) -> Tensor:
-        return task_spaces(deltas)
+        return task_spaces(deltas, s.null == "fill")
