@@ -36,9 +36,8 @@ class OptMerge(MatrixMethod):
     name = "optmerge"
     summary = "least disturbance of the task vectors' top directions, from their mean"
     advice = (
-        "As wudi, with less noise: task vectors are cut to their top directions, and the "
-        "search begins at their mean. It is an optimisation of every matrix, with steps and a "
-        "rate to choose."
+        "As aswudi, with task vectors cut to their top directions and their mean as the start. "
+        "It solves a system the size of each matrix's inputs, or takes steps if asked to."
     )
     solving = 10
     formula = (
