@@ -50,10 +50,10 @@ class Opcm(MatrixMethod):
     source = "OPCM (Tang et al. 2025, arXiv 2501.09522)"
     variant = (
         "authors' code, which leaves the singular value that crosses alpha out of the block "
-        "(their formula has it in: crossing: include); in the recipe's order, where theirs "
+        "(FusionBench's page has it in: crossing: include); in the recipe's order, where theirs "
         "shuffles; directions in which the sum is zero protect nothing"
     )
-    params = matrix_params("matrices", "sum") | {
+    params = matrix_params("linear", "sum") | {
         "otherwise": Param(
             str, "running", "the merged task vector of all other tensors: their share of the "
             "running sum, unprojected; or, outside of it, the experts' mean, their sum, or nothing",

@@ -317,7 +317,7 @@ class _Meeting:
         return map_rows(tokens, count, parties, base, sources)
 
     def _tell(self, out: Tokenizer, start: View, maps: list[RowMap]) -> None:
-        new = f", with {len(out.new):,} put in" if out.new else ""
+        new = f", with {out.put_in:,} put in" if out.put_in else ""
         known = f"{len(out.tokens):,} tokens, {maps[0].count:,} rows"
         self._say("tokenizer", f"that of {start.label}{new}: {known}")
         for view, rows in zip(self.views, maps, strict=False):

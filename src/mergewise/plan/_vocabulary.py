@@ -100,11 +100,7 @@ class StageVocabulary:
 
     def digest(self) -> str:
         """A hash of everything here that the output's bytes depend on."""
-        parts = [
-            str(self.rows),
-            self.tokenizer.fingerprint,
-            repr(sorted(self.tokenizer.new.items())),
-        ]
+        parts = [str(self.rows), self.tokenizer.digest()]
         parts += [f"{label} {rows.digest()}" for label, rows in sorted(self.maps.items())]
         return hashlib.sha256("\n".join(parts).encode("utf-8", "surrogatepass")).hexdigest()
 
