@@ -50,7 +50,7 @@ def checked(models: Models, chosen: Sequence[Contender]) -> list[Exact]:
         _property("CART with all ranks = average", ("cart",),
                   lambda: _same(models, ("cart", {"rank": 1.0}), ("linear", {"weight": 1.0}))),
         _property("Core Space with a linear rule = direct merge", ("core_space",),
-                  lambda: _same(models, ("core_space", {"rule": "sum"}),
+                  lambda: _same(models, ("core_space", {"rule": "sum", "otherwise": "sum"}),
                                 ("task_arithmetic", {"weight": 1.0}))),
         _property("TSV-M of one task = that task", ("tsv_m",), lambda: _alone(models, "tsv_m")),
         _property("Iso-C's task vector has equal singular values", ("iso_c",),
