@@ -46,7 +46,7 @@ merge_method: adamergex
 models:
   - model: expert_a
   - model: expert_b
-  - model: expert_c
+  - model: base
 """
 
     def combine(self, x: Inputs, s: Settings) -> Tensor:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from mergewise._lazy import torch
 from mergewise.methods._base import Access, Inputs
 from mergewise.methods._matrix import PlacedMethod, by_matrix
-from mergewise.methods._params import REQUIRED, Param, Settings
+from mergewise.methods._params import Param, Settings
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -51,7 +51,7 @@ class CopyRegion(PlacedMethod):
     )
     symmetric = False
     params = {
-        "width": Param(float, REQUIRED, "share of the rows to take", ge=0, le=1, native=True),
+        "width": Param(float, 0.5, "share of the rows to take", ge=0, le=1, native=True),
         "offset": Param(float, 0.0, "where the band begins, as a share", ge=0, lt=1, native=True),
     }
     example = """

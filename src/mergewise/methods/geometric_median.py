@@ -79,7 +79,7 @@ merge_method: geometric_median
 models:
   - model: expert_a
   - model: expert_b
-  - model: expert_c
+  - model: base
 """
 
     def problem(self, p: Settings, experts: int) -> str | None:
