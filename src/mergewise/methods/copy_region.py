@@ -38,6 +38,11 @@ class CopyRegion(PlacedMethod):
 
     name = "copy_region"
     summary = "takes a band of each tensor's rows from another model"
+    advice = (
+        "To take a band of rows from another model, for experiments. Rows are neurons without "
+        "an order, so the cut is arbitrary."
+    )
+    family = "arithmetic"
     experts = (1, 1)
     formula = "x in rows [offset n, (offset + width) n) mod n, b elsewhere"
     source = "tensor sum of the diffusion community (sd-mecha, ljleb)"

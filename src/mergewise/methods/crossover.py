@@ -48,6 +48,12 @@ class Crossover(PlacedMethod):
 
     name = "crossover"
     summary = "low frequencies of one model's tensors, high frequencies of another's"
+    advice = (
+        "To take coarse structure of one model and fine structure of another, as the "
+        "diffusion community does. That neighbouring rows belong together is assumed, which "
+        "trained weights do not promise."
+    )
+    family = "arithmetic"
     experts = (1, 1)
     formula = "b + F^-1(f F(d)), f = clip(r cot + alpha cot + alpha - cot, 0, 1), cot(pi tilt / 2)"
     source = "sd-mecha (ljleb), crossover"

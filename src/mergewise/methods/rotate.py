@@ -104,6 +104,12 @@ class Rotate(PlacedMethod):
 
     name = "rotate"
     summary = "turns one model's weights towards another's, by orthogonal Procrustes"
+    advice = (
+        "To turn one model's weights towards another's before or instead of mixing them, as "
+        "the diffusion community does. No account is taken of the layers around a weight, so "
+        "nothing says that the network computes the same."
+    )
+    family = "arithmetic"
     experts = (1, 1)
     formula = "lerp(A, B Q^T, alpha) Q^alignment + mean, Q = argmin |A Q - B|, A and B centred"
     source = "sd-mecha (ljleb), rotate; orthogonal Procrustes (Schoenemann 1966)"
