@@ -85,12 +85,17 @@ class OutputFiles:
         if theirs is not None:
             moved, lost = moved_ids(found, theirs.tokens, self._tokenizer.tokens, rows)
         if path != places[0]:
-            moved |= {key: number for key, number in special.items() if key in moved}
+            moved |= {k: n for k, n in special.items() if k in moved and not _has(moved[k], n)}
             lost = [text for text in lost if text.split()[0] not in special]
         self.warnings += [f"{GENERATION}: {text}" for text in lost]
         if moved != found:
             data = (json.dumps(moved, indent=2) + "\n").encode()
         self._files[GENERATION] = data
+
+
+def _has(value: Any, number: Any) -> bool:
+    """Whether it is that id, or a list with it (a model may end in several ways)."""
+    return bool(value == number or (isinstance(value, list) and number in value))
 
 
 def moved_ids(
