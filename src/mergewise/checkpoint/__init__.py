@@ -7,7 +7,7 @@ from mergewise.checkpoint._adapter_config import AdapterConfig
 from mergewise.checkpoint._card import CardInput, model_card
 from mergewise.checkpoint._change import Change, ChangedRef, LowRank, Scaled, Shifted
 from mergewise.checkpoint._change_values import ChangeValues, changed_whole, read_whole
-from mergewise.checkpoint._config import config_value
+from mergewise.checkpoint._config import config_value, set_config_value, text_config
 from mergewise.checkpoint._depth import layer_count, layer_kinds, with_layers
 from mergewise.checkpoint._dtypes import BITS, CODES, TORCH_NAMES, byte_count
 from mergewise.checkpoint._fetch import fetched, identity, to_fetch
@@ -183,6 +183,7 @@ __all__ = [
     "refuse_old_torch",
     "refuse_packed",
     "renumber",
+    "set_config_value",
     "sha256_file",
     "shown",
     "split_reference",
@@ -190,6 +191,7 @@ __all__ = [
     "stays_inside",
     "stored_turned",
     "tensor_kind",
+    "text_config",
     "tied_head",
     "to_fetch",
     "versions",

@@ -75,6 +75,7 @@ class MatrixMethod(PlacedMethod):
     """
 
     base = "required"
+    family = "subspaces"
     solving: ClassVar[int] = 2
     """Matrices in float64, of each expert, that `update` holds at once."""
     beside: ClassVar[int] = 6

@@ -50,6 +50,11 @@ class FedNova(Method):
 
     name = "fednova"
     summary = "the mean of task vectors divided by their training steps, times the mean steps"
+    advice = (
+        "For runs of different length from one start, as in federated learning: the longer no "
+        "longer counts for more. It needs each run's number of steps."
+    )
+    family = "arithmetic"
     formula = (
         "b + lambda t sum_i p_i d_i / a_i, p_i = w_i / sum w, t = sum_i p_i a_i   (the first p_i "
         "is w_i if normalize is false)"

@@ -36,6 +36,10 @@ class Opcm(MatrixMethod):
 
     name = "opcm"
     summary = "one model after the other, each without what repeats the merge so far"
+    advice = (
+        "For models that arrive one by one: each is added to the merge so far, in memory that "
+        "does not grow. The order matters, and the first models are not seen again."
+    )
     experts = (1, None)
     symmetric = False
     solving = 5

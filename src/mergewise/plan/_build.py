@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mergewise.checkpoint import SAFETY
+from mergewise.checkpoint import SAFETY, config_value, text_config
 from mergewise.errors import Diagnostic, MergewiseError, RecipeError
 from mergewise.evidence import Evidence
 from mergewise.methods import get_method
@@ -229,6 +229,12 @@ class _Builder:
         self.problems += fates.problems
         if self.problems:
             return None
+        try:
+            config, lost = _config(assembly, vocabulary)
+        except MergewiseError as error:
+            at = stage.positions.get(asked_at(stage), stage.position)
+            self._problem(at, describe(error))
+            return None
         names = {name for slot in slots for name in (slot.name, *slot.inputs) if name}
         return StagePlan(
             index=index,
@@ -239,11 +245,12 @@ class _Builder:
             views=tuple(views.values()),
             maybe_tied=tie if tie and not all_tied and tie[0] in tensors else None,
             tied=tie if all_tied else None,
-            config=_config(assembly, vocabulary),
+            config=config,
             sliced=assembly.sliced,
             vocabulary=vocabulary,
             warnings=(
                 *fates.warnings,
+                *(f"config.json: {text}" for text in lost),
                 *idle_patterns(stage, names),
                 *_config_warnings(donor, list(views.values()), mapped=vocabulary is not None),
             ),
@@ -296,7 +303,7 @@ def _config_warnings(donor: View, views: list[View], *, mapped: bool) -> list[st
                 f"architectures differ: {view.config.get('architectures')} in {view.label}, "
                 f"{donor.config.get('architectures')} in {donor.label}"
             )
-        odd = [k for k in _CONFIG_KEYS if view.config.get(k) != donor.config.get(k)]
+        odd = [k for k in _CONFIG_KEYS if _differ(view.config, donor.config, k)]
         odd = [k for k in odd if not (mapped and k == "vocab_size")]
         if odd:
             found.append(
@@ -306,10 +313,20 @@ def _config_warnings(donor: View, views: list[View], *, mapped: bool) -> list[st
     return found
 
 
+def _differ(one: dict[str, Any], other: dict[str, Any], key: str) -> bool:
+    """Whether configs disagree; that of a model's language part may leave out what is usual."""
+    values = [config_value(config, key) for config in (one, other)]
+    in_parts = [text_config(config) is not None for config in (one, other)]
+    return values[0] != values[1] and (None not in values or in_parts[0] == in_parts[1])
+
+
 def _donor_first(views: Mapping[ModelRef, View], donor: View) -> dict[ModelRef, View]:
     return dict(sorted(views.items(), key=lambda item: item[1] is not donor))
 
 
-def _config(assembly: Assembly, vocabulary: StageVocabulary | None) -> dict[str, Any] | None:
+def _config(
+    assembly: Assembly, vocabulary: StageVocabulary | None
+) -> tuple[dict[str, Any] | None, list[str]]:
+    """The output's config, and ids of tokens that it has no more; raises likewise."""
     config = assembly.config
-    return vocabulary.config(config)[0] if config and vocabulary else config
+    return vocabulary.config(config) if config and vocabulary else (config, [])

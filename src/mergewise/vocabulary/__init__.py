@@ -6,6 +6,7 @@ from mergewise.vocabulary._chat import NAMED, lacking, template_in, write_templa
 from mergewise.vocabulary._compare import Difference, compare
 from mergewise.vocabulary._cut import Cutter
 from mergewise.vocabulary._files import OutputFiles, moved_ids
+from mergewise.vocabulary._ids import IdChange
 from mergewise.vocabulary._match import Level, Lexicon, Match, match, read_lexicon
 from mergewise.vocabulary._rows import (
     MEAN,
@@ -36,6 +37,7 @@ __all__ = [
     "Cutter",
     "Difference",
     "Fills",
+    "IdChange",
     "Level",
     "Lexicon",
     "Match",

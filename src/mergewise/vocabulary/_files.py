@@ -80,6 +80,4 @@ def moved_ids(
     """A config with its token ids moved from one vocabulary to another, and what was lost."""
     change = IdChange(before, after, rows)
     moved = change.applied(config)
-    return moved, [
-        f"{key} {number} is not in the output's vocabulary" for key, number in change.lost
-    ]
+    return moved, change.told()
