@@ -68,7 +68,7 @@ from mergewise.checkpoint._provenance import fingerprint, provenance, sha256_fil
 from mergewise.checkpoint._read import FileReader
 from mergewise.checkpoint._relayout import in_layout_of
 from mergewise.checkpoint._safetensors import Header, TensorInfo, read_header
-from mergewise.checkpoint._turned import stored_turned
+from mergewise.checkpoint._turned import Orientation, stored_turned
 from mergewise.checkpoint._write import (
     ShardLayout,
     cannot_write,
@@ -107,6 +107,7 @@ __all__ = [
     "LayerGroup",
     "LowRank",
     "ModelModule",
+    "Orientation",
     "Origin",
     "PackedRef",
     "Packing",

@@ -159,4 +159,4 @@ def placed(
     """A tensor's parameters, with what a `PlacedMethod` is told of the tensor."""
     if not isinstance(method, PlacedMethod):
         return dict(values)
-    return {**values, "kind": kind, "turned": turned and kind == "matrix"}
+    return {**values, "kind": kind, "turned": turned}
