@@ -4,9 +4,9 @@
 
 Random task vectors of the given shapes; a method's `update` alone is timed, and beside it
 ``torch.linalg.svd(full_matrices=False)`` of as many matrices, in float32, as the method's formula
-decomposes: what the authors' code spends. `--layer` weighs the shapes as one layer of Llama's 1.1 B
-parameters holds them (2048x5632 three times, 2048x2048 twice, 256x2048 twice) and multiplies by
-its 22 layers; that total is an estimate, not a run.
+decomposes: what the authors' code spends, within the rough count of `NEEDED`. `--layer` weighs the
+shapes as one layer of Llama's 1.1 B parameters holds them (2048x5632 three times, 2048x2048 twice,
+256x2048 twice) and multiplies by its 22 layers; that total is an estimate, not a run.
 """
 
 from __future__ import annotations

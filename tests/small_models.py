@@ -150,6 +150,7 @@ PARAMETERS: dict[str, dict[str, Any]] = {
     "breadcrumbs": {"density": 0.5, "gamma": 0.1},
     "breadcrumbs_ties": {"density": 0.5, "gamma": 0.1},
     "sce": {"select_topk": 0.5},
+    "fednova": {"steps": 100},
 }
 
 

@@ -50,7 +50,8 @@ REGMEAN = "regmean"
 REGMEAN_PP = "regmean++|regmeanpp|regmeanplusplus|regmeanplus"
 TSV, ISO, ISO_CTS, ASWUDI = "tsv_m|tsvm|tsv", "iso_c|iso", "iso_cts", "aswudi"
 SPECTRAL = (TSV, ISO, ISO_CTS, ASWUDI)
-MASKS, EMR = "tall_mask|tall_masks|tall", "emr|emr_merging"
+# with each task's masks; the method `emr` is the vector that they share
+MASKS, EMR = "tall_mask|tall_masks|tall", "emr_masks|emr_merging"
 
 SAFE: tuple[Claim, ...] = (
     Claim("fine-tuned > joint training", ("fine-tuned",), ("joint",), "robust", PILOT),

@@ -38,6 +38,8 @@ VARIANTS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     "della_linear": {"keep .5": {"density": 0.5}},
     "model_stock": {"": {}, "by row": {"filter_wise": True}},
     "sce": {"top .1": {"select_topk": 0.1}, "all": {}},
+    "lota": {"keep .1": {"density": 0.1}},
+    "pcb": {"": {}, "pairs": {"inter": "pairs"}},
     "regmean": {
         "": {},
         "16": {EXAMPLES: 16, "off_diagonal": 1.0},
@@ -47,6 +49,8 @@ VARIANTS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
 """By method: what a row adds to its name, and parameters (or the number of calibration examples).
 At mergekit's default density of 1 the sparse methods drop nothing and are all task arithmetic, so
 they take part at published values."""
+
+_GIVEN = ("weight",)
 
 
 @dataclass(frozen=True)
@@ -115,6 +119,9 @@ def _misfit(method: Method, experts: int, calibrating: int) -> str | None:
         return "needs two models"
     if experts < least:
         return f"needs {least} models or more"
+    for name, param in method.params.items():
+        if param.required and name not in (*_GIVEN, tuned_parameter(method)):
+            return f"needs {name}, for which there is no value that fits all"
     for need in method.needs_at_defaults():
         if need.of == "base":
             return f"needs {need.statistic} of the base, which is not collected"

@@ -47,8 +47,11 @@ def checked(models: Models, chosen: Sequence[Contender]) -> list[Exact]:
     found = [
         _property("Karcher mean of two models of equal length = SLERP at 1/2",
                   ("karcher", "slerp"), lambda: _karcher(experts[0], experts[1])),
-        _property("CART with all ranks = average", ("cart",), None),
-        _property("Core Space with a linear rule = direct merge", ("core_space",), None),
+        _property("CART with all ranks = average", ("cart",),
+                  lambda: _same(models, ("cart", {"rank": 1.0}), ("linear", {"weight": 1.0}))),
+        _property("Core Space with a linear rule = direct merge", ("core_space",),
+                  lambda: _same(models, ("core_space", {"rule": "sum", "otherwise": "sum"}),
+                                ("task_arithmetic", {"weight": 1.0}))),
         _property("TSV-M of one task = that task", ("tsv_m",), lambda: _alone(models, "tsv_m")),
         _property("Iso-C's task vector has equal singular values", ("iso_c",),
                   lambda: _spectrum(models, "iso_c")),
@@ -135,6 +138,17 @@ def _unit(state: State) -> dict[str, Any]:
 def _alone(models: Models, method: str) -> float:
     expert = next(iter(models.experts.values()))
     return difference(merge([expert], method, base=models.base), expert)
+
+
+def _same(models: Models, *pair: tuple[str, Mapping[str, Any]]) -> float:
+    """Two methods on all experts; methods that ignore a base are not given it."""
+    experts = list(models.experts.values())
+    one, other = (
+        merge(experts, name, parameters=parameters,
+              base=None if all_methods()[name].base == "ignored" else models.base)
+        for name, parameters in pair
+    )  # fmt: skip
+    return difference(one, other)
 
 
 def _spectrum(models: Models, method: str) -> float:

@@ -88,6 +88,22 @@ def pipe(folder: Path) -> None:
     os.mkfifo(folder / CONFIG)
 
 
+def circle(name: str) -> Attack:
+    """A link to itself."""
+
+    def act(folder: Path) -> None:
+        (folder / name).unlink()
+        (folder / name).symlink_to(name)
+
+    return act
+
+
+def adalora(**values: Any) -> Attack:
+    """An AdaLoRA, and other values in its config."""
+    given = {"peft_type": "ADALORA", "init_r": 3, "lora_alpha": 2} | values
+    return tensors(plus(f"{PREFIX}{Q}.lora_E", 3, 1), **given)
+
+
 def a_folder(folder: Path) -> None:
     (folder / WEIGHTS).unlink()
     (folder / WEIGHTS).mkdir()
@@ -104,9 +120,19 @@ ATTACKS: dict[str, tuple[Attack, str]] = {
     "deep": (config(b'{"r": ' + b"[" * 5000 + b"]" * 5000 + b"}"), "nested"),
     "many values": (config(b'{"target_modules": [' + b"1," * 1_100_000 + b"1]}"), "more than"),
     "digits": (config(b'{"peft_type": "LORA", "r": ' + b"9" * 5000 + b"}"), "digits"),
-    "no kind": (config(b"{}"), "peft_type: LORA or IA3 expected"),
+    "no kind": (config(b"{}"), "peft_type: LORA, ADALORA or IA3 expected"),
     "kind a number": (setting(peft_type=3), "peft_type"),
-    "adalora": (setting(peft_type="ADALORA"), "kind 'ADALORA'"),
+    "loha's kind": (setting(peft_type="LOHA"), "kind 'LOHA'"),
+    "kind a list": (setting(peft_type=["LORA"]), "peft_type"),
+    "adalora without E": (setting(peft_type="ADALORA"), "lora_E [3, 1]"),
+    "adalora of less": (adalora(init_r=2), "of rank 2 at most"),
+    "adalora of nothing": (adalora(init_r=0), "init_r: ranks from 1 on"),
+    "adalora, alpha below 0": (adalora(lora_alpha=-1), "lora_alpha: a number above 0"),
+    "adalora with dora": (adalora(use_dora=True), "use_dora: nothing of AdaLoRA"),
+    "adalora, E flat": (
+        tensors(plus(f"{PREFIX}{Q}.lora_E", 3), peft_type="ADALORA"), "lora_E [3, 1]",
+    ),
+    "E in lora": (tensors(plus(f"{PREFIX}{Q}.lora_E", 3, 1)), "lora_A and lora_B expected"),
     "escapes": (setting(peft_type="\x1b[2J"), r"kind '\x1b[2J'"),
     "rank 0": (setting(r=0), "r: ranks from 1 on"),
     "rank below 0": (setting(r=-3), "r: ranks from 1 on"),
@@ -135,6 +161,24 @@ ATTACKS: dict[str, tuple[Attack, str]] = {
     "tokens": (setting(trainable_token_indices=[1]), "'trainable_token_indices'"),
     "qalora": (setting(use_qalora=True), "'use_qalora': True is not built yet"),
     "unknown": (setting(times_two=True), "'times_two': True is not known"),
+    "config of 9 MB": (config(b'{"r": "' + b"r" * 9_000_000 + b'"}'), "adapter_config.json"),
+    "rank a float": (setting(r=3.0), "r: ranks from 1 on"),
+    "rank a list": (setting(r=[3]), "r: ranks from 1 on"),
+    "rank null": (setting(r=None), "r: ranks from 1 on"),
+    "alpha null": (setting(lora_alpha=None), "lora_alpha: a finite number"),
+    "alpha a list": (setting(lora_alpha=[1]), "lora_alpha: a finite number"),
+    "patterns too many": (
+        setting(rank_pattern={f"m{i}": 3 for i in range(10_001)}), "at most 10,000 patterns",
+    ),
+    "pattern turns back": (setting(rank_pattern={r"(a)(b)\\2\\1": 3}), "none of a group"),
+    "pattern looks ahead": (setting(rank_pattern={"(?=a)a": 3}), "none of a group"),
+    "pattern counts": (setting(rank_pattern={"a{1,60000}{1,60000}": 3}), "rank_pattern"),
+    "pattern gives a rank": (setting(rank_pattern={"q_proj": 2}), "(rank 2), got [3, 16]"),
+    "pattern of a path": (setting(rank_pattern={"../../q_proj": -1}), "ranks from 1 on"),
+    "arrow": (setting(arrow_config={"top_k": 2}), "'arrow_config'"),
+    "a config in a config": (setting(eva={"file": "/etc/passwd"}), "'eva'"),
+    "links in a circle": (circle(CONFIG), "no adapter_config.json"),
+    "weights in a circle": (circle(WEIGHTS), "adapter_model.safetensors"),
     "a pipe": (pipe, "a regular file expected"),
     "no config": (absent(CONFIG), "no adapter_config.json"),
     # the weights
@@ -147,6 +191,36 @@ ATTACKS: dict[str, tuple[Attack, str]] = {
     "empty file": (weights(b""), "too few"),
     "no tensors": (weights(header({})), "holds no tensors"),
     "lfs": (weights(b"version https://git-lfs.github.com/spec/v1\n"), "Git LFS"),
+    "overlapping": (
+        weights(header({n: {"dtype": "F32", "shape": [2, 2], "data_offsets": [0, 16]}
+                        for n in ("a", "b")}, data=b"0" * 16)), "adapter_model.safetensors",
+    ),
+    "below the file": (
+        weights(header({"a": {"dtype": "F32", "shape": [2], "data_offsets": [-8, 0]}},
+                       data=b"0" * 8)), "adapter_model.safetensors",
+    ),
+    "beyond the file": (
+        weights(header({"a": {"dtype": "F32", "shape": [1 << 40], "data_offsets": [0, 1 << 42]}},
+                       data=b"0" * 8)), "adapter_model.safetensors",
+    ),
+    "a size that overflows": (
+        weights(header({"a": {"dtype": "F32", "shape": [1 << 62, 1 << 62],
+                              "data_offsets": [0, 0]}})), "adapter_model.safetensors",
+    ),
+    "nan in A": (tensors(lambda s: s | {A: s[A] * float("nan")}), "NaN or infinity"),
+    "infinite B": (tensors(lambda s: s | {B: s[B] / 0}), "NaN or infinity"),
+    "too large together": (
+        tensors(lambda s: {n: t.float() * 1e25 for n, t in s.items()}), "NaN or infinity",
+    ),
+    "modules to save, a path": (
+        tensors(plus(f"{PREFIX}../../../etc/passwd", 4), modules_to_save=["../../../etc/passwd"]),
+        "not in the base",
+    ),
+    "modules to save, twice": (
+        tensors(plus(f"{PREFIX}model.norm.modules_to_save.weight", 16)), "a kind of adapter",
+    ),
+    "an absolute path": (tensors(renamed("q_proj", "/etc/q_proj")), "not in the base"),
+    "nothing but the prefix": (tensors(renamed(A, PREFIX)), "not in the base"),
     "outside": (tensors(renamed("layers.0", "layers.9")), "not in the base"),
     "a path": (tensors(renamed("model.layers.0", "../../etc")), "not in the base"),
     "another tensor": (tensors(plus(f"{PREFIX}score.weight", 2, 16)), "not in the base"),
@@ -208,6 +282,17 @@ def test_an_error_and_nothing_written(case: str, tmp_path: Path) -> None:
     assert "\x1b" not in str(caught.value)
     assert not (tmp_path / "out").exists()
     assert before is None or set(contents(tmp_path)) == before
+
+
+def test_patterns_of_target_modules_are_not_matched(tmp_path: Path) -> None:
+    """Tensors say what is changed, so the config's expressions cannot cost hours."""
+    state = random_state({"a" * 40 + ".weight": (4, 4)}, 0, torch.float32)
+    base = save(tmp_path / "base", state)
+    adapter = lora(tmp_path / "adapter", state, ["a" * 40], target_modules="(a+)+$",
+                   exclude_modules="(a|a)*b", layers_pattern=["(a*)*c"])  # fmt: skip
+    start = time.monotonic()
+    assert open_reference(f"{base}+{adapter}").adapter == adapter
+    assert time.monotonic() - start < 2
 
 
 def test_a_prefix_that_fits_everything(tmp_path: Path) -> None:

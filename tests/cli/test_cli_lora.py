@@ -37,6 +37,17 @@ def test_extract_merge_and_use(run, adapters):
     assert (adapters / "merged" / "config.json").is_file()
 
 
+def test_units_and_overlap(run, adapters):
+    done = run("lora", "merge", "one", "two", "--space", "units", "--rank", "4", "-o", "lego")
+    assert done.exit_code == 0, done.stderr
+    found = json.loads(run("lora", "overlap", "one", "two", "one", "--json").stdout)
+    same = next(pair for pair in found if (pair["first"], pair["second"]) == (0, 2))
+    assert 0.5 < same["inputs"] <= 1 and same["module"] == Q
+    shown = run("lora", "overlap", "one", "two").stdout
+    assert "one, two" in shown and f"{found[0]['inputs']:.3f}" in shown
+    assert "two or more" in run("lora", "overlap", "one").stderr
+
+
 def test_inspect_shows_a_base_with_an_adapter(run, adapters):
     shown = json.loads(run("inspect", "base+one", "--json").stdout)
     assert "adapter_model.safetensors" in shown["files"]

@@ -202,6 +202,15 @@ def test_the_sum_is_rounded_once(tmp_path: Path) -> None:
     assert alone(base, adapter, tmp_path / "same")["a.weight"].dtype == torch.bfloat16
 
 
+def test_a_plus_in_a_name_takes_the_long_form(base: Path, tmp_path: Path) -> None:
+    renamed = base.rename(tmp_path / "my+base")
+    adapter = lora(tmp_path / "an+adapter", load(renamed), [Q])
+    model = {"model": {"path": str(renamed)}, "lora": {"path": str(adapter)}}
+    given = {"merge_method": "linear", "models": [{"model": model, "parameters": {"weight": 1}}]}
+    mergewise.merge(given, tmp_path / "out", device="cpu")
+    assert_near(load(tmp_path / "out"), dense(load(renamed), adapter))
+
+
 @pytest.mark.parametrize("kind", ["bfloat16", "float16"])
 def test_a_dtype_rounds_adapters_as_it_rounds_models(kind: str, base: Path, tmp_path: Path) -> None:
     """With `dtype`, the merge is that of the dense models in this type, to the last bit."""
@@ -450,6 +459,7 @@ def test_any_range_of_any_change(
         folder / "adapter", state, ["m"], rank=rank, alpha=alpha, turned=turned, use_dora=dora,
         use_rslora=data.draw(st.booleans()),
         alpha_pattern=data.draw(st.sampled_from([{}, {"m": 2.5}, {".*m": -1}, {"other": 7}])),
+        rank_pattern=data.draw(st.sampled_from([{}, {"m": 2}, {"^m": 5}, {"other": 7, "m": 1}])),
     )  # fmt: skip
     wanted = dense(state, adapter)["m.weight"].flatten()
     checkpoint = adapt(open_checkpoint(base), open_adapter(adapter))

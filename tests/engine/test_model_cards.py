@@ -17,7 +17,7 @@ from small_models import llama_config, llama_shapes, random_state, save
 from small_packed import fp8_blocks, write_packed
 
 import mergewise
-from mergewise.cli import main
+from mergewise.cli import cli
 
 SHAPES = llama_shapes()
 UP = "model.layers.0.mlp.up_proj"
@@ -69,7 +69,7 @@ def test_the_command_of_the_card_makes_the_merge_again(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mergekit_config.yml").write_text((out / "mergekit_config.yml").read_text())
     before = (out / "model.safetensors").read_bytes()
-    result = CliRunner().invoke(main, [*shlex.split(told(out))[1:], "--overwrite"])
+    result = CliRunner().invoke(cli, [*shlex.split(told(out))[1:], "--overwrite"])
     assert result.exit_code == 0, result.output
     assert (out / "model.safetensors").read_bytes() == before
 

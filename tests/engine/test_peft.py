@@ -54,6 +54,12 @@ def ia3(*modules: str, inward: str, **more: Any) -> Any:
     return peft.IA3Config(target_modules=[*modules, inward], feedforward_modules=[inward], **more)
 
 
+def adalora(*modules: str, **more: Any) -> Any:
+    return peft.AdaLoraConfig(
+        target_modules=list(modules), init_r=4, target_r=2, total_step=10, **more
+    )
+
+
 PATTERNS = {
     "rank_pattern": {"q_proj": 2, r"layers\.1\..*down_proj": 5},
     "alpha_pattern": {"^model.layers.0.self_attn.q_proj": 30, "down_proj": 1},
@@ -86,6 +92,20 @@ CASES = {
     "gpt2, square and head": (gpt2, lora("attn.c_proj", "lm_head", fan_in_fan_out=True)),
     "bert": (bert, lora("query", "dense", task_type="SEQ_CLS", lora_bias=True)),
     "resnet": (resnet, lora("convolution", use_dora=True)),
+    "bert, biases": (bert, lora("query", "dense", task_type="SEQ_CLS", bias="all")),
+    "adalora": (llama, adalora("q_proj", "down_proj", lora_alpha=7)),
+    "adalora gpt2": (gpt2, adalora("c_attn", "attn.c_proj", fan_in_fan_out=True)),
+    "adalora, cut": (
+        llama,
+        adalora(
+            "q_proj",
+            lora_alpha=40,
+            rank_pattern={
+                "model.layers.0.self_attn.q_proj.lora_E": [True, False, True, False],
+                "model.layers.1.self_attn.q_proj.lora_E": [False, False, False, True],
+            },
+        ),
+    ),
     "ia3": (lambda: llama(attention_bias=True), ia3("k_proj", "v_proj", inward="down_proj")),
     "ia3 gpt2": (gpt2, ia3("c_attn", inward="mlp.c_proj", fan_in_fan_out=True)),
 }

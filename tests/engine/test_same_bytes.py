@@ -28,6 +28,11 @@ def experts_of(method: str) -> int:
     return get_method(method).experts[1] or 3
 
 
+def fewest(method: str) -> int:
+    """Two if the method takes two, else as near as it comes."""
+    return max(get_method(method).experts[0], min(2, experts_of(method)))
+
+
 def in_memory(method: str, base: Any, experts: list[Any], **options: Any) -> dict[str, Any]:
     parameters: dict[str, Any] = {**PARAMETERS.get(method, {}), **options.pop("parameters", {})}
     if "weight" in get_method(method).params:
@@ -61,7 +66,7 @@ def test_any_number_of_workers(method: str) -> None:
 
 @pytest.mark.parametrize("method", ["ties", "della", "slerp", "sce", "fisher", "regmean"])
 def test_any_number_of_workers_in_files(method: str, folders: Path, tmp_path: Path) -> None:
-    document = recipe(folders, method, min(2, experts_of(method)))
+    document = recipe(folders, method, fewest(method))
     made = []
     for workers in (1, 2, 3, 7):
         out = tmp_path / str(workers) / "out"
@@ -94,7 +99,7 @@ def test_torch_runs_no_threads_of_its_own(folders: Path, tmp_path: Path, monkeyp
 
 @pytest.mark.parametrize("method", METHODS)
 def test_in_memory_as_through_files(method: str, folders: Path, tmp_path: Path) -> None:
-    count = min(2, experts_of(method))
+    count = fewest(method)
     document = recipe(folders, method, count, seed=11)
     merge(document, tmp_path / "out", shard_size=6000)
     given = {**PARAMETERS.get(method, {})}

@@ -13,7 +13,13 @@ from small_models import State, contents, llama_config, llama_shapes, load, rand
 
 import mergewise
 from mergewise.engine import merge as engine_merge
-from mergewise.errors import IncompatibleModelsError, MergewiseError, NonFiniteError, RecipeError
+from mergewise.errors import (
+    IncompatibleModelsError,
+    MergewiseError,
+    NonFiniteError,
+    OutputError,
+    RecipeError,
+)
 from mergewise.forms import MadeAdapter, merge_adapters
 
 Q, DOWN = "model.layers.0.self_attn.q_proj", "model.layers.1.mlp.down_proj"
@@ -187,6 +193,11 @@ def test_refusals_write_nothing(base: Path, tmp_path: Path) -> None:
     models, out = on(base, pair(tmp_path)), tmp_path / "out"
     with pytest.raises(RecipeError, match=r"ties gives dense matrices here .* and 1 more"):
         mergewise.merge(recipe(base, models, "adapter", "ties"), out)
+    for folder in (base, tmp_path / "a"):
+        before = contents(folder)
+        with pytest.raises(OutputError, match="of the input"):
+            mergewise.merge(recipe(base, models, "adapter"), folder, overwrite=True)
+        assert contents(folder) == before
     with pytest.raises(RecipeError, match="without an adapter"):
         mergewise.merge(recipe(Path(models[0]), models, "adapter"), out)
     with pytest.raises(RecipeError, match="of which model"):

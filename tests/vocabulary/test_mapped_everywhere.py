@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from small_adapters import dense, lora
 from small_evidence import evidence_for, write_means
 from small_models import NO_BASE, PARAMETERS, State, assert_same, load, save
@@ -22,7 +23,7 @@ from small_vocabularies import (
 
 from mergewise.constants import FUSE_FROM_ELEMENTS
 from mergewise.engine import merge
-from mergewise.methods import all_methods, get_method
+from mergewise.methods import Method, all_methods, get_method
 from mergewise.plan import build_plan
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
@@ -36,13 +37,22 @@ def other_order(folder: Path, state: State) -> None:
 
 def document(method: str, root: Path, *experts: str, **parts: Any) -> dict[str, Any]:
     chosen = get_method(method)
+    shown = in_example(chosen)
     each = {"parameters": {"weight": 0.5}} if "weight" in chosen.params else {}
     found = {"merge_method": method, "models": [{"model": str(root / e), **each} for e in experts]}
     if method not in NO_BASE:
         found["base_model"] = str(root / "base")
-    if PARAMETERS.get(method):
-        found["parameters"] = PARAMETERS[method]
+    required = {name for name, param in chosen.params.items() if param.required}
+    if shared := PARAMETERS.get(method) or {k: v for k, v in shown.items() if k in required}:
+        found["parameters"] = shared
     return found | parts
+
+
+def in_example(method: Method) -> dict[str, Any]:
+    """The parameters of a method's example, wherever they stand there."""
+    *_, recipe = yaml.safe_load_all(method.example)
+    each = [model.get("parameters") or {} for model in recipe.get("models", [])]
+    return {k: v for part in (*each, recipe.get("parameters") or {}) for k, v in part.items()}
 
 
 PLAIN = [name for name, method in all_methods().items() if not method.needs_at_defaults()]
@@ -52,13 +62,12 @@ PLAIN = [name for name, method in all_methods().items() if not method.needs_at_d
 def test_a_model_in_another_order_merges_as_in_its_own(method: str, tmp_path: Path) -> None:
     """Whatever the method, bit for bit: it sees the same blocks."""
     base = model(tmp_path / "base", tokenizer_json(plain(40)), 40)
-    for seed, name in enumerate(("one", "two"), 1):
+    for seed, name in enumerate(("one", "two", "three"), 1):
         state = like(base, 40, seed)
         model(tmp_path / name, tokenizer_json(plain(40)), 40, state)
         other_order(tmp_path / f"{name}-moved", state)
-    experts = ["one", "two"]
-    most = get_method(method).experts[1]
-    experts = experts[: most or 2]
+    least, most = get_method(method).experts
+    experts = ["one", "two", "three"][: min(max(least, 2), most or 3)]
     merge(document(method, tmp_path, *experts), tmp_path / "out")
     moved = [experts[0], *(f"{name}-moved" for name in experts[1:])]
     if len(experts) == 1:

@@ -128,12 +128,13 @@ def test_texts_go_round(tmp_path: Path) -> None:
 
 
 def test_pieces_of_other_models_are_found_in_texts(tmp_path: Path) -> None:
-    """As in mergekit, the merges of another BPE are not joined: its pieces are added tokens."""
+    """What the base puts together stays so; a piece of the other comes from what is left."""
     data = bytes_like()
     count = len(ids_of(data))
     base = model(tmp_path / "a", data, count)
-    other = tokenizer_json([*data["model"]["vocab"], "an"], merges=[("a", "n")])
-    model(tmp_path / "b", other, count + 1, like(base, count + 1, 1))
+    more, merges = ["an", "ha"], [("h", "a"), ("a", "n")]
+    other = tokenizer_json([*data["model"]["vocab"], *more], merges=merges)
+    model(tmp_path / "b", other, count + 2, like(base, count + 2, 1))
     out = tmp_path / "out"
     merge(linear(tmp_path / "a", tmp_path / "b", tokenizer_source="union"), out)
     made = tokenizer(out)

@@ -7,7 +7,7 @@ from mergewise.checkpoint._adapter_config import AdapterConfig
 from mergewise.checkpoint._card import CardInput, model_card
 from mergewise.checkpoint._change import Change, ChangedRef, LowRank, Scaled, Shifted
 from mergewise.checkpoint._change_values import ChangeValues, changed_whole, read_whole
-from mergewise.checkpoint._config import config_value
+from mergewise.checkpoint._config import config_value, set_config_value, text_config
 from mergewise.checkpoint._depth import layer_count, layer_kinds, with_layers
 from mergewise.checkpoint._dtypes import BITS, CODES, TORCH_NAMES, byte_count
 from mergewise.checkpoint._fetch import fetched, identity, to_fetch
@@ -69,7 +69,7 @@ from mergewise.checkpoint._provenance import fingerprint, provenance, sha256_fil
 from mergewise.checkpoint._read import FileReader
 from mergewise.checkpoint._relayout import in_layout_of
 from mergewise.checkpoint._safetensors import Header, TensorInfo, read_header
-from mergewise.checkpoint._turned import stored_turned
+from mergewise.checkpoint._turned import Orientation, stored_turned
 from mergewise.checkpoint._write import (
     ShardLayout,
     cannot_write,
@@ -109,6 +109,7 @@ __all__ = [
     "LayerGroup",
     "LowRank",
     "ModelModule",
+    "Orientation",
     "Origin",
     "PackedRef",
     "Packing",
@@ -184,6 +185,7 @@ __all__ = [
     "refuse_old_torch",
     "refuse_packed",
     "renumber",
+    "set_config_value",
     "sha256_file",
     "shown",
     "split_reference",
@@ -191,6 +193,7 @@ __all__ = [
     "stays_inside",
     "stored_turned",
     "tensor_kind",
+    "text_config",
     "tied_head",
     "to_fetch",
     "versions",

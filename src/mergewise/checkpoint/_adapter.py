@@ -26,7 +26,8 @@ _LONGEST_NAME = 300
 _FLOATS = ("F64", "F32", "F16", "BF16")
 _PART = re.compile(
     r"(?P<module>.+)\.(?:"
-    r"(?P<lora>lora_[AB])(?:\.default)?\.(?P<kind>weight|bias)"
+    r"(?P<lora>lora_[AB])(?:\.default)?(?:\.(?P<kind>weight|bias))?"
+    r"|(?P<middle>lora_E)(?:\.default)?"
     r"|(?P<embedding>lora_embedding_[AB])(?:\.default)?"
     r"|(?P<magnitude>lora_magnitude_vector)(?:\.default)?(?:\.weight)?"
     r"|(?P<ia3>ia3_l)(?:\.default)?)"
@@ -37,6 +38,11 @@ _OTHER = re.compile(
 )
 
 
+_COPY = re.compile(r"\.(modules_to_save|original_module)\.(?=[^.]*$)")
+"""With ``bias: all`` PEFT saves biases of replaced modules under three names: the module's, which
+counts, a copy of it, and what was there before."""
+
+
 @dataclass(frozen=True)
 class Adapter:
     """An adapter on disk; no tensor data is held.
@@ -45,8 +51,8 @@ class Adapter:
         folder: where it lies.
         file: its weights.
         modules: for each module of the base that it changes, its tensors by their part:
-            ``lora_A``, ``lora_B``, ``lora_B.bias``, ``lora_embedding_A``, ``lora_embedding_B``,
-            ``lora_magnitude_vector``, ``ia3_l``.
+            ``lora_A``, ``lora_B``, ``lora_B.bias``, ``lora_E``, ``lora_embedding_A``,
+            ``lora_embedding_B``, ``lora_magnitude_vector``, ``ia3_l``.
         replaced: tensors of the base that it holds whole (biases, ``modules_to_save``).
         stamps: each file's state when it was read.
     """
@@ -118,8 +124,11 @@ def _sorted(
 ) -> tuple[dict[str, dict[str, TensorRef]], dict[str, TensorRef]]:
     modules: dict[str, dict[str, TensorRef]] = {}
     replaced: dict[str, TensorRef] = {}
+    names = {ref.name.removeprefix(PREFIX) for ref in refs}
     for ref in refs:
         name = ref.name.removeprefix(PREFIX)
+        if (twin := _COPY.sub(r".", name)) != name and twin in names:
+            continue
         if len(name) > _LONGEST_NAME or not name.isprintable():
             raise CheckpointError(f"{where(file)}: tensor {shown(ref.name)}: no name of a module")
         if ref.dtype not in _FLOATS:
@@ -140,8 +149,8 @@ def _sorted(
 def _part(match: re.Match[str]) -> str:
     if match["kind"] == "bias":
         return "lora_B.bias"
-    found = match["lora"] or match["embedding"] or match["magnitude"] or match["ia3"]
-    return found or ""
+    kinds = ("lora", "middle", "embedding", "magnitude", "ia3")
+    return next(match[kind] for kind in kinds if match[kind])
 
 
 def _plain_name(name: str, file: Path) -> str:

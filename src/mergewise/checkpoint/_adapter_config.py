@@ -1,9 +1,9 @@
 """``adapter_config.json``: what changes the arithmetic is checked, or named in a refusal.
 
-The keys are PEFT's (0.21.2), LoRA and IA3. A key of no effect on a trained adapter's weights
-(dropout, how it was initialised) is passed over; one that changes the arithmetic and is not built
-is refused if it is set; an unknown key is refused unless its value is empty or false, because
-what it does is unknown.
+The keys are PEFT's (0.21.2): LoRA, AdaLoRA and IA3. A key of no effect on a trained adapter's
+weights (dropout, how it was initialised) is passed over; one that changes the arithmetic and is
+not built is refused if it is set; an unknown key is refused unless its value is empty or false,
+because what it does is unknown.
 """
 
 from __future__ import annotations
@@ -24,6 +24,19 @@ _WITHOUT_EFFECT = frozenset((
     "lora_ga_config", "megatron_core", "modules_to_save", "peft_version", "qalora_group_size",
     "revision", "runtime_config", "target_modules", "task_type",
 ))  # fmt: skip
+_SCHEDULE = frozenset(
+    (
+        "beta1",
+        "beta2",
+        "deltaT",
+        "orth_reg_weight",
+        "target_r",
+        "tfinal",
+        "tinit",
+        "total_step",
+    )
+)
+"""Of AdaLoRA's training."""
 _READ = frozenset((
     "alpha_pattern", "bias", "ensure_weight_tying", "fan_in_fan_out", "feedforward_modules",
     "lora_alpha", "lora_bias", "peft_type", "r", "rank_pattern", "use_dora", "use_rslora",
@@ -34,6 +47,9 @@ _NOT_BUILT = frozenset((
     "use_bdlora", "use_qalora", "velora_config",
 ))  # fmt: skip
 _MAX_PATTERNS = 10_000
+_KINDS: tuple[Literal["LORA", "ADALORA", "IA3"], ...] = ("LORA", "ADALORA", "IA3")
+_ADALORA_EPSILON = 1e-5
+"""PEFT adds this to the rank that it divides by."""
 _HARMLESS_STARTS = (None, True, False, "gaussian", "eva", "orthogonal")
 """Values of init_lora_weights that leave the base's weights alone."""
 
@@ -51,7 +67,7 @@ class AdapterConfig:
         raw: the whole file.
     """
 
-    kind: Literal["LORA", "IA3"]
+    kind: Literal["LORA", "ADALORA", "IA3"]
     rank: int = 8
     alpha: float = 8.0
     ranks: Patterns = field(default_factory=lambda: Patterns({}))
@@ -69,6 +85,8 @@ class AdapterConfig:
 
     def scale_of(self, module: str) -> float:
         """What B @ A is multiplied by."""
+        if self.kind == "ADALORA":
+            return self.alpha / (self.rank + _ADALORA_EPSILON)
         alpha: float = self.alphas.get(module, self.alpha)
         rank = self.rank_of(module)
         return alpha / (math.sqrt(rank) if self.rank_scaled else rank)
@@ -94,6 +112,8 @@ class _Reader:
         self._refuse_unknown(kind)
         if kind == "IA3":
             return AdapterConfig("IA3", turned=self._flag("fan_in_fan_out"), raw=self._raw)
+        if kind == "ADALORA":
+            return self._adaptive()
         if self._raw.get("bias", "none") not in ("none", "all", "lora_only"):
             raise self._bad("bias", "none, all or lora_only")
         self._check_start()
@@ -112,6 +132,23 @@ class _Reader:
             raw=self._raw,
         )
 
+    def _adaptive(self) -> AdapterConfig:
+        """AdaLoRA: ranks are what the tensors have, scales those of the rank it began with."""
+        for key in ("use_rslora", "use_dora", "lora_bias", "alpha_pattern"):
+            if self._raw.get(key):
+                raise self._bad(key, "nothing of AdaLoRA")
+        self._check_start()
+        alpha = self._number(self._raw.get("lora_alpha", 8), "lora_alpha")
+        if alpha <= 0:
+            raise self._bad("lora_alpha", "a number above 0", alpha)
+        return AdapterConfig(
+            "ADALORA",
+            rank=self._rank(self._raw.get("init_r", 12), "init_r"),
+            alpha=alpha,
+            turned=self._flag("fan_in_fan_out"),
+            raw=self._raw,
+        )
+
     def _check_start(self) -> None:
         """PiSSA and its like put a part of the base's weights into the adapter."""
         start = self._raw.get("init_lora_weights")
@@ -122,20 +159,24 @@ class _Reader:
                 "path_initial_model_for_weight_conversion, which gives an ordinary LoRA"
             )
 
-    def _kind(self) -> Literal["LORA", "IA3"]:
+    def _kind(self) -> Literal["LORA", "ADALORA", "IA3"]:
         kind = self._raw.get("peft_type")
-        if kind == "LORA" or kind == "IA3":
-            return "LORA" if kind == "LORA" else "IA3"
+        for known in _KINDS:
+            if kind == known:
+                return known
         if not isinstance(kind, str):
-            raise self._bad("peft_type", "LORA or IA3")
+            raise self._bad("peft_type", "LORA, ADALORA or IA3")
         raise NotBuiltYetError(
-            f"{where(self._path)}: an adapter of kind {shown(kind)}; LORA and IA3 are read. "
+            f"{where(self._path)}: an adapter of kind {shown(kind)}; LORA, ADALORA and "
+            "IA3 are read. "
             "Merge it into its base with PEFT (merge_and_unload), and name that folder"
         )
 
     def _refuse_unknown(self, kind: str) -> None:
         for key, value in self._raw.items():
             if key in _WITHOUT_EFFECT or key in _READ or value in (None, False, [], {}, ""):
+                continue
+            if kind == "ADALORA" and (key in _SCHEDULE or key == "init_r"):
                 continue
             state = "is not built yet" if key in _NOT_BUILT else "is not known to this version"
             raise NotBuiltYetError(

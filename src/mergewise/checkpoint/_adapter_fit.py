@@ -56,20 +56,25 @@ class Fit:
             if self._config.kind == "IA3":
                 self._scale(found, module, parts, weight)
             else:
-                found[weight.name] = self._low_rank(module, parts, weight)
+                change = self._low_rank(module, parts, weight)
+                if change.rank == 0:  # AdaLoRA left nothing of it
+                    continue
+                found[weight.name] = change
                 self._shift(found, module, parts)
         return found
 
-    def _low_rank(self, module: str, parts: Parts, weight: TensorRef) -> Change:
+    def _low_rank(self, module: str, parts: Parts, weight: TensorRef) -> LowRank:
         embeds = "lora_embedding_A" in parts or "lora_embedding_B" in parts
         a_name, b_name = (
             ("lora_embedding_A", "lora_embedding_B") if embeds else ("lora_A", "lora_B")
         )
         allowed = {a_name, b_name, "lora_magnitude_vector", *(() if embeds else ("lora_B.bias",))}
+        if self._config.kind == "ADALORA":
+            allowed = {a_name, b_name, "lora_E"}
         a, b = parts.get(a_name), parts.get(b_name)
         if a is None or b is None or parts.keys() - allowed:
             raise self._bad(module, f"{a_name} and {b_name} expected, got {', '.join(parts)}")
-        rank = self._config.rank_of(module)
+        rank = self._rank(module, parts, a)
         turned = embeds or self._is_turned(weight, a.shape, b.shape)
         want_a, want_b = _factor_shapes(weight.shape, rank, turned)
         if a.shape != want_a:
@@ -78,7 +83,21 @@ class Fit:
             raise self._odd(module, f"{b_name} {list(want_b)}", b, f"(rank {rank})")
         outputs = weight.shape[1] if turned else weight.shape[0]
         magnitude = self._magnitude(module, parts, outputs)
-        return LowRank(a, b, self._config.scale_of(module), turned, magnitude)
+        scale = self._config.scale_of(module)
+        return LowRank(a, b, scale, turned, magnitude, parts.get("lora_E"))
+
+    def _rank(self, module: str, parts: Parts, a: TensorRef) -> int:
+        """What the config says; of AdaLoRA, which cuts ranks while it trains, what is there."""
+        if self._config.kind != "ADALORA":
+            return self._config.rank_of(module)
+        middle, rank = parts.get("lora_E"), a.shape[0] if a.shape else 0
+        if middle is None or middle.shape != (rank, 1) or rank > self._config.rank:
+            got = "none" if middle is None else list(middle.shape)
+            raise self._bad(
+                module,
+                f"lora_E [{rank}, 1], of rank {self._config.rank} at most, expected, got {got}",
+            )
+        return rank
 
     def _magnitude(self, module: str, parts: Parts, outputs: int) -> TensorRef | None:
         found = parts.get("lora_magnitude_vector")

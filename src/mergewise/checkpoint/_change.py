@@ -11,14 +11,18 @@ from mergewise.checkpoint._folder import TensorRef
 class LowRank:
     """W + scale * B @ A, and with `magnitude` scaled to those norms (DoRA).
 
+    With `middle` it is B @ diag(middle) @ A (AdaLoRA).
+
     Attributes:
         a: ``[rank, inputs]``; of a convolution ``[rank, channels, *kernel]``.
         b: ``[outputs, rank]``; of a convolution ``[outputs, rank, 1, ...]``.
         turned: the weight is ``[inputs, outputs]``, as Conv1D and embeddings store it.
         magnitude: one norm for each output; None for plain LoRA.
+        middle: ``[rank, 1]``, the singular values of AdaLoRA.
 
     Source: LoRA (Hu et al., 2021, arXiv 2106.09685); DoRA (Liu et al., 2024, arXiv 2402.09353),
-    with the norm over a weight's inputs, as PEFT computes it.
+    with the norm over a weight's inputs, as PEFT computes it; AdaLoRA (Zhang et al., 2023, arXiv
+    2303.10512).
     """
 
     a: TensorRef
@@ -26,6 +30,7 @@ class LowRank:
     scale: float
     turned: bool = False
     magnitude: TensorRef | None = None
+    middle: TensorRef | None = None
 
     @property
     def rank(self) -> int:
@@ -33,7 +38,8 @@ class LowRank:
 
     @property
     def parts(self) -> tuple[TensorRef, ...]:
-        return (self.a, self.b, *((self.magnitude,) if self.magnitude else ()))
+        more = (self.magnitude, self.middle)
+        return (self.a, self.b, *(part for part in more if part is not None))
 
 
 @dataclass(frozen=True)

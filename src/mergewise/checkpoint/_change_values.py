@@ -58,6 +58,8 @@ class ChangeValues:
     def _factors(self, change: LowRank, number: Callable[[TensorRef], Tensor]) -> None:
         a = number(change.a).reshape(change.rank, -1)
         b = number(change.b).reshape(-1, change.rank)
+        if change.middle is not None:
+            b = b * number(change.middle).reshape(-1)
         left, right = (a.T, b.T) if change.turned else (b, a)
         self._left = (left * change.scale).contiguous()
         self._right = right.contiguous()

@@ -45,6 +45,15 @@ def config_value(config: dict[str, Any] | None, key: str) -> Any:
     return nested.get(key) if nested else None
 
 
+def set_config_value(config: dict[str, Any], key: str, value: object) -> None:
+    """Set `key` wherever the config states it, or its text config; else in the config."""
+    nested = text_config(config)
+    if nested is not None and key in nested:
+        nested[key] = value
+    if nested is None or key in config or key not in nested:
+        config[key] = value
+
+
 def check_config(config: dict[str, Any], path: Path) -> None:
     """Refuse a config whose known keys have wrong types; raises CheckpointError."""
     nested = text_config(config)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mergewise.checkpoint._config import text_config
+from mergewise.checkpoint._config import set_config_value
 from mergewise.checkpoint._depth import with_layers
 from mergewise.checkpoint._files import read_small, stays_inside, where
 from mergewise.checkpoint._write import make_folder, write_file
@@ -53,18 +53,10 @@ def edited_config(
     if dtype is not None:
         _set_dtype(config, dtype)
     if tie_word_embeddings is not None:
-        _set(config, "tie_word_embeddings", tie_word_embeddings)
+        set_config_value(config, "tie_word_embeddings", tie_word_embeddings)
     if vocab_size is not None:
-        _set(config, "vocab_size", vocab_size)
+        set_config_value(config, "vocab_size", vocab_size)
     return config
-
-
-def _set(config: dict[str, Any], key: str, value: object) -> None:
-    nested = text_config(config)
-    if nested is not None and key in nested:
-        nested[key] = value
-    if nested is None or key in config or key not in nested:
-        config[key] = value
 
 
 def _set_dtype(config: dict[str, Any], dtype: str) -> None:

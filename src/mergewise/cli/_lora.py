@@ -15,7 +15,7 @@ from mergewise.cli._pairs import scalars
 from mergewise.cli._progress import progress
 
 if TYPE_CHECKING:
-    from mergewise.forms import Extracted, LayerError
+    from mergewise.forms import Extracted, LayerError, Overlap
 
 _DTYPES = ("float32", "float16", "bfloat16", "float64")
 
@@ -104,10 +104,19 @@ def _numbers(ctx: click.Context, param: click.Parameter, value: str | None) -> l
     help="A parameter of the method, such as --set density=0.5; may be repeated.",
 )  # fmt: skip
 @click.option(
-    "--space", type=click.Choice(("delta", "factor")), default="delta", show_default=True,
-    help="Merge B @ A, or A and B apart (as LoRA soups do; not the same).",
+    "--space", type=click.Choice(("delta", "factor", "units")), default="delta",
+    show_default=True,
+    help="Merge B @ A, or A and B apart (as LoRA soups do; not the same), or cluster their ranks "
+    "into --rank of them (LoRA-LEGO).",
 )  # fmt: skip
-@click.option("--seed", type=int, default=0, help="Of random masks.")
+@click.option(
+    "--negate-b", is_flag=True, help="With --space factor: a negative weight turns B alone (PEM)."
+)
+@click.option(
+    "--reweight", type=click.Choice(("both", "parameter", "output", "none")), default="both",
+    show_default=True, help="With --space units: what is scaled afterwards.",
+)  # fmt: skip
+@click.option("--seed", type=int, default=0, help="Of random masks and clusters.")
 @access_options
 @_size_options
 def merge(
@@ -130,8 +139,44 @@ def merge(
     out.note(f"written to {output}")
 
 
+@our_command(name="overlap")
+@click.argument("adapters", nargs=-1, required=True, type=click.Path())
+@access_options
+@json_option
+def overlap(out: Output, adapters: tuple[str, ...], as_json: bool) -> None:
+    """How much LoRAs of one base interfere: 0 for orthogonal subspaces, which add up undisturbed.
+
+    For every two, the mean and the largest over their weights, of the inputs that they read (A)
+    and of the outputs that they write (B).
+    """
+    from mergewise.forms import adapter_overlap
+
+    with terminable(), progress(out, "comparing", "weights") as report:
+        found = adapter_overlap(adapters, progress=report)
+    if as_json:
+        out.json([vars(one) for one in found])
+        return
+    _show_overlap(out, adapters, found)
+
+
 command.add_command(extract)
 command.add_command(merge)
+command.add_command(overlap)
+
+
+def _show_overlap(out: Output, adapters: tuple[str, ...], found: tuple[Overlap, ...]) -> None:
+    from rich.table import Table
+
+    table = Table(box=None)
+    for heading in ("adapters", "weights", "inputs: mean", "largest", "outputs: mean", "largest"):
+        table.add_column(heading, justify="left" if heading == "adapters" else "right")
+    for first, second in dict.fromkeys((one.first, one.second) for one in found):
+        both = [one for one in found if (one.first, one.second) == (first, second)]
+        cells = []
+        for values in ([one.inputs for one in both], [one.outputs for one in both]):
+            cells += [f"{sum(values) / len(values):.3f}", f"{max(values):.3f}"]
+        table.add_row(f"{adapters[first]}, {adapters[second]}", str(len(both)), *cells)
+    out.data(table)
 
 
 def _show(out: Output, layers: tuple[LayerError, ...], error: float) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from mergewise._device import pick_device
 from mergewise._lazy import torch
-from mergewise.checkpoint import tensor_kind
+from mergewise.checkpoint import Orientation, tensor_kind
 from mergewise.constants import FUSE_FROM_ELEMENTS
 from mergewise.engine import _compile
 from mergewise.engine._block import Shared
@@ -109,6 +109,7 @@ def merge_state_dicts(
     )
     out = {name: torch.empty(t.shape, dtype=_out(t, dtype)) for name, t in donor.items()}
     tasks: list[TensorTask | PoolTask] = []
+    stored = Orientation(donor)
     for name, tensor in donor.items():
         if not tensor.is_floating_point():
             out[name].copy_(tensor)
@@ -122,13 +123,14 @@ def merge_state_dicts(
             for i, model in enumerate(every)
         ]
         has_base = used_base is not None
+        kind = tensor_kind(name, tensor.shape)
         means, turned = in_memory(needs, statistics, base_evidence, tensor, name)
         tasks.append(
             TensorTask(
                 name=name,
                 shape=tuple(tensor.shape),
                 method=chosen,
-                values=placed(chosen, values, tensor_kind(name, tensor.shape)),
+                values=placed(chosen, values, kind, stored.turned(name, kind)),
                 base=sources[0] if has_base else None,
                 experts=sources[has_base:],
                 out_dtype=_out(tensor, dtype),

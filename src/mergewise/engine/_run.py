@@ -280,7 +280,9 @@ class _Run:
         if output.vocabulary is None:
             return None
         vocabulary = output.vocabulary
-        return OutputFiles(vocabulary.tokenizer, vocabulary.rows, output.donor.folder)
+        return OutputFiles(
+            vocabulary.tokenizer, vocabulary.rows, output.donor.folder, vocabulary.special
+        )
 
     def _write_shards(
         self,

@@ -2,6 +2,7 @@
 
 from mergewise.forms.adapter_form import MadeAdapter, merge_into_adapter
 from mergewise.forms.adapter_merge import MergedAdapter, merge_adapters
+from mergewise.forms.adapter_overlap import Overlap, adapter_overlap
 from mergewise.forms.lora_extract import Extracted, LayerError, extract_lora
 
 __all__ = [
@@ -9,6 +10,8 @@ __all__ = [
     "LayerError",
     "MadeAdapter",
     "MergedAdapter",
+    "Overlap",
+    "adapter_overlap",
     "extract_lora",
     "merge_adapters",
     "merge_into_adapter",

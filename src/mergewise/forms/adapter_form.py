@@ -21,8 +21,14 @@ from mergewise.checkpoint import (
     sha256_file,
 )
 from mergewise.engine import MergeResult, ResultTensors
-from mergewise.errors import Diagnostic, MergewiseError, NonFiniteError, RecipeError
-from mergewise.forms._adapter_files import WEIGHTS_FILE, read_tensor, usual_dtype, write_notes
+from mergewise.errors import Diagnostic, MergewiseError, NonFiniteError, OutputError, RecipeError
+from mergewise.forms._adapter_files import (
+    WEIGHTS_FILE,
+    check_folder,
+    read_tensor,
+    usual_dtype,
+    write_notes,
+)
 from mergewise.forms._changes import Sum, difference
 from mergewise.forms._factor_space import factor_wise
 from mergewise.forms._svd import Rank, product_norm
@@ -90,6 +96,8 @@ def merge_into_adapter(
     if allow_nonfinite:
         raise MergewiseError("--allow-nonfinite: factors of NaN or infinity are of no use")
     base = _base(plan)
+    _refuse_own_inputs(plan, Path(out))
+    check_folder(Path(out), overwrite)
     wide = build_plan(_unrounded(plan))
     rank = Rank(form.rank, form.energy)
     result = ResultTensors(
@@ -107,6 +115,18 @@ def merge_into_adapter(
         out=Path(out), files=(WEIGHTS_FILE,), bytes_written=made.bytes_written, resumed=0,
         warnings=plan.warnings, adapter=made,
     )  # fmt: skip
+
+
+def _refuse_own_inputs(plan: MergePlan, out: Path) -> None:
+    for label, checkpoint in plan.checkpoints.items():
+        folders = {checkpoint.folder.resolve(), *(f.resolve().parent for f in checkpoint.files)}
+        if checkpoint.adapter is not None:
+            folders.add(checkpoint.adapter.resolve())
+        if out.resolve() in folders:
+            raise OutputError(
+                f"{out}: is a folder of the input {label}, or holds its files; choose another "
+                "output folder"
+            )
 
 
 def _unrounded(plan: MergePlan) -> Any:
@@ -277,15 +297,18 @@ def _factors(ref: ChangedRef, plan: MergePlan) -> tuple[Tensor, Tensor]:
     change = ref.change
     assert isinstance(change, LowRank)
     stamps = {p: s for c in plan.checkpoints.values() for p, s in c.stamps.items()}
-    files = {part.file: stamps[part.file] for part in (change.a, change.b)}
-    with FileReader(files) as reader:
-        a, b = (read_tensor(reader, part) for part in (change.a, change.b))
-    for value, part in ((a, change.a), (b, change.b)):
-        if not torch.isfinite(value).all():
-            raise NonFiniteError(
-                f"tensor {part.name} of {part.file} holds NaN or infinity; repair that adapter"
-            )
-    return b.reshape(-1, change.rank) * change.scale, a.flatten(1)
+    read = {}
+    with FileReader({part.file: stamps[part.file] for part in change.parts}) as reader:
+        for part in change.parts:
+            read[part.name] = read_tensor(reader, part)
+            if not torch.isfinite(read[part.name]).all():
+                raise NonFiniteError(
+                    f"tensor {part.name} of {part.file} holds NaN or infinity; repair that adapter"
+                )
+    b = read[change.b.name].reshape(-1, change.rank) * change.scale
+    if change.middle is not None:
+        b = b * read[change.middle.name].reshape(-1)
+    return b, read[change.a.name].flatten(1)
 
 
 def _check_exact(plan: MergePlan, changes: _PlanChanges) -> None:

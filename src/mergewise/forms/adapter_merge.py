@@ -21,13 +21,14 @@ from mergewise.forms._adapter_files import (
 )
 from mergewise.forms._factor_space import merged_alone
 from mergewise.forms._svd import Rank, cut, product_norm, truncated
+from mergewise.forms._units import REWEIGHT, Reweight, merged_units
 from mergewise.forms.lora_extract import LayerError
 from mergewise.methods import get_method
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-Space = Literal["delta", "factor"]
+Space = Literal["delta", "factor", "units"]
 Progress = Callable[[int, int], None]
 """Called with (modules done, modules in all)."""
 
@@ -64,8 +65,10 @@ def merge_adapters(
     method: str | None = None,
     parameters: Mapping[str, Any] | None = None,
     space: Space = "delta",
+    negate_b: bool = False,
     rank: int | None = None,
     energy: float | None = None,
+    reweight: Reweight = "both",
     seed: int = 0,
     dtype: str | None = None,
     overwrite: bool = False,
@@ -83,11 +86,22 @@ def merge_adapters(
     In the space of factors, A and B are merged apart, as LoRA soups, LoraHub and "add" modes do:
     ``(sum w B) @ (sum w A)`` has cross terms and is another result. Scales are multiplied into B.
 
+    In the space of units (LoRA-LEGO, arXiv 2409.16167), a row of A with its column of B is one
+    unit; the units of all adapters are clustered, weight by weight, and the merged adapter has
+    one for each of `rank` clusters. See `_units` for what of it is not verified.
+
     Args:
-        weights: one for each adapter; by default 1/n each. Not normalised.
+        weights: one for each adapter; by default 1/n each, and 1 in the space of units. Not
+            normalised.
         method: such as ``ties``; its `weight` is taken from `weights`.
         parameters: of the method.
-        rank, energy: as `extract_lora` takes them; needed with `method` in the space of deltas.
+        negate_b: in the space of factors, a negative weight turns B alone, and A is multiplied by
+            its size: the negation of PEM (Zhang et al., 2023, arXiv 2306.14870).
+        rank, energy: as `extract_lora` takes them; needed with `method` in the space of deltas,
+            and `rank` in that of units.
+        reweight: in the space of units, which of the two scalings are made: ``parameter``,
+            ``output``, ``both`` or ``none``.
+        seed: of random masks and of clustering.
 
     Raises:
         MergewiseError: for arguments that make no sense.
@@ -96,13 +110,19 @@ def merge_adapters(
         CheckpointError, NonFiniteError, OutputError: if a file cannot be read or written.
     """
     opened = [open_adapter(path) for path in adapters]
-    each = list(weights) if weights is not None else [1 / max(1, len(opened))] * len(opened)
+    share = 1.0 if space == "units" else 1 / max(1, len(opened))
+    each = list(weights) if weights is not None else [share] * len(opened)
     wanted = Rank(rank, energy)
     _check(opened, each, method, space, wanted)
+    if reweight not in REWEIGHT:
+        raise MergewiseError(f"reweight: {', '.join(REWEIGHT)} expected, got {reweight!r}")
+    if negate_b and (space != "factor" or method):
+        raise MergewiseError("negate_b belongs to weighted sums in space factor, and to no method")
     _refuse_own_inputs(Path(out), opened)
     check_folder(Path(out), overwrite)
     known = [AdapterFactors(a, str(p)) for a, p in zip(opened, adapters, strict=True)]
     merging = _Merging(known, each, method, dict(parameters or {}), wanted, seed)
+    merging.negate_b, merging.reweight = negate_b, reweight
     codes = {ref.dtype for a in opened for module in a.modules.values() for ref in module.values()}
     kind: torch.dtype = getattr(torch, dtype or usual_dtype(codes))
     return merging.run(Path(out), space, kind, progress)
@@ -131,8 +151,8 @@ def _check(
             f"weights: {len(adapters)} finite numbers expected, one for each adapter; got "
             f"{list(weights)}"
         )
-    if space not in ("delta", "factor"):
-        raise MergewiseError(f"space: delta or factor expected, got {space!r}")
+    if space not in ("delta", "factor", "units"):
+        raise MergewiseError(f"space: delta or factor or units expected, got {space!r}")
     if rank.most is not None and rank.most < 1:
         raise MergewiseError(f"rank: a number from 1 on expected, got {rank.most}")
     if rank.energy is not None and not 0 < rank.energy <= 1:
@@ -140,6 +160,8 @@ def _check(
     cut = rank.most is not None or rank.energy is not None
     if space == "factor" and cut:
         raise MergewiseError("space factor keeps the adapters' rank; leave rank and energy out")
+    if space == "units" and (rank.most is None or rank.energy is not None or method):
+        raise MergewiseError("space units clusters into rank= units; it takes no method or energy")
     if space == "delta" and method and not cut:
         raise MergewiseError(f"{method} gives dense matrices; say rank=, energy= or both")
 
@@ -152,6 +174,8 @@ class _Merging:
     parameters: dict[str, Any]
     rank: Rank
     seed: int
+    negate_b: bool = False
+    reweight: Reweight = "both"
 
     def run(
         self, out: Path, space: Space, kind: torch.dtype, progress: Progress | None
@@ -163,7 +187,7 @@ class _Merging:
         for done, module in enumerate(modules, 1):
             each = [known.read(module) for known in self.known]
             self._check_module(module, each)
-            one = self._factor if space == "factor" else self._delta
+            one = {"factor": self._factor, "units": self._units, "delta": self._delta}[space]
             factors = one(module, each, kind)
             if factors.rank:
                 made.factors[module] = factors
@@ -245,9 +269,25 @@ class _Merging:
         else:
             pairs = list(zip(self.weights, found, strict=True))
             b = torch.stack([w * f.b for w, f in pairs]).sum(dim=0)
-            a = torch.stack([w * f.a for w, f in pairs]).sum(dim=0)
+            sizes = [abs(w) if self.negate_b else w for w in self.weights]
+            a = torch.stack([w * f.a for w, f in zip(sizes, found, strict=True)]).sum(dim=0)
         self._note(module, like.rank, product_norm(b.flatten(1), a.flatten(1)), 0.0)
         return Factors(b.to(kind).to(b.dtype), a.to(kind).to(a.dtype), like.embeds)
+
+    def _units(self, module: str, each: Sequence[Factors | None], kind: torch.dtype) -> Factors:
+        like = next(f for f in each if f)
+        pairs = [
+            (w * f.b.flatten(1), f.a.flatten(1))
+            for w, f in zip(self.weights, each, strict=True)
+            if f
+        ]
+        b, a = merged_units(pairs, self.rank.most or 1, self.reweight, self.seed)
+        self._note(module, len(a), product_norm(b, a), 0.0)
+        return Factors(
+            b.to(kind).to(b.dtype).reshape(*b.shape, *like.b.shape[2:]),
+            a.to(kind).to(a.dtype).reshape(len(a), *like.a.shape[1:]),
+            like.embeds,
+        )
 
     def _note(self, module: str, rank: int, change: float, lost: float) -> None:
         self._layers.append(LayerError(f"{module}.weight", rank, change, relative(lost, change)))

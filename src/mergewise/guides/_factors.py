@@ -11,17 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 from mergewise._lazy import torch
 from mergewise.errors import GuideError
-from mergewise.evidence import Evidence, fingerprint_of, load_evidence
+from mergewise.evidence import Evidence, load_evidence
 from mergewise.evidence.statistics._file import (
     Entry,
     Record,
-    StatisticRecord,
     key_of,
     write_evidence,
 )
-from mergewise.evidence.statistics._record import software, weights_of
 from mergewise.guides._base import Ask, Expert
 from mergewise.guides._evidence import name_files
+from mergewise.guides._found import found_record
 from mergewise.guides._names import file_name
 from mergewise.methods import all_methods
 from mergewise.plan import MergePlan
@@ -134,22 +133,7 @@ def keep_factors(
     Raises:
         OutputError: if the file cannot be written.
     """
-    checkpoint, data = expert.checkpoint, ask.data[expert.label]
-    counts = {name: {"examples": 1} for name in sorted(factors)}
-    record = Record(
-        statistics={STATISTIC: StatisticRecord(dict(options), counts)},
-        model={
-            "name": checkpoint.path.name,
-            "kind": "checkpoint",
-            "fingerprint": fingerprint_of(checkpoint.path),
-            "class": checkpoint.architecture,
-            "dtype": checkpoint.dtype,
-            "weights": weights_of(checkpoint),
-        },
-        parts=[{"data": data.name, "sha256": data.fingerprint(), "rows": list(data.rows)}],
-        versions=software(),
-        uncovered=sorted(set(checkpoint.tensors) - set(factors)),
-    )
+    record = found_record(ask, expert, STATISTIC, options, factors)
     out = ask.keep(f"{file_name(expert.label)}.factor-{_digest(record, factors)}.safetensors")
     write_evidence(
         out,

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from mergewise.errors import GuideError
-from mergewise.evidence import Evidence, collect, fingerprint_of, load_evidence
+from mergewise.evidence import Evidence, collect, load_evidence
 from mergewise.guides._base import Ask, Expert, Guide, Guided, Needs
 from mergewise.guides._document import explicit
+from mergewise.guides._found import found_record
 from mergewise.guides._lines import Lines
 from mergewise.guides._losses import feeder, look_at, opened
 from mergewise.guides._names import file_name, place_of
@@ -145,29 +146,10 @@ def _masks(ask: Ask, reasoning: Expert, domain: Expert, prior: Evidence) -> dict
 def _kept(ask: Ask, domain: Expert, masks: dict[str, Tensor]) -> Evidence:
     """The mask as evidence of the domain model."""
     from mergewise.evidence._mask_file import entries_of_masks
-    from mergewise.evidence.statistics._file import Record, StatisticRecord, write_evidence
-    from mergewise.evidence.statistics._record import software, weights_of
+    from mergewise.evidence.statistics._file import write_evidence
 
-    checkpoint, data = domain.checkpoint, ask.data[domain.label]
-    record = Record(
-        statistics={
-            "mask": StatisticRecord(
-                {"guide": "rcp", "penalty": ask.settings.penalty},
-                {name: {"examples": 1} for name in sorted(masks)},
-            )
-        },
-        model={
-            "name": checkpoint.path.name,
-            "kind": "checkpoint",
-            "fingerprint": fingerprint_of(checkpoint.path),
-            "class": checkpoint.architecture,
-            "dtype": checkpoint.dtype,
-            "weights": weights_of(checkpoint),
-        },
-        parts=[{"data": data.name, "sha256": data.fingerprint(), "rows": list(data.rows)}],
-        versions=software(),
-        uncovered=sorted(set(checkpoint.tensors) - set(masks)),
-    )
+    options = {"guide": "rcp", "penalty": ask.settings.penalty}
+    record = found_record(ask, domain, "mask", options, masks)
     out = ask.keep(f"{file_name(domain.label)}.mask.safetensors")
     write_evidence(out, record, entries_of_masks({n: m.cpu() for n, m in masks.items()}))
     return load_evidence(out)

@@ -129,6 +129,9 @@ class Method(ABC):
         source: paper (authors, year, arXiv id) or the software it comes from.
         variant: which published variant the defaults follow.
         params: the parameters by name.
+        advice: when to use it and when not, in two sentences.
+        family: where it stands among methods: `averages`, `task vectors`, `subspaces`,
+            `arithmetic` or `evidence`; empty for what its needs suggest.
         example: a recipe (YAML) that runs; models are named base, expert_a, expert_b.
     """
 
@@ -141,6 +144,8 @@ class Method(ABC):
     variant: ClassVar[str] = "mergekit"
     params: ClassVar[Mapping[str, Param]] = {}
     example: ClassVar[str] = ""
+    advice: ClassVar[str] = ""
+    family: ClassVar[str] = ""
     symmetric: ClassVar[bool] = True
     """Whether the order of the experts is immaterial, given their parameters move with them."""
     idempotent: ClassVar[bool] = True

@@ -102,6 +102,7 @@ def factored(x: Inputs, s: Settings, parts: list[Tensor]) -> list[Tensor]:
 class DeltaMethod(Method):
     """Base of the family; see the module."""
 
+    family = "task vectors"
     selection: ClassVar[Everything] = Everything()
     consensus: ClassVar[bool] = False
 

@@ -61,15 +61,26 @@ class Interference:
         guards: Sequence[Tensor] | None = None,
     ) -> None:
         self.start = start
-        self._guards: list[Tensor] = []
+        self._inputs = start.shape[1]
         self.pull = torch.zeros_like(start, dtype=torch.float64)
-        for delta, target, guard in zip(deltas, targets or deltas, guards or deltas, strict=True):
+        every = guards or deltas
+        # one matrix over the inputs if that is the smaller, else all guards' rows
+        self._curved = self._inputs <= max(len(guard) for guard in every)
+        held: list[Tensor] = []
+        for delta, target, guard in zip(deltas, targets or deltas, every, strict=True):
             size = float(delta.double().norm())
             if size > 0:
-                unit = guard.double() / size
-                self._guards.append(unit)
-                self.pull += (start.double() - target.double()) @ unit.mT @ unit
-        self._stack = torch.cat(self._guards)
+                self._take(start.double() - target.double(), guard.double() / size, held)
+        self._held = held[0] if self._curved else torch.cat(held)
+
+    def _take(self, away: Tensor, guard: Tensor, held: list[Tensor]) -> None:
+        if not self._curved:
+            self.pull += away @ guard.mT @ guard
+            held.append(guard)
+            return
+        gram = guard.mT @ guard
+        self.pull += away @ gram
+        held[:] = [held[0] + gram if held else gram]
 
     def descended(self, optimiser: str, steps: int, learning_rate: float) -> Tensor:
         """The start after some steps of `adam` or `sgd` (momentum 0.9), in the start's type."""
@@ -80,10 +91,11 @@ class Interference:
         return self.start + sgd(slope, still, steps, learning_rate, momentum=0.9)
 
     def _slope(self) -> _Slope:
-        stack = self._stack
         # the cheaper of x (C) and (x S^T) S
-        curved = stack.shape[1] <= 2 * stack.shape[0]
-        factors = [stack.mT @ stack] if curved else [stack.mT, stack]
+        if self._curved or self._inputs <= 2 * len(self._held):
+            factors = [self._curvature()]
+        else:
+            factors = [self._held.mT, self._held]
         kind = self.start.dtype
         return _Slope(self.pull.to(kind), [factor.to(kind) for factor in factors])
 
@@ -92,19 +104,24 @@ class Interference:
 
         With fewer rows than inputs only directions are given in which C is not zero.
         """
-        stack = self._stack
-        if stack.shape[1] <= stack.shape[0]:
-            values, vectors = torch.linalg.eigh(stack.mT @ stack)
+        if self._curved or self._inputs <= len(self._held):
+            values, vectors = torch.linalg.eigh(self._curvature())
             return values.flip(0).clamp(min=0), vectors.flip(1)
+        stack = self._held
         values, left = torch.linalg.eigh(stack @ stack.mT)
         kept = values > _ROUNDING * values[-1]
         values, left = values[kept].flip(0), left[:, kept].flip(1)
         return values, stack.mT @ left / values.sqrt()
 
+    def _curvature(self) -> Tensor:
+        return self._held if self._curved else self._held.mT @ self._held
+
     def minimised(self, values: Tensor, vectors: Tensor, factors: Tensor) -> Tensor:
         """The start moved to the minimum, along each eigenvector by its factor of the way."""
-        step = (self.pull @ vectors) * (factors / values.clamp(min=FLOOR))
-        return self.start - (step @ vectors.mT).to(self.start.dtype)
+        used = vectors[:, factors > 0]
+        steps = (factors / values.clamp(min=FLOOR))[factors > 0]
+        step = (self.pull @ used) * steps
+        return self.start - (step @ used.mT).to(self.start.dtype)
 
 
 class _Slope:

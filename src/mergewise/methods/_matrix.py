@@ -75,6 +75,7 @@ class MatrixMethod(PlacedMethod):
     """
 
     base = "required"
+    family = "subspaces"
     solving: ClassVar[int] = 2
     """Matrices in float64, of each expert, that `update` holds at once."""
     beside: ClassVar[int] = 6
@@ -158,4 +159,4 @@ def placed(
     """A tensor's parameters, with what a `PlacedMethod` is told of the tensor."""
     if not isinstance(method, PlacedMethod):
         return dict(values)
-    return {**values, "kind": kind, "turned": turned and kind == "matrix"}
+    return {**values, "kind": kind, "turned": turned}

@@ -26,6 +26,11 @@ class AdaMergeX(Method):
 
     name = "adamergex"
     summary = "carries a task over to another language by the quotient of two IA3 adapters"
+    advice = (
+        "To carry a task to another language with three IA3 adapters of one base. For "
+        "adapters that add (LoRA), the same is task arithmetic with a negative weight."
+    )
+    family = "arithmetic"
     base = "ignored"
     experts = (3, 3)
     formula = "x_1 (1 + lambda (x_2 / x_3 - 1))"
@@ -41,7 +46,7 @@ merge_method: adamergex
 models:
   - model: expert_a
   - model: expert_b
-  - model: expert_c
+  - model: base
 """
 
     def combine(self, x: Inputs, s: Settings) -> Tensor:

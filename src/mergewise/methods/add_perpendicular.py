@@ -49,6 +49,12 @@ class AddPerpendicular(Method):
 
     name = "add_perpendicular"
     summary = "adds of each task vector only what is perpendicular to those before it"
+    advice = (
+        "To add a second task vector without repeating what the first has done. The order of "
+        "the models matters, and task vectors of high dimension are nearly perpendicular "
+        "anyway."
+    )
+    family = "arithmetic"
     experts = (2, None)
     formula = "b + sum_i w_i p_i, p_i = d_i - sum_{j<i} (d_i.p_j / p_j.p_j) p_j"
     source = "sd-mecha (ljleb), perpendicular_component; Gram-Schmidt for more than two"

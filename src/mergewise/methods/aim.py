@@ -25,6 +25,10 @@ class Aim(Method):
 
     name = "aim"
     summary = "relaxes a merged model toward the base along its strongest input channels"
+    advice = (
+        "As a second stage after any merge, to protect what the base's inputs use most. It "
+        "draws back towards the base, so the experts' gains shrink as well."
+    )
     experts = (1, 1)
     formula = "b + d r_j, r_j = 1 - (1 - omega) a_j / max(a), a_j = mean |input j| of the base"
     source = "Activation-Informed Merging (Nobari et al. 2025, arXiv 2502.02421)"

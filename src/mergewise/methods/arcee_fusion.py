@@ -31,6 +31,11 @@ class ArceeFusion(Method):
 
     name = "arcee_fusion"
     summary = "takes from the expert only the changes of outlying importance"
+    advice = (
+        "For one expert and a base, to take over what stands out and leave the rest. For two "
+        "models only; what counts as outlying is a rule, not a measurement."
+    )
+    family = "arithmetic"
     experts = (1, 1)
     formula = "b + d [I >= Q2 + 1.5 (Q3 - Q1)], I = |d| KL(softmax(x) || softmax(b)) by row"
     source = "Arcee Fusion (Arcee AI 2025, arcee.ai); mergekit"

@@ -27,6 +27,10 @@ class Aswudi(MatrixMethod):
 
     name = "aswudi"
     summary = "least disturbance of the task vectors in closed form, nothing to be tuned"
+    advice = (
+        "The aim of wudi in closed form with nothing to choose. It solves a system the size "
+        "of each matrix's inputs, and rests on a recent preprint."
+    )
     solving = 7
     formula = (
         "as swudi, with f = 1 on the K largest of the eigenvalues l and 0 elsewhere, "

@@ -24,6 +24,10 @@ class Bcwi(Method):
 
     name = "bcwi"
     summary = "a new model drawn back to the old, most where the old one's Fisher information is"
+    advice = (
+        "For a model that is to be updated without flipping the old one's right answers. It "
+        "needs Fisher information of the old model, and gives up some of the update."
+    )
     experts = (1, 1)
     formula = "(alpha F b + (1 - alpha) x) / (alpha F + 1 - alpha), F of the old model"
     source = "Backward Compatibility via Weight Interpolation (2024)"

@@ -14,6 +14,10 @@ class Breadcrumbs(DeltaMethod):
 
     name = "breadcrumbs"
     summary = "drops each task vector's outliers and smallest elements, and adds the rest"
+    advice = (
+        "When a few outlying changes dominate an expert, besides many small ones. The share "
+        "of outliers (gamma) is small; what it drops may also be what matters most."
+    )
     formula = "b + lambda sum_i w_i m_i d_i, m_i = the density_i n largest below the gamma_i n top"
     source = _SOURCE
     variant = _VARIANT
@@ -35,6 +39,10 @@ class BreadcrumbsTies(DeltaMethod):
 
     name = "breadcrumbs_ties"
     summary = "breadcrumbs, summing only elements of the majority's sign"
+    advice = (
+        "Breadcrumbs with the election of signs of ties, for experts that disagree. Two "
+        "sparsities to be chosen, best on held-out data."
+    )
     formula = "as breadcrumbs, over the elements of the majority's sign"
     source = _SOURCE
     variant = _VARIANT

@@ -23,6 +23,11 @@ class Cart(MatrixMethod):
 
     name = "cart"
     summary = "the average, plus each expert's strongest directions away from it"
+    advice = (
+        "When the average is a fair start and each expert's strongest directions are to be "
+        "put back. It differs from the average by its scale and rank alone, which want "
+        "choosing."
+    )
     formula = (
         "a = sum_i w_i d_i / N; b + a + lambda sum_i svd_k(w_i d_i - a), k = ceil(rank min(m, n))"
     )

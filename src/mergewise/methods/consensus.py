@@ -25,6 +25,10 @@ class Consensus(DeltaMethod):
 
     name = "consensus"
     summary = "drops elements of the merged task vector that fewer than two tasks have a use for"
+    advice = (
+        "For many experts, to drop what only one of them has a use for. What is dropped is "
+        "just what that one expert alone knows."
+    )
     formula = (
         "T = sum_i w_i d_i; m_i = [|w_i d_i| > tall_i |T - w_i d_i|]; "
         "b + lambda [sum_i m_i >= least] T"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from mergewise._lazy import torch
 from mergewise.methods._base import Access, Inputs
 from mergewise.methods._matrix import PlacedMethod, by_matrix
-from mergewise.methods._params import REQUIRED, Param, Settings
+from mergewise.methods._params import Param, Settings
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,6 +38,11 @@ class CopyRegion(PlacedMethod):
 
     name = "copy_region"
     summary = "takes a band of each tensor's rows from another model"
+    advice = (
+        "To take a band of rows from another model, for experiments. Rows are neurons without "
+        "an order, so the cut is arbitrary."
+    )
+    family = "arithmetic"
     experts = (1, 1)
     formula = "x in rows [offset n, (offset + width) n) mod n, b elsewhere"
     source = "tensor sum of the diffusion community (sd-mecha, ljleb)"
@@ -46,7 +51,7 @@ class CopyRegion(PlacedMethod):
     )
     symmetric = False
     params = {
-        "width": Param(float, REQUIRED, "share of the rows to take", ge=0, le=1, native=True),
+        "width": Param(float, 0.5, "share of the rows to take", ge=0, le=1, native=True),
         "offset": Param(float, 0.0, "where the band begins, as a share", ge=0, lt=1, native=True),
     }
     example = """

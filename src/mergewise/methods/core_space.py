@@ -31,6 +31,11 @@ class CoreSpace(MatrixMethod):
 
     name = "core_space"
     summary = "task vectors merged inside the small space that LoRA experts span"
+    advice = (
+        "For LoRA experts: the space they span together is small, so subspace rules are cheap "
+        "in it. With a linear rule it gives the plain sum, and full fine-tuning leaves "
+        "nothing to be saved."
+    )
     formula = (
         "U, V = bases of the columns and rows of d_1 ... d_N; M_i = U^T d_i V; "
         "b + lambda U rule(M_1 ... M_N) V^T"

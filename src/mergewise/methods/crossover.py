@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from mergewise._lazy import torch
 from mergewise.methods._base import Access, Inputs
 from mergewise.methods._matrix import PlacedMethod
-from mergewise.methods._params import REQUIRED, Param, Settings
+from mergewise.methods._params import Param, Settings
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -48,6 +48,12 @@ class Crossover(PlacedMethod):
 
     name = "crossover"
     summary = "low frequencies of one model's tensors, high frequencies of another's"
+    advice = (
+        "To take coarse structure of one model and fine structure of another, as the "
+        "diffusion community does. That neighbouring rows belong together is assumed, which "
+        "trained weights do not promise."
+    )
+    family = "arithmetic"
     experts = (1, 1)
     formula = "b + F^-1(f F(d)), f = clip(r cot + alpha cot + alpha - cot, 0, 1), cot(pi tilt / 2)"
     source = "sd-mecha (ljleb), crossover"
@@ -55,9 +61,7 @@ class Crossover(PlacedMethod):
     symmetric = False
     solving = 4
     params = {
-        "alpha": Param(
-            float, REQUIRED, "share of the expert: 0 the base, 1 the expert", ge=0, le=1
-        ),
+        "alpha": Param(float, 0.5, "share of the expert: 0 the base, 1 the expert", ge=0, le=1),
         "tilt": Param(
             float, 0.0, "0: a sharp cut; 1: no cut, an even mixture", ge=0, le=1, native=True
         ),

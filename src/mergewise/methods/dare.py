@@ -14,6 +14,11 @@ class DareLinear(DeltaMethod):
 
     name = "dare_linear"
     summary = "keeps random elements of each task vector, rescaled, and adds them"
+    advice = (
+        "For experts whose changes are small and redundant, as of instruction tuning. Random: "
+        "another seed gives another model, and at low densities the noise can cost more than "
+        "the overlap did."
+    )
     formula = "b + lambda sum_i w_i f_i m_i d_i, m_i ~ Bernoulli(density_i), f_i by rescale_by"
     source = _SOURCE
     variant = _VARIANT
@@ -37,6 +42,10 @@ class DareTies(DeltaMethod):
 
     name = "dare_ties"
     summary = "keeps random elements of each task vector, rescaled, and sums the majority's sign"
+    advice = (
+        "Dare's random dropping in front of the election of signs of ties. At low densities "
+        "the noise can cost more than the overlap did; compare with ties."
+    )
     formula = "b + lambda sum_i w_i f_i m_i d_i over those of the majority's sign"
     source = _SOURCE
     variant = _VARIANT

@@ -14,6 +14,10 @@ class Della(DeltaMethod):
 
     name = "della"
     summary = "keeps larger changes with higher probability, elects a sign, averages who agrees"
+    advice = (
+        "As dare_ties, but large changes are more likely to stay. It needs density and "
+        "epsilon to fit together, and more time than dare for its ranks."
+    )
     formula = "as ties, m_i ~ Bernoulli(density - eps + 2 eps rank/(columns - 1)), ranks by row"
     source = _SOURCE
     variant = _VARIANT
@@ -38,6 +42,10 @@ class DellaLinear(DeltaMethod):
 
     name = "della_linear"
     summary = "keeps larger changes with higher probability, rescaled, and adds them"
+    advice = (
+        "As dare_linear, but large changes are more likely to stay. It needs density and "
+        "epsilon to fit together, and more time than dare for its ranks."
+    )
     formula = "b + lambda sum_i w_i f_i m_i d_i, m_i as in della"
     source = _SOURCE
     variant = _VARIANT

@@ -27,6 +27,11 @@ class Doge(MatrixMethod):
 
     name = "doge"
     summary = "task vectors of one length with a common correction, sparsified"
+    advice = (
+        "For several experts, when a search for a common correction of each matrix is "
+        "affordable. It has more settings than most, and whether they carry over to other "
+        "models is open."
+    )
     solving = 7
     formula = (
         "l_i = lambda / |d_i|; a by Adam on sum_i |rowsum(d_i * (d_i - sum_k l_k (d_k + a)))|^2, "

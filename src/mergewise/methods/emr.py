@@ -25,6 +25,11 @@ class Emr(Method):
 
     name = "emr"
     summary = "takes of every element the largest change of the sign that the sum has"
+    advice = (
+        "One shared vector of which a task's own model can be had back with masks and "
+        "factors. By itself, without these, it favours whatever changed most."
+    )
+    family = "task vectors"
     formula = "g = sign(sum_i w_i d_i), 0 counting as -; b + lambda g max_i(max(0, g w_i d_i))"
     source = "EMR-Merging (Huang et al. 2024, arXiv 2405.17461)"
     variant = "paper and code: the unified vector alone, without the tasks' masks and rescalers"

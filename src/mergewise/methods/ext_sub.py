@@ -39,6 +39,11 @@ class ExtSub(PlacedMethod):
 
     name = "ext_sub"
     summary = "subtracts of an anti-expert what it does not share with the expert, row by row"
+    advice = (
+        "To take an unwanted ability out of an expert and leave what it shares with it. It "
+        "needs an anti-expert trained on the unwanted, with the same kind of adapter."
+    )
+    family = "arithmetic"
     experts = (2, 2)
     formula = "b + e - alpha (a - (a.c) c) by row, c = e/|e| + a/|a| made unit length"
     source = "Ext-Sub, Separate the Wheat from the Chaff (Hu et al. 2023, arXiv 2308.08090)"

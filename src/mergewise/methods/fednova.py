@@ -31,12 +31,13 @@ def _factors(p: Settings) -> list[float]:
         effective_steps(steps, momentum, proximal)
         for steps, momentum, proximal in zip(p.steps, p.momentum, p.proximal, strict=True)
     ]
-    parts = shares(p.weight)
     together = [
         steps if any(p.proximal) else size for steps, size in zip(p.steps, lengths, strict=True)
     ]
+    parts = shares(p.weight) if any(p.weight) else [0.0] * len(lengths)
     whole = sum(part * size for part, size in zip(parts, together, strict=True))
-    return [p.lambda_ * whole * part / size for part, size in zip(parts, lengths, strict=True)]
+    taken = parts if p.normalize else p.weight
+    return [p.lambda_ * whole * part / size for part, size in zip(taken, lengths, strict=True)]
 
 
 class FedNova(Method):
@@ -49,7 +50,15 @@ class FedNova(Method):
 
     name = "fednova"
     summary = "the mean of task vectors divided by their training steps, times the mean steps"
-    formula = "b + lambda t sum_i p_i d_i / a_i, p_i = w_i / sum w, t = sum_i p_i a_i"
+    advice = (
+        "For runs of different length from one start, as in federated learning: the longer no "
+        "longer counts for more. It needs each run's number of steps."
+    )
+    family = "arithmetic"
+    formula = (
+        "b + lambda t sum_i p_i d_i / a_i, p_i = w_i / sum w, t = sum_i p_i a_i   (the first p_i "
+        "is w_i if normalize is false)"
+    )
     source = "FedNova (Wang et al. 2020, arXiv 2007.07481)"
     variant = "the authors' code: with a proximal term t = sum_i p_i steps_i; no server momentum"
     params = {
@@ -57,6 +66,7 @@ class FedNova(Method):
                        le=1e15, native=True),
         "weight": Param(float, 1.0, "how much this expert counts, as by its examples",
                         per_model=True, ge=0),
+        "normalize": Param(bool, True, "divide by the sum of the weights"),
         "momentum": Param(float, 0.0, "momentum of its SGD", per_model=True, ge=0, lt=1,
                           native=True),
         "proximal": Param(float, 0.0, "its learning rate times its proximal term's factor",
@@ -74,7 +84,7 @@ models:
 """
 
     def problem(self, p: Settings, experts: int) -> str | None:
-        if not sum(p.weight) > 0:
+        if p.normalize and not any(p.weight):
             return "all weights are 0; give one expert a weight above 0"
         if any(m and c for m, c in zip(p.momentum, p.proximal, strict=True)):
             return "momentum and proximal of one expert have no known count together; leave one out"

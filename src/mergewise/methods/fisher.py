@@ -33,6 +33,11 @@ class Fisher(Method):
 
     name = "fisher"
     summary = "average weighted by each model's diagonal Fisher information"
+    advice = (
+        "When examples of each expert's task are at hand to measure what matters to it. "
+        "Fisher information differs in scale between tasks, so `normalize` or weights decide "
+        "who is heard."
+    )
     base = "ignored"
     formula = "sum_i l_i F_i x_i / sum_i l_i F_i, l_i = w_i / |F_i| (w_i if normalize is false)"
     source = "Fisher merging (Matena & Raffel 2022, arXiv 2111.09832)"

@@ -54,6 +54,10 @@ class GeometricMedian(Method):
 
     name = "geometric_median"
     summary = "the point with the least sum of distances to the experts, robust to a stray one"
+    advice = (
+        "When one of several models of the same task may be broken or stray. For experts that "
+        "are equally far from each other it is close to the mean."
+    )
     base = "optional"
     formula = "argmin_m sum_i w_i |x_i - m|, over each tensor or the whole model"
     source = "Weiszfeld 1937; Robust aggregation, RFA (Pillutla et al. 2019, arXiv 1912.13445)"
@@ -75,7 +79,7 @@ merge_method: geometric_median
 models:
   - model: expert_a
   - model: expert_b
-  - model: expert_c
+  - model: base
 """
 
     def problem(self, p: Settings, experts: int) -> str | None:

@@ -27,6 +27,10 @@ class GradientMatching(Method):
 
     name = "gradient_matching"
     summary = "task vectors weighted by the experts' and the base's Fisher information"
+    advice = (
+        "When Fisher information of base and experts can be measured, to weigh task vectors "
+        "by curvature. A base whose data is unknown has to be measured on something like it."
+    )
     formula = "b + sum_i w_i (H0 + H_i + delta) d_i / (H0 + delta + sum_i w_i H_i)"
     source = "Uncertainty-based gradient matching (Daheim et al. 2024, arXiv 2310.12808)"
     variant = "the authors' script: one weight for the sum of curvatures and of task vectors"

@@ -22,6 +22,10 @@ class IsoC(MatrixMethod):
 
     name = "iso_c"
     summary = "the sum of task vectors with its singular values made equal"
+    advice = (
+        "For many experts whose sum is ruled by a few strong directions. All directions get "
+        "the same strength, the noise among them too; lambda is best chosen on held-out data."
+    )
     formula = "sum_i w_i d_i = U S V^T; b + lambda mean(S) U V^T, the mean over min(m, n)"
     source = "Isotropic model merging (Marczak et al. 2025, arXiv 2502.04959)"
     variant = "paper; singular values that are rounding are not raised, unless `null: fill`"

@@ -27,6 +27,10 @@ class IsoCts(MatrixMethod):
 
     name = "iso_cts"
     summary = "iso_c with its weakest directions replaced by each task's own"
+    advice = (
+        "As iso_c for many experts, with room for what each task has of its own. It takes "
+        "more decompositions than iso_c, and the shared part has to be chosen."
+    )
     formula = (
         "C, c = first k left and right vectors of sum_i w_i d_i; U_i, V_i = first p of "
         "w_i d_i - C C^T w_i d_i; U = [U_1 ... C], V = [V_1 ... c], S likewise; "

@@ -59,6 +59,10 @@ class Karcher(Method):
 
     name = "karcher"
     summary = "the mean of directions on the sphere, found by iteration"
+    advice = (
+        "The mean of any number of models on the sphere, all counting alike. For models that "
+        "are nearly parallel it differs little from linear, and takes several passes to find."
+    )
     base = "ignored"
     formula = "mean_i |x_i| * argmin_u sum_i angle(u, x_i)^2"
     source = "Riemannian center of mass (Karcher 1977); mergekit"

@@ -38,6 +38,10 @@ class Knots(MatrixMethod):
 
     name = "knots"
     summary = "ties in the coordinates of the task vectors' common singular vectors"
+    advice = (
+        "For LoRA experts, whose changes are easier to compare in common coordinates. All "
+        "task vectors of a matrix are decomposed together, so memory grows with their number."
+    )
     formula = "c_i = U^T d_i; b + lambda U ties(c_1 ... c_N)"
     source = "KnOTS (Stoica et al. 2024, arXiv 2410.19735)"
     variant = (

@@ -18,6 +18,11 @@ class Linear(Method):
 
     name = "linear"
     summary = "weighted average of the weights themselves"
+    advice = (
+        "The first thing to try with checkpoints of one run, or with experts that are close "
+        "to one another. Of experts for different tasks it keeps little: each one's change is "
+        "divided by their number."
+    )
     base = "ignored"
     formula = "sum_i w_i x_i / sum_i w_i   (no division if normalize is false)"
     source = "Model soups (Wortsman et al. 2022, arXiv 2203.05482)"

@@ -27,6 +27,12 @@ class LocalizeAndStitch(Method):
 
     name = "localize_and_stitch"
     summary = "keeps a small part of each expert and averages the parts where they overlap"
+    advice = (
+        "To put small, telling parts of experts beside each other; masks come from the guide "
+        "of this name, or without data from the largest changes. Without data the small part "
+        "kept may be too little."
+    )
+    family = "task vectors"
     formula = (
         "b + sum_i m_i d_i / max(1, sum_i m_i), m_i = trained, or [|d_i| > 0 in the top density]"
     )

@@ -27,6 +27,10 @@ class Lota(DeltaMethod):
 
     name = "lota"
     summary = "keeps each expert's largest changes, with a rule for elements that several keep"
+    advice = (
+        "For experts trained sparsely, or few enough that their largest tenths hardly "
+        "overlap. Without the authors' sparse training it is a trimmed sum."
+    )
     formula = (
         "m_i = top density_i of |d_i|; b + lambda sum_i w_i m_i d_i, or over sum_i m_i "
         "(overlap: mean), or m_i without the masks before it (overlap: first)"

@@ -17,6 +17,11 @@ class MagMax(Method):
 
     name = "magmax"
     summary = "takes of every element the largest change that any expert made"
+    advice = (
+        "For tasks learnt one after the other from one base, each starting at the last. Of "
+        "every element only the largest change counts, so a loud expert drowns the others."
+    )
+    family = "task vectors"
     formula = "b + lambda w_j d_j with j = argmax_i |w_i d_i|, element by element"
     source = "MagMax (Marczak et al. 2024, arXiv 2407.06322)"
     variant = (

@@ -48,6 +48,10 @@ class Mats(Method):
     summary = (
         "average in the experts' task subspaces (K-FAC, Gram or diagonal metric), solved by CG"
     )
+    advice = (
+        "As regmean, with a richer metric (both sides of a layer) when gradients can be "
+        "collected. It solves by iteration, and a poor start shows if these are few."
+    )
     base = "optional"
     formula = "solve (sum_i w_i C_i) W = sum_i w_i C_i W_i by conjugate gradients from `init`"
     source = "MaTS (Tam, Bansal & Raffel 2024, arXiv 2312.04339)"

@@ -44,6 +44,12 @@ class ModelStock(Method):
 
     name = "model_stock"
     summary = "the experts' mean, drawn back to the base by how much they disagree"
+    advice = (
+        "For a few fine-tunings of one base on the same data, to do without a larger soup. Of "
+        "experts for different tasks, whose task vectors are nearly orthogonal, it stays "
+        "close to the base."
+    )
+    family = "averages"
     experts = (2, None)
     formula = "t mean(x) + (1 - t) b, t = N c / (1 + (N-1) c), c = mean pairwise cosine of d"
     source = "Model Stock (Jang, Yun and Han 2024, arXiv 2403.19522)"

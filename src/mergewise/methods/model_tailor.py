@@ -28,6 +28,11 @@ class ModelTailor(Method):
 
     name = "model_tailor"
     summary = "keeps the most telling tenth of each expert's changes, and makes up for the rest"
+    advice = (
+        "To keep an old ability when one expert is added to a base, by keeping few of its "
+        "changes and making up for the rest. What is made up for can bring forgetting back; "
+        "see the measurements of its guide."
+    )
     formula = (
         "b + sum_i w_i e_i; e_i = argmin |X_i (e - d_i)^T|^2 over e zero outside m_i, m_i = top of "
         "each row by s |d| / mean |d| + (1 - s) q / mean q, q = d^2 / [(X_i^T X_i)^-1]_jj"

@@ -29,6 +29,10 @@ class MultiSlerp(Method):
 
     name = "multislerp"
     summary = "a weighted mean of directions on the sphere, for any number of models"
+    advice = (
+        "Slerp for more than two models; with a base, of task vectors. For models that are "
+        "nearly parallel it differs little from linear."
+    )
     base = "optional"
     formula = "(sum_i w_i |x_i|) m, m = sum_i w_i u_i made unit length, u_i = x_i / |x_i|"
     source = "multi-SLERP (Goddard 2025, goddard.blog); mergekit"

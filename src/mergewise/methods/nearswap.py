@@ -17,6 +17,11 @@ class NearSwap(Method):
 
     name = "nearswap"
     summary = "takes the other model's value where the two nearly agree"
+    advice = (
+        "To lend a model a second one's values where the two nearly agree. It changes little "
+        "by design, and has no say on what disagrees."
+    )
+    family = "averages"
     experts = (1, 1)
     formula = "b + c (x - b) with c = clamp(t / max(|x - b|, 1e-6), 0, 1)"
     source = "alchemonaut, QuartetAnemoi-70B (2024, Hugging Face)"

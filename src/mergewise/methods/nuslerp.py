@@ -43,6 +43,10 @@ class NuSlerp(Method):
 
     name = "nuslerp"
     summary = "interpolates two models or task vectors along an arc, by weights"
+    advice = (
+        "As slerp for two models, with weights instead of a position, and with a base between "
+        "task vectors. Rotation keeps lengths that an average of unlike task vectors loses."
+    )
     base = "optional"
     experts = (2, 2)
     formula = "slerp(x_1, x_2, t) with t = w_2 / (w_1 + w_2); of task vectors if there is a base"

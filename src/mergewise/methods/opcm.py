@@ -36,6 +36,10 @@ class Opcm(MatrixMethod):
 
     name = "opcm"
     summary = "one model after the other, each without what repeats the merge so far"
+    advice = (
+        "For models that arrive one by one: each is added to the merge so far, in memory that "
+        "does not grow. The order matters, and the first models are not seen again."
+    )
     experts = (1, None)
     symmetric = False
     solving = 5
@@ -46,10 +50,10 @@ class Opcm(MatrixMethod):
     source = "OPCM (Tang et al. 2025, arXiv 2501.09522)"
     variant = (
         "authors' code, which leaves the singular value that crosses alpha out of the block "
-        "(their formula has it in: crossing: include); in the recipe's order, where theirs "
+        "(FusionBench's page has it in: crossing: include); in the recipe's order, where theirs "
         "shuffles; directions in which the sum is zero protect nothing"
     )
-    params = matrix_params("matrices", "sum") | {
+    params = matrix_params("linear", "sum") | {
         "otherwise": Param(
             str, "running", "the merged task vector of all other tensors: their share of the "
             "running sum, unprojected; or, outside of it, the experts' mean, their sum, or nothing",

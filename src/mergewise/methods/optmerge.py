@@ -35,6 +35,10 @@ class OptMerge(MatrixMethod):
 
     name = "optmerge"
     summary = "least disturbance of the task vectors' top directions, from their mean"
+    advice = (
+        "As aswudi, with task vectors cut to their top directions and their mean as the start. "
+        "It solves a system the size of each matrix's inputs, or takes steps if asked to."
+    )
     solving = 10
     formula = (
         "S_i V_i^T, T_i: top k of d_i; b + lambda M, M from mean_i w_i d_i by descent on (or at "

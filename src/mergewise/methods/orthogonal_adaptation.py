@@ -21,6 +21,11 @@ class OrthogonalAdaptation(Method):
 
     name = "orthogonal_adaptation"
     summary = "the sum of task vectors trained in orthogonal subspaces"
+    advice = (
+        "For LoRAs that were trained in orthogonal subspaces, whose sum disturbs none. For "
+        "any others it is task arithmetic at weight 1, which is usually too much."
+    )
+    family = "subspaces"
     formula = "b + lambda sum_i w_i d_i"
     source = "Orthogonal Adaptation (Po et al. 2023, arXiv 2312.02432)"
     variant = "paper; its weights are not verified, 1 is assumed"

@@ -36,6 +36,10 @@ class Ota(Method):
 
     name = "ota"
     summary = "task vectors weighted by Adam's second moments, the least salient changes masked"
+    advice = (
+        "When the optimizer's states of the trainings were kept: they say which changes were "
+        "steep. Without Adam's second moments it cannot be used."
+    )
     formula = "b + sum_i P_i d_i / sum_i P_i, P_i = (v_i^power + eps) [v_i d_i^2 kept]"
     source = "OTA Merging with Fast Fisher Grafting (2025, arXiv 2509.11167)"
     variant = "the authors' configurations: eps 1e-24 where their code's default is 1e-8"

@@ -16,6 +16,10 @@ class Passthrough(Method):
 
     name = "passthrough"
     summary = "copies one model's tensors, scaled if asked; for stacking layers"
+    advice = (
+        "For stacking layers (depth up-scaling) and for copying parts of models. It merges "
+        "nothing: what is stacked usually needs training afterwards."
+    )
     base = "ignored"
     experts = (1, 1)
     formula = "scale * x   (x itself if scale is not given)"

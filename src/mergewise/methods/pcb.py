@@ -27,6 +27,12 @@ class Pcb(Method):
 
     name = "pcb"
     summary = "weighs elements by their size in the task and their agreement with other tasks"
+    advice = (
+        "For several experts of like strength, where size and agreement should decide element "
+        "by element. It drops most elements at the published ratio and holds a few numbers of "
+        "each expert for the whole model."
+    )
+    family = "task vectors"
     formula = (
         "c_i = sign(d_i) clip(|d_i|), a_i = minmax(|c_i|), e_i = exp(N a_i^2) tanh(d_i sum_j d_j), "
         "s_i = minmax(max(e_i, top density of e_i)); b + lambda sum_i w_i s_i c_i / sum_i s_i"

@@ -27,6 +27,12 @@ class Ram(Method):
 
     name = "ram"
     summary = "adds what one expert alone changed, averages what several changed"
+    advice = (
+        "For sparse changes, as of reinforcement learning, of which most are one expert's "
+        "alone. After full fine-tuning nearly everything overlaps, and it is close to the "
+        "mean."
+    )
+    family = "task vectors"
     formula = "b + sum_i m_i d_i / max(1, sum_i m_i) with m_i = [|d_i| > epsilon]"
     source = "Reinforced Agent Merging (Yuan et al. 2026, arXiv 2601.13572)"
     params = {
@@ -55,6 +61,11 @@ class RamPlus(Method):
 
     name = "ramplus_tl"
     summary = "ram with each expert's unique changes scaled up by its overlap, tensor by tensor"
+    advice = (
+        "As ram, with unique changes scaled up where much is shared. After full fine-tuning "
+        "nearly everything overlaps, and it is close to the mean."
+    )
+    family = "task vectors"
     formula = (
         "as ram, unique changes of expert i times 1 + r min(alpha, shared_i / max(unique_i, eps))"
     )

@@ -24,6 +24,10 @@ class RegMean(Method):
 
     name = "regmean"
     summary = "matches the experts' outputs on their own calibration inputs, layer by layer"
+    advice = (
+        "When unlabelled inputs of each expert's task are at hand: no gradients, nothing to "
+        "train. It matches linear layers only; embeddings and norms are averaged."
+    )
     base = "ignored"
     formula = (
         "(sum_i w_i W_i G_i) (sum_i w_i G_i)^-1, G_i = a X^T X + (1 - a) diag(X^T X) per token"

@@ -104,6 +104,12 @@ class Rotate(PlacedMethod):
 
     name = "rotate"
     summary = "turns one model's weights towards another's, by orthogonal Procrustes"
+    advice = (
+        "To turn one model's weights towards another's before or instead of mixing them, as "
+        "the diffusion community does. No account is taken of the layers around a weight, so "
+        "nothing says that the network computes the same."
+    )
+    family = "arithmetic"
     experts = (1, 1)
     formula = "lerp(A, B Q^T, alpha) Q^alignment + mean, Q = argmin |A Q - B|, A and B centred"
     source = "sd-mecha (ljleb), rotate; orthogonal Procrustes (Schoenemann 1966)"
@@ -112,7 +118,7 @@ class Rotate(PlacedMethod):
         "the Stiefel manifold, here all inputs are turned, those unknown as little as can be"
     )
     symmetric = False
-    solving = 20  # counted; the square matrices have at most twice the elements
+    solving = 24  # measured: 20 beside both inputs, for half as many rows as columns
     params = {
         "alignment": Param(
             float, 1.0, "how far to turn: 0 not at all, 1 to the nearest", ge=0, le=1, native=True

@@ -25,6 +25,12 @@ class Sce(Method):
 
     name = "sce"
     summary = "keeps the elements of highest variance, weights experts by energy, elects signs"
+    advice = (
+        "For fused chat models with one base, weights being found from the task vectors "
+        "themselves. At select_topk 1 nothing is dropped; the best share is not known without "
+        "data."
+    )
+    family = "task vectors"
     formula = "b + sum_i v_i m_i d_i / sum_i v_i m_i, v_i = mean(d_i^2) / sum_j mean(d_j^2)"
     source = "FuseChat SCE (Wan et al. 2024, arXiv 2408.07990)"
     variant = "mergekit; FuseAI's code adds changes that were not selected too (selects: weights)"

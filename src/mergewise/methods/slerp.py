@@ -22,6 +22,12 @@ class Slerp(Method):
 
     name = "slerp"
     summary = "interpolates two models along an arc, tensor by tensor"
+    advice = (
+        "For two models of one base, blended by a gradient over the layers. The models' own "
+        "weights are interpolated, and where these are nearly parallel it differs little from "
+        "linear."
+    )
+    family = "averages"
     experts = (1, 1)
     formula = "sin((1-t)a)/sin(a) b + sin(ta)/sin(a) x, a = angle(b, x); linear if |cos a| > 0.9995"
     source = "Animating rotation with quaternion curves (Shoemake 1985); mergekit"

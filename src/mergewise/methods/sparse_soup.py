@@ -25,6 +25,10 @@ class SparseSoup(Method):
 
     name = "sparse_soup"
     summary = "averages models pruned alike, and sees to it that the result is as sparse"
+    advice = (
+        "For copies of one pruned model that were retrained within its mask. Models pruned "
+        "apart have other masks, and are refused unless told otherwise."
+    )
     base = "ignored"
     experts = (1, None)
     formula = "m sum_i w_i x_i / sum_i w_i, m = [x_i != 0], which must be the same for all i"

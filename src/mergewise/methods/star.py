@@ -19,6 +19,10 @@ class Star(MatrixMethod):
 
     name = "star"
     summary = "task vectors cut to their top singular values, rescaled, averaged"
+    advice = (
+        "To drop the weak, noisy directions of each task vector, with little to choose. For "
+        "LoRA experts, whose rank is low already, it changes little."
+    )
     formula = (
         "d_i = U S V^T; r the least with sum(S[:r]) >= eta sum(S); "
         "d'_i = sum(S) / sum(S[:r]) U[:r] S[:r] V[:r]^T; b + lambda / N sum_i w_i d'_i"

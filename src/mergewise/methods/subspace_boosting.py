@@ -26,6 +26,10 @@ class SubspaceBoosting(MatrixMethod):
 
     name = "subspace_boosting"
     summary = "the sum of task vectors, or another merge, with its weak directions raised"
+    advice = (
+        "For many experts, or after another merge, when the result has collapsed to a few "
+        "directions. It raises weak directions whatever they hold."
+    )
     formula = (
         "sum_i w_i d_i = U S V^T; j the first with sum(S[:j]) >= beta sum(S); "
         "b + lambda U max(S, S_j) V^T"

@@ -24,6 +24,10 @@ class Svc(MatrixMethod):
 
     name = "svc"
     summary = "a merge's singular values, lessened where tasks share directions"
+    advice = (
+        "After any merge of experts that share directions, to undo what is counted more than "
+        "once. It only changes singular values, so directions that are wrong stay wrong."
+    )
     formula = (
         "D = sum_i w_i d_i, or the last model's; D = U S V^T; "
         "s_ri = <u_r^T D, u_r^T d_i> / |u_r^T d_i|^2; g_r = N / sum_i max(alpha, s_ri); "

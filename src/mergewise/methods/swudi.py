@@ -24,6 +24,10 @@ class Swudi(MatrixMethod):
 
     name = "swudi"
     summary = "least disturbance of the task vectors in closed form, its spectrum filtered"
+    advice = (
+        "The aim of wudi in closed form, with a filter whose strength is to be chosen. It "
+        "solves a system the size of each matrix's inputs."
+    )
     solving = 7
     formula = (
         "C = sum_i d_i^T d_i / |d_i|^2 = V l V^T; f = 1 - exp(-time l) on the largest l, else 0; "

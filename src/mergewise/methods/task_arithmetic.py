@@ -15,6 +15,10 @@ class TaskArithmetic(DeltaMethod):
 
     name = "task_arithmetic"
     summary = "adds weighted task vectors (expert − base) to the base"
+    advice = (
+        "The baseline for experts of different tasks, and the way to subtract one (a negative "
+        "weight). How well it does depends on lambda, which is best chosen on held-out data."
+    )
     formula = "b + lambda sum_i w_i d_i   (over sum_i w_i if normalize)"
     source = "Editing Models with Task Arithmetic (Ilharco et al. 2022, arXiv 2212.04089)"
     params = delta_params(normalize=False, rescale=False) | {

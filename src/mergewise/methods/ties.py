@@ -11,6 +11,10 @@ class Ties(DeltaMethod):
 
     name = "ties"
     summary = "trims task vectors to their largest elements, elects a sign, averages who agrees"
+    advice = (
+        "For several experts whose changes disagree in sign. As published it keeps a fifth of "
+        "each task vector (density 0.2); mergekit's default of 1 trims nothing."
+    )
     formula = "b + lambda sum_i w_i m_i d_i / sum_i w_i m_i, m_i = kept and of the majority's sign"
     source = "TIES-Merging (Yadav et al. 2023, arXiv 2306.01708)"
     variant = (

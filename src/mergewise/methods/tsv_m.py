@@ -36,6 +36,11 @@ class TsvM(MatrixMethod):
 
     name = "tsv_m"
     summary = "the top singular vectors of each task vector, decorrelated, side by side"
+    advice = (
+        "For several experts of full fine-tuning, each given an equal share of the rank. It "
+        "takes a decomposition of every matrix of every expert; with one expert it changes "
+        "nothing."
+    )
     experts = (1, None)
     formula = (
         "k = min(m, n) // experts; U = [U_1[:k] ...], S, V likewise; "

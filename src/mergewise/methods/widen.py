@@ -29,6 +29,12 @@ class Widen(MatrixMethod):
 
     name = "widen"
     summary = "adds columns of task vectors by how far their size and direction moved"
+    advice = (
+        "To merge a model that was trained long with one that was fine-tuned shortly, columns "
+        "being weighed by how far they moved. Weights come from ranks, so an expert that did "
+        "nothing still has its share."
+    )
+    family = "task vectors"
     formula = (
         "w_i = (s(rank |m_i - m_b|) + s(rank (1 - cos(W_i, W_b)))) / 2 for every column, m = norm; "
         "s = softmax over experts, or `calibration` where a rank exceeds ratio times the expert's "

@@ -23,6 +23,10 @@ class Wudi(MatrixMethod):
 
     name = "wudi"
     summary = "moves the sum of task vectors, by Adam, to where it disturbs each of them least"
+    advice = (
+        "For experts without data, when a few hundred steps of Adam on each matrix are "
+        "affordable. Swudi and aswudi solve much the same in closed form."
+    )
     solving = 7
     formula = (
         "b + lambda M, M from sum_i w_i d_i by 300 steps of Adam on "

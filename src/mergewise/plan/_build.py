@@ -225,6 +225,12 @@ class _Builder:
         self.problems += fates.problems
         if self.problems:
             return None
+        try:
+            config, lost = _config(assembly, vocabulary)
+        except MergewiseError as error:
+            at = stage.positions.get(asked_at(stage), stage.position)
+            self._problem(at, describe(error))
+            return None
         names = {name for slot in slots for name in (slot.name, *slot.inputs) if name}
         return StagePlan(
             index=index,
@@ -235,11 +241,12 @@ class _Builder:
             views=tuple(views.values()),
             maybe_tied=tie if tie and not all_tied and tie[0] in tensors else None,
             tied=tie if all_tied else None,
-            config=_config(assembly, vocabulary),
+            config=config,
             sliced=assembly.sliced,
             vocabulary=vocabulary,
             warnings=(
                 *fates.warnings,
+                *(f"config.json: {text}" for text in lost),
                 *idle_patterns(stage, names),
                 *_config_warnings(donor, list(views.values()), mapped=vocabulary is not None),
             ),
@@ -312,6 +319,9 @@ def _donor_first(views: Mapping[ModelRef, View], donor: View) -> dict[ModelRef, 
     return dict(sorted(views.items(), key=lambda item: item[1] is not donor))
 
 
-def _config(assembly: Assembly, vocabulary: StageVocabulary | None) -> dict[str, Any] | None:
+def _config(
+    assembly: Assembly, vocabulary: StageVocabulary | None
+) -> tuple[dict[str, Any] | None, list[str]]:
+    """The output's config, and ids of tokens that it has no more; raises likewise."""
     config = assembly.config
-    return vocabulary.config(config)[0] if config and vocabulary else config
+    return vocabulary.config(config) if config and vocabulary else (config, [])

@@ -176,7 +176,7 @@ def _adapter(ref: ChangedRef) -> dict[str, Any]:
     change = ref.change
     kind = {LowRank: "LoRA", Scaled: "IA3", Shifted: "bias"}[type(change)]
     if isinstance(change, LowRank):
-        kind = "DoRA" if change.magnitude else kind
+        kind = "DoRA" if change.magnitude else "AdaLoRA" if change.middle else kind
         return {
             "kind": kind,
             "rank": change.rank,

@@ -10,9 +10,7 @@ from mergewise.checkpoint import (
     CODES,
     SAFETY,
     TORCH_NAMES,
-    layer_index,
-    layer_prefix,
-    stored_turned,
+    Orientation,
     tensor_kind,
 )
 from mergewise.errors import Diagnostic, MergewiseError, RecipeError
@@ -60,7 +58,7 @@ class Fates:
         self._needs: dict[Need, None] = {}
         self._given: dict[str, Given] = {}
         self._lacking: dict[str, list[str]] = {}
-        self._layers_turned: dict[Hashable, bool] = {}
+        self._stored: dict[str, Orientation] = {}
 
     def decide(self, slot: Slot, views: Sequence[View]) -> TensorPlan | None:
         """The plan of one tensor; None, with the problem noted, if it cannot be made."""
@@ -279,19 +277,17 @@ class Fates:
             return values, origins, ""
         kind = tensor_kind(meta.name, meta.shape)
         donor = next(item for item in found if item is not None)
-        turned = kind == "matrix" and self._turned(donor)
+        turned = self._turned(donor, kind)
         values = placed(self.method, values, kind, turned)
         seen = "the tensor's name and shape"
         told = self.method.elsewhere(Settings(values))
         return values, {**origins, "kind": seen, "turned": seen}, told
 
-    def _turned(self, item: Input) -> bool:
-        """Whether a weight is stored [inputs, outputs]; asked once a layer."""
-        name = item.meta.name
-        layer = (item.view.label, layer_prefix(name), layer_index(name))
-        if layer not in self._layers_turned:
-            self._layers_turned[layer] = bool(stored_turned(name, item.view.tensors))
-        return self._layers_turned[layer]
+    def _turned(self, item: Input, kind: str) -> bool:
+        """Whether a weight is stored [inputs, outputs]."""
+        view = item.view
+        stored = self._stored.setdefault(view.label, Orientation(view.tensors))
+        return stored.turned(item.meta.name, kind)
 
     def _with_statistics(
         self, slot: Slot, planned: TensorPlan, experts: Sequence[int]

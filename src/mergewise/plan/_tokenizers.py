@@ -12,6 +12,7 @@ from mergewise.plan._model import View
 from mergewise.plan._vocabulary import Opener, StageVocabulary, special_ids
 from mergewise.recipe import ModelRef, Stage
 from mergewise.vocabulary import (
+    MAX_ID,
     Party,
     RowMap,
     Tokenizer,
@@ -224,9 +225,10 @@ class _Meeting:
 
     def _count(self, out: Tokenizer, rows: int | None, multiple: int | None) -> int:
         tokens = max(out.tokens.values(), default=-1) + 1
-        if multiple:
-            return -(-tokens // multiple) * multiple
-        return max(tokens, rows or 0)
+        count = -(-tokens // multiple) * multiple if multiple else max(tokens, rows or 0)
+        if count > MAX_ID:
+            raise IncompatibleModelsError(f"{count:,} rows; at most {MAX_ID:,} are possible")
+        return count
 
     def _unchanged(self, out: Tokenizer) -> bool:
         return self.donor.tokenizer is None and not out.edited and out.folder == self.donor.folder
@@ -317,7 +319,7 @@ class _Meeting:
         return map_rows(tokens, count, parties, base, sources)
 
     def _tell(self, out: Tokenizer, start: View, maps: list[RowMap]) -> None:
-        new = f", with {len(out.new):,} put in" if out.new else ""
+        new = f", with {out.put_in:,} put in" if out.put_in else ""
         known = f"{len(out.tokens):,} tokens, {maps[0].count:,} rows"
         self._say("tokenizer", f"that of {start.label}{new}: {known}")
         for view, rows in zip(self.views, maps, strict=False):
@@ -348,9 +350,10 @@ class _Meeting:
         mine = self._tokenizer(self.donor)
         before = mine.tokens if mine else out.tokens
         special: dict[str, Any] = {}
-        if start is not None and start is not self.donor:
-            theirs = self._tokenizer(start)
-            special = special_ids(start, out.tokens, count, theirs.tokens if theirs else {})
+        whose = start or self.donor
+        if whose is not self.donor or whose.tokenizer:  # not as the donor's folder has them
+            theirs = self._tokenizer(whose)
+            special = special_ids(whose, out.tokens, count, theirs)
         return StageVocabulary(
             tokenizer=out,
             rows=count,

@@ -7,11 +7,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from mergewise.checkpoint import edited_config
+from mergewise.checkpoint import config_value, edited_config, set_config_value, shown, text_config
 from mergewise.errors import IncompatibleModelsError
 from mergewise.plan._model import Input, MappedRows, TensorMeta, View
 from mergewise.recipe import Stage
-from mergewise.vocabulary import RowMap, Tokenizer, VocabularyTensors, moved_ids
+from mergewise.vocabulary import IdChange, RowMap, Tokenizer, VocabularyTensors, moved_ids, roles_of
 
 SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 Names = Mapping[str, str]
@@ -71,8 +71,8 @@ class StageVocabulary:
         return replace(item, meta=meta, rows=MappedRows(rows, axis, donors))
 
     def _donor(self, view: View, item: Input, names: Names) -> Input:
-        name = names.get(view.label) or _own_name(view, item.meta.name)
         found = self.tensors[view.label]
+        name = names.get(view.label) or _own_name(view, item.meta.name, found.axes)
         if name is None or name not in found.axes:
             raise IncompatibleModelsError(
                 f"tensor {item.meta.name} of {item.view.label}: tokens that this model lacks are "
@@ -90,9 +90,23 @@ class StageVocabulary:
         return Input(view, meta)
 
     def config(self, donor: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
-        """The donor's config for the output's vocabulary, and what was lost."""
-        config, lost = moved_ids(donor, self.before, self.tokenizer.tokens, self.rows)
-        config |= self.special
+        """The donor's config for the output's vocabulary, and what was lost.
+
+        Raises:
+            IncompatibleModelsError: if a token is lost without which the model cannot be.
+        """
+        change = IdChange(self.before, self.tokenizer.tokens, self.rows)
+        config = change.applied(donor)
+        for key, number in self.special.items():
+            set_config_value(config, key, number)
+        if needed := change.needed():
+            key, number, token = needed[0]
+            raise IncompatibleModelsError(
+                f"{key} {number} of the config is not in the output's vocabulary"
+                + (f": list its token {shown(token, 40)} under `tokenizer: {{tokens: ...}}`, or "
+                   "take `source: union`" if token else "; take `source: union` or `base`")
+            )  # fmt: skip
+        lost = [text for text in change.told() if text.split()[0] not in self.special]
         if not self.resized:
             return config, lost
         model_name = {k: v for k, v in config.items() if k in _NOT_EDITED}
@@ -100,11 +114,7 @@ class StageVocabulary:
 
     def digest(self) -> str:
         """A hash of everything here that the output's bytes depend on."""
-        parts = [
-            str(self.rows),
-            self.tokenizer.fingerprint,
-            repr(sorted(self.tokenizer.new.items())),
-        ]
+        parts = [str(self.rows), self.tokenizer.digest()]
         parts += [f"{label} {rows.digest()}" for label, rows in sorted(self.maps.items())]
         return hashlib.sha256("\n".join(parts).encode("utf-8", "surrogatepass")).hexdigest()
 
@@ -115,11 +125,20 @@ Opener = Callable[[str], View]
 """Opens a model that a recipe names only under `tokenizer`."""
 
 
-def _own_name(view: View, name: str) -> str | None:
-    """What a tensor is called in a model: its embedding stands for a head that is tied to it."""
-    if view.tied and view.tied[0] == name:
+def _own_name(view: View, name: str, axes: Mapping[str, int]) -> str | None:
+    """What a tensor is called in a model that the recipe does not match with the others.
+
+    Its embedding stands for a head that is tied to it; a language model alone lacks the prefixes
+    of one inside a larger model.
+    """
+    if view.tied and _ending(view.tied[0]) == _ending(name):
         return view.tied[1]
-    return name if name in view.tensors else None
+    alike = [n for n in axes if _ending(n) == _ending(name)]
+    return name if name in axes else alike[0] if len(alike) == 1 else None
+
+
+def _ending(name: str) -> list[str]:
+    return name.split(".")[-2:]
 
 
 def _others(shape: Sequence[int], axis: int) -> tuple[int, ...]:
@@ -127,10 +146,21 @@ def _others(shape: Sequence[int], axis: int) -> tuple[int, ...]:
 
 
 def special_ids(
-    view: View, after: Mapping[str, int], rows: int, own: Mapping[str, int]
+    view: View, after: Mapping[str, int], rows: int, tokenizer: Tokenizer | None
 ) -> dict[str, Any]:
-    """Begin, end and padding ids of a model's config, in the output's vocabulary."""
-    stated = {k: v for k, v in (view.config or {}).items() if k in SPECIAL_IDS}
+    """Begin, end and padding ids of a model's config, in the output's vocabulary.
+
+    Of a tokenizer alone, those that its settings name.
+    """
+    own = tokenizer.tokens if tokenizer else {}
+    config = view.config
+    if config is None:
+        named = roles_of(tokenizer) if tokenizer else {}
+        ids = {f"{role}_id": own[token] for role, token in named.items()}
+    else:
+        keys = config.keys() | (text_config(config) or {}).keys()
+        ids = {key: config_value(config, key) for key in SPECIAL_IDS if key in keys}
+    stated = {key: number for key, number in ids.items() if key in SPECIAL_IDS}
     return moved_ids(stated, own, after, rows)[0]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
+from mergewise.report._families import family_of
 from mergewise.report.options import option_dict
 from mergewise.report.tables import facts, indented, table, text
 from mergewise.report.text import show_value
@@ -35,7 +36,8 @@ def method_page(method: Method) -> list[RenderableType]:
     """One method: formula, needs, parameters, example."""
     lines = [
         ("formula", method.formula),
-        ("needs", _needs(method)),
+        ("when", method.advice),
+        ("needs", models_needed(method)),
         ("from", method.source),
         ("variant", method.variant),
     ]
@@ -67,6 +69,8 @@ def method_dict(method: Method) -> dict[str, Any]:
         "formula": method.formula,
         "source": method.source,
         "variant": method.variant,
+        "advice": method.advice,
+        "family": family_of(method),
         "parameters": {name: _param_dict(param) for name, param in method.params.items()},
         "example": method.example.strip(),
     }
@@ -90,7 +94,8 @@ def _models(method: Method) -> str:
     return str(least) if least == most else f"{least} to {most}"
 
 
-def _needs(method: Method) -> str:
+def models_needed(method: Method) -> str:
+    """How many models, of which kind, and what evidence, in words."""
     plural = "" if method.experts == (1, 1) else "s"
     besides = {
         "required": f"a base model and {_models(method)} other{plural}",

@@ -253,7 +253,7 @@ def _vocabulary(stage: StagePlan) -> dict[str, Any] | None:
     return {
         "rows": found.rows,
         "tokens": len(found.tokenizer.tokens),
-        "new_tokens": len(found.tokenizer.new),
+        "new_tokens": found.tokenizer.put_in,
         "models": {label: dict(rows.counts) for label, rows in found.maps.items()},
         "told": [f"{of}: {said}" for of, said in found.said],
     }

@@ -6,7 +6,8 @@ from mergewise.vocabulary._chat import NAMED, lacking, template_in, write_templa
 from mergewise.vocabulary._compare import Difference, compare
 from mergewise.vocabulary._cut import Cutter
 from mergewise.vocabulary._files import OutputFiles, moved_ids
-from mergewise.vocabulary._match import Level, Lexicon, Match, match, read_lexicon
+from mergewise.vocabulary._ids import IdChange
+from mergewise.vocabulary._match import Level, Lexicon, Match, match, read_lexicon, roles_of
 from mergewise.vocabulary._rows import (
     MEAN,
     OWN,
@@ -25,9 +26,11 @@ from mergewise.vocabulary._tokenizer import (
     read_tokenizer,
     tokenizer_content,
 )
+from mergewise.vocabulary._tokenizer_json import MAX_ID
 from mergewise.vocabulary._union import listed_entry, union, with_tokens, within
 
 __all__ = [
+    "MAX_ID",
     "MEAN",
     "NAMED",
     "OWN",
@@ -36,6 +39,7 @@ __all__ = [
     "Cutter",
     "Difference",
     "Fills",
+    "IdChange",
     "Level",
     "Lexicon",
     "Match",
@@ -54,6 +58,7 @@ __all__ = [
     "moved_ids",
     "read_lexicon",
     "read_tokenizer",
+    "roles_of",
     "template_in",
     "tokenizer_content",
     "union",

@@ -10,6 +10,7 @@ from typing import Any
 
 from mergewise.checkpoint import parse_object, read_small, shown, stays_inside, where
 from mergewise.errors import CheckpointError, IncompatibleModelsError, NotBuiltYetError
+from mergewise.vocabulary._join import join_pieces
 from mergewise.vocabulary._tokenizer import FILE, Tokenizer, tokenizer_content
 from mergewise.vocabulary._tokenizer_json import MAX_FILE, AddedIds
 
@@ -46,6 +47,9 @@ def edited_content(tokenizer: Tokenizer, content: Mapping[str, Any]) -> dict[str
     kept = [entry for entry in content.get("added_tokens") or [] if entry["content"] not in gone]
     entries = kept + [dict(entry) for entry in tokenizer.new.values()]
     content["added_tokens"] = sorted(entries, key=lambda entry: int(entry["id"]))
+    if tokenizer.pieces:
+        others = [edited_content(t, tokenizer_content(t.folder)) for t in tokenizer.joined]
+        join_pieces(content, tokenizer.pieces, others)
     _number(content, model)
     return content
 

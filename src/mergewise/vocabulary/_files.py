@@ -8,7 +8,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mergewise.checkpoint import Copied, copy_tokenizer, parse_object, read_small, write_file
+from mergewise.checkpoint import (
+    Copied,
+    copy_tokenizer,
+    parse_object,
+    read_small,
+    stays_inside,
+    write_file,
+)
 from mergewise.vocabulary._edit import edited_files
 from mergewise.vocabulary._ids import IdChange
 from mergewise.vocabulary._tokenizer import Tokenizer, read_tokenizer
@@ -30,18 +37,25 @@ class OutputFiles:
         tokenizer: the output's.
         rows: of the output's embedding.
         donor: the folder that gives the other small files.
+        special: ids of begin, end and padding, if they are not the donor's.
 
     Raises:
         CheckpointError, IncompatibleModelsError, MissingExtraError, NotBuiltYetError: if the
             tokenizer's files cannot be made.
     """
 
-    def __init__(self, tokenizer: Tokenizer, rows: int, donor: Path) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        rows: int,
+        donor: Path,
+        special: Mapping[str, Any] | None = None,
+    ) -> None:
         self._tokenizer = tokenizer
         self._donor = donor
         self._files = edited_files(tokenizer) if tokenizer.edited else {}
         self.warnings: list[str] = []
-        self._generation(rows)
+        self._generation(rows, special or {})
 
     def write(self, out: Path) -> Copied:
         """Copy and write everything into `out`; see `copy_tokenizer`."""
@@ -58,20 +72,30 @@ class OutputFiles:
             return False
         return not (self._tokenizer.edited and _SLOW.fullmatch(name))
 
-    def _generation(self, rows: int) -> None:
+    def _generation(self, rows: int, special: Mapping[str, Any]) -> None:
         """The generation config goes with the tokenizer, else with the donor; its ids follow."""
-        folders = [f for f in (self._tokenizer.folder, self._donor) if (f / GENERATION).is_file()]
-        if not folders:
+        places = [folder / GENERATION for folder in (self._tokenizer.folder, self._donor)]
+        path = next((p for p in places if p.is_file() and stays_inside(p, p.parent)), None)
+        if path is None:
             return
-        data = read_small(folders[0] / GENERATION, MAX_FILE)
-        found = parse_object(data, folders[0] / GENERATION, "generation config")
-        theirs = read_tokenizer(folders[0])
+        data = read_small(path, MAX_FILE)
+        found = parse_object(data, path, "generation config")
+        moved, lost = dict(found), list[str]()
+        theirs = read_tokenizer(path.parent)
         if theirs is not None:
             moved, lost = moved_ids(found, theirs.tokens, self._tokenizer.tokens, rows)
-            self.warnings += [f"{GENERATION}: {text}" for text in lost]
-            if moved != found:
-                data = (json.dumps(moved, indent=2) + "\n").encode()
+        if path != places[0]:
+            moved |= {k: n for k, n in special.items() if k in moved and not _has(moved[k], n)}
+            lost = [text for text in lost if text.split()[0] not in special]
+        self.warnings += [f"{GENERATION}: {text}" for text in lost]
+        if moved != found:
+            data = (json.dumps(moved, indent=2) + "\n").encode()
         self._files[GENERATION] = data
+
+
+def _has(value: Any, number: Any) -> bool:
+    """Whether it is that id, or a list with it (a model may end in several ways)."""
+    return bool(value == number or (isinstance(value, list) and number in value))
 
 
 def moved_ids(
@@ -80,6 +104,4 @@ def moved_ids(
     """A config with its token ids moved from one vocabulary to another, and what was lost."""
     change = IdChange(before, after, rows)
     moved = change.applied(config)
-    return moved, [
-        f"{key} {number} is not in the output's vocabulary" for key, number in change.lost
-    ]
+    return moved, change.told()

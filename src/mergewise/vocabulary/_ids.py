@@ -7,10 +7,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from mergewise.checkpoint import shown
+
 _KEYS = re.compile(
     r"(.*_)?token_ids?|.*_token_index|.*_token_indices|(begin_)?suppress_tokens|bad_words_ids"
     r"|force_words_ids"
 )
+
+_MAY_LACK = re.compile(
+    r"(bos|eos|pad|sep|cls|mask|unk|decoder_start|forced_bos|forced_eos)_token_id"
+    r"|(begin_)?suppress_tokens|bad_words_ids|force_words_ids"
+)
+"""Ids that may be null; a model without its image token cannot be loaded."""
 
 
 @dataclass
@@ -63,3 +71,21 @@ class IdChange:
             return number
         self.lost.append((key, number))
         return None
+
+    def told(self) -> list[str]:
+        """Of each id that was lost, that it was."""
+        return [
+            f"{key} {number}{self._named(number)} is not in the output's vocabulary"
+            for key, number in self.lost
+        ]
+
+    def needed(self) -> list[tuple[str, int, str | None]]:
+        """What was lost and cannot be done without: key, id, token."""
+        return [
+            (key, number, self._names.get(number))
+            for key, number in self.lost
+            if not _MAY_LACK.fullmatch(key)
+        ]
+
+    def _named(self, number: int) -> str:
+        return f" ({shown(self._names[number], 40)})" if number in self._names else ""

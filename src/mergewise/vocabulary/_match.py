@@ -48,11 +48,15 @@ def read_lexicon(tokenizer: Tokenizer) -> Lexicon:
         CheckpointError: if a file is broken.
     """
     spelling = spelling_of(tokenizer_content(tokenizer.folder))
+    return Lexicon(tokenizer, spelling, roles_of(tokenizer))
+
+
+def roles_of(tokenizer: Tokenizer) -> dict[str, str]:
+    """Its special tokens by role (``eos_token``), as its folder's files say; raises likewise."""
     roles: dict[str, str] = {}
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
         roles |= _roles(tokenizer.folder, name)
-    known = {role: token for role, token in roles.items() if token in tokenizer.tokens}
-    return Lexicon(tokenizer, spelling, known)
+    return {role: token for role, token in roles.items() if token in tokenizer.tokens}
 
 
 def _roles(folder: Path, name: str) -> dict[str, str]:

@@ -34,6 +34,8 @@ class Tokenizer:
         dropped: tokens of the folder's file that this one does not have.
         new: tokens that the folder's file does not have, or not as added tokens, with their
             settings and ids.
+        pieces: ids of pieces that the folder's file does not have.
+        joined: the tokenizers that they come from.
         fingerprint: a hash of the folder's file.
     """
 
@@ -43,12 +45,25 @@ class Tokenizer:
     kind: str = "BPE"
     dropped: frozenset[str] = frozenset()
     new: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    pieces: Mapping[str, int] = field(default_factory=dict)
+    joined: tuple[Tokenizer, ...] = ()
     fingerprint: str = ""
 
     @property
     def edited(self) -> bool:
         """Whether it is another than its folder's."""
-        return bool(self.dropped or self.new)
+        return bool(self.dropped or self.new or self.pieces)
+
+    @property
+    def put_in(self) -> int:
+        """How many tokens its folder's does not have, or not as added tokens."""
+        return len(self.new.keys() | self.pieces.keys())
+
+    def digest(self) -> str:
+        """A hash of everything its files depend on."""
+        parts = [self.fingerprint, repr(sorted(self.dropped)), repr(sorted(self.new.items()))]
+        parts += [repr(sorted(self.pieces.items())), *(other.digest() for other in self.joined)]
+        return hashlib.sha256("\n".join(parts).encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def read_tokenizer(folder: Path) -> Tokenizer | None:

@@ -23,8 +23,9 @@ def within(tokenizer: Tokenizer, rows: int) -> Tokenizer:
         tokenizer,
         tokens={t: n for t, n in tokenizer.tokens.items() if t not in beyond},
         added={t: entry for t, entry in tokenizer.added.items() if t not in beyond},
-        dropped=tokenizer.dropped | (beyond - tokenizer.new.keys()),
+        dropped=tokenizer.dropped | (beyond - tokenizer.new.keys() - tokenizer.pieces.keys()),
         new={t: entry for t, entry in tokenizer.new.items() if t not in beyond},
+        pieces={t: n for t, n in tokenizer.pieces.items() if t not in beyond},
     )
 
 
@@ -33,8 +34,7 @@ def union(start: Tokenizer, others: Sequence[tuple[str, Tokenizer]]) -> tuple[To
 
     New tokens get the ids after the highest, in the order of `others` and their ids. What another
     model has as an added token (a special one, say) is one in the result too; of several
-    settings the first are kept. Pieces of other models become added tokens, which are found in
-    the text before it is split: their merges are not joined, as in mergekit.
+    settings the first are kept. Pieces of other models become pieces; see `join_pieces`.
     """
     out, warnings = start, []
     for label, other in others:
@@ -49,32 +49,44 @@ def union(start: Tokenizer, others: Sequence[tuple[str, Tokenizer]]) -> tuple[To
                 f"it, which count: {', '.join(shown(t, 40) for t in odd[:3])}"
             )
         lacks = sorted(set(other.tokens) - set(out.tokens), key=other.tokens.__getitem__)
-        entries = {t: _entry(t, other.added.get(t)) for t in lacks}
+        if other.kind != out.kind and any(t not in other.added for t in lacks):
+            warnings.append(
+                f"{label}: its tokenizer is {other.kind}, the output's {out.kind}: its pieces get "
+                "rows, but texts are split without most of them"
+            )
+        entries = {t: other.added.get(t) for t in lacks}
         named = {t: dict(other.added[t]) for t in other.added if t in out.tokens}
-        out = with_tokens(out, entries | {t: e for t, e in named.items() if t not in out.added})
+        more = {t: e for t, e in named.items() if t not in out.added}
+        out = with_tokens(out, entries | more)
+        if any(entry is None for entry in entries.values()):
+            out = replace(out, joined=(*out.joined, other))
     return out, warnings
 
 
-def with_tokens(tokenizer: Tokenizer, entries: Mapping[str, Mapping[str, Any]]) -> Tokenizer:
-    """The tokenizer with these added tokens; those without an id get the next ones.
+def with_tokens(tokenizer: Tokenizer, entries: Mapping[str, Mapping[str, Any] | None]) -> Tokenizer:
+    """The tokenizer with these tokens; those without an id get the next ones.
 
     Args:
-        entries: settings (``special``, ``lstrip``, ...) by content.
+        entries: settings (``special``, ``lstrip``, ...) of added tokens by content; None for a
+            piece.
 
     Raises:
         IncompatibleModelsError: if there are too many.
     """
-    tokens, new = dict(tokenizer.tokens), dict(tokenizer.new)
+    tokens, new, pieces = dict(tokenizer.tokens), dict(tokenizer.new), dict(tokenizer.pieces)
     following = max(tokens.values(), default=-1) + 1
     for token, entry in entries.items():
         if token not in tokens:
             tokens[token] = following
             following += 1
-        new[token] = {**_flags(entry), "content": token, "id": tokens[token]}
+        if entry is None:
+            pieces[token] = tokens[token]
+        else:
+            new[token] = {**_flags(entry), "content": token, "id": tokens[token]}
     if following >= MAX_ID:
         raise IncompatibleModelsError(f"{following:,} tokens together; fewer than {MAX_ID:,} fit")
-    added = {**tokenizer.added, **{token: new[token] for token in entries}}
-    return replace(tokenizer, tokens=tokens, added=added, new=new)
+    added = {**tokenizer.added, **{t: new[t] for t, entry in entries.items() if entry is not None}}
+    return replace(tokenizer, tokens=tokens, added=added, new=new, pieces=pieces)
 
 
 def listed_entry(token: str, known: Sequence[Tokenizer], renamed: Any = None) -> dict[str, Any]:

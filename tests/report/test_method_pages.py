@@ -1,0 +1,80 @@
+"""Pages of methods: complete, up to date, and their examples run."""
+
+from pathlib import Path
+
+import pytest
+from small_models import family
+
+import mergewise
+from mergewise.methods import all_methods
+from mergewise.report._families import FAMILIES, family_of
+from mergewise.report.method_pages import INDEX, MARK, main, method_pages
+
+PAGES = Path(__file__).parents[2] / "docs/methods"
+METHODS = list(all_methods().values())
+
+
+def test_the_pages_are_up_to_date():
+    kept = {file.name: file.read_text("utf-8") for file in PAGES.glob("*.md")}
+    assert kept == method_pages(), (
+        "run: python -m mergewise.report.method_pages --write docs/methods"
+    )
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
+def test_every_method_says_when_to_use_it_and_has_a_family(method):
+    assert method.advice.count(".") >= 2 and len(method.advice) < 400, "two sentences"
+    assert family_of(method) in FAMILIES
+
+
+def test_a_page_has_formula_needs_parameters_and_example():
+    page = method_pages()["ties.md"]
+    for part in (
+        "# ties", "```text", "When to use it", "**Needs** a base model", "`density`",
+        "merge_method: ties", "https://arxiv.org/abs/2306.01708",
+    ):  # fmt: skip
+        assert part in page
+
+
+def test_the_index_lists_every_method_once():
+    index = method_pages()[INDEX]
+    assert all(index.count(f"]({method.name}.md)") == 1 for method in METHODS)
+
+
+def test_writing_replaces_and_removes_only_its_own_pages(tmp_path):
+    (tmp_path / "gone.md").write_text(f"{MARK}\nold")
+    (tmp_path / "mine.md").write_text("mine")
+    assert main(["--write", str(tmp_path)]) == 0
+    names = {file.name for file in tmp_path.iterdir()}
+    assert names == {*method_pages(), "mine.md"}
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    return family(tmp_path_factory.mktemp("examples"), experts=3, layers=2, hidden=8, inner=12)
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
+def test_the_example_runs(method, models, tmp_path, monkeypatch):
+    monkeypatch.chdir(models)
+    loaded = mergewise.load_recipe(method.example)
+    assert loaded.output.method == method.name
+    known = {folder.name for folder in models.iterdir()}
+    stages = {stage.name for stage in loaded.stages}
+    named = {ref.path for stage in loaded.stages for ref in stage.models} - stages
+    if not _evidence(loaded) and named <= known and "+" not in method.example:
+        mergewise.merge(loaded, tmp_path / "out")
+        assert (tmp_path / "out/config.json").exists()
+    else:
+        assert "evidence" in method.example or "+" in method.example
+
+
+def _evidence(loaded):
+    sources = [
+        source
+        for stage in loaded.stages
+        for module in stage.modules
+        for part in module.slices
+        for source in part.sources
+    ]
+    return any(source.evidence for source in sources)
