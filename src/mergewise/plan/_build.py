@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -225,7 +226,7 @@ class _Builder:
             tensor = fates.decide(_untie(slot, used) if is_head else slot, used)
             if tensor:
                 tensors[slot.name] = tensor
-        fates.hint = _as_modules(stage, list(views.values()))
+        fates.hint = partial(_as_modules, stage, list(views.values()))
         fates.finish()
         self.problems += fates.problems
         if self.problems:
