@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mergewise.checkpoint import SAFETY
+from mergewise.checkpoint import SAFETY, find_modules
 from mergewise.errors import Diagnostic, MergewiseError, RecipeError
 from mergewise.evidence import Evidence
 from mergewise.methods import get_method
@@ -221,6 +222,7 @@ class _Builder:
             tensor = fates.decide(_untie(slot, used) if is_head else slot, used)
             if tensor:
                 tensors[slot.name] = tensor
+        fates.hint = partial(_as_modules, stage, list(views.values()))
         fates.finish()
         self.problems += fates.problems
         if self.problems:
@@ -262,6 +264,21 @@ def _references(stage: Stage) -> list[tuple[ModelRef, Position]]:
         for slice_ in module.slices:
             found += [(source.model, source.position) for source in slice_.sources]
     return found
+
+
+def _as_modules(stage: Stage, views: list[View]) -> str:
+    """How a language model alone gets into one of several parts, if that is what is wanted."""
+    if stage.form != "models":
+        return ""
+    parts = {view.label: find_modules(view.tensors).keys() for view in views}
+    alone = [label for label, names in parts.items() if names == {"default"}]
+    inside = [label for label, names in parts.items() if "text_decoder" in names]
+    if not (alone and inside):
+        return ""
+    return (
+        f"; {alone[0]} is a language model alone: to merge it into the language part of "
+        f"{inside[0]}, name it as a source of `modules: {{text_decoder: ...}}`"
+    )
 
 
 def _with_head(

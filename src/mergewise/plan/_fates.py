@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -52,6 +52,8 @@ class Fates:
         self.parameters = Parameters(stage, method)
         self.problems: list[Diagnostic] = []
         self.warnings: list[str] = []
+        self.hint: Callable[[], str] = str
+        """What else to do if models lack tensors that others have."""
         self._missing: dict[str, list[str]] = {}
         self._alike: dict[Hashable, tuple[Diagnostic, list[str]]] = {}
         self._described = [0, 0]
@@ -128,6 +130,7 @@ class Fates:
                 f"{_count(names)} not in {models}: {_some(names)}; "
                 "merge models of one architecture, `exclude` these names, or set "
                 "`missing: available` (merge the models that have them) or `missing: copy`"
+                + self.hint()
             )
 
     def _judge_evidence(self) -> None:
