@@ -9,6 +9,7 @@ from mergewise._paths import exists, expanded
 from mergewise.checkpoint._adapter import Adapter, open_adapter
 from mergewise.checkpoint._adapter_fit import Fit
 from mergewise.checkpoint._adapter_layout import names_in
+from mergewise.checkpoint._adapter_vocabulary import OtherVocabulary, other_vocabulary
 from mergewise.checkpoint._change import Change, ChangedRef
 from mergewise.checkpoint._files import where
 from mergewise.checkpoint._folder import Checkpoint, TensorRef, open_checkpoint
@@ -50,7 +51,8 @@ def adapt(base: Checkpoint, adapter: Adapter) -> Checkpoint:
 
     Changed tensors are `ChangedRef`s under the base's names, shapes and types. Where the base's
     output head is its embedding and the adapter changes one of the two, the result has both, as
-    the model had when the adapter was trained.
+    the model had when the adapter was trained. An adapter that holds embedding and head with
+    another number of rows gives the result its vocabulary.
 
     Raises:
         CheckpointError: if names or shapes do not fit the base.
@@ -61,19 +63,21 @@ def adapt(base: Checkpoint, adapter: Adapter) -> Checkpoint:
     if tie:
         refs[tie[0]] = replace(refs[tie[1]], name=tie[0])
     names = names_in(base, adapter, refs.keys())
+    words = other_vocabulary(adapter, refs, names, tie)
+    refs = words.refs
     fit = Fit(adapter, refs, names)
     changes = fit.changes()
     replaced = fit.replaced()
     if not changes and not replaced:
         raise CheckpointError(f"{where(adapter.file)}: the adapter changes nothing")
-    found, untied = _tied(base, adapter, tie, refs, changes, replaced)
-    config, warnings = base.config, list(base.warnings)
+    found, untied = _tied(base, adapter, tie, words, changes, replaced)
+    config, warnings = words.config(base.config), [*base.warnings, *words.warnings]
     if untied and tie:
         warnings.append(
             f"{where(adapter.folder)}: it changes {' and '.join(untied)} alone, where the base's "
             f"head is its embedding; with the adapter they are two tensors, {tie[0]} and {tie[1]}"
         )
-        config = _untied_config(base)
+        config = _untied_config(config)
     return replace(
         base,
         path=Path(f"{base.path}+{adapter.folder}"),
@@ -83,6 +87,7 @@ def adapt(base: Checkpoint, adapter: Adapter) -> Checkpoint:
         warnings=tuple(warnings),
         stamps={**base.stamps, **adapter.stamps},
         adapter=adapter.folder,
+        tokenizer=words.tokenizer,
     )
 
 
@@ -90,12 +95,13 @@ def _tied(
     base: Checkpoint,
     adapter: Adapter,
     tie: tuple[str, str] | None,
-    refs: Refs,
+    words: OtherVocabulary,
     changes: Changes,
     replaced: Refs,
 ) -> tuple[Refs, list[str]]:
     """The result's tensors, and which of head and embedding the adapter changes if that unties."""
-    touched = [name for name in tie or () if name in changes or name in replaced]
+    refs = words.refs
+    touched = [name for name in tie or () if name in changes or name in words.untied]
     if not touched or adapter.config.keeps_tied:
         if touched and tie and tie[1] not in touched:
             raise CheckpointError(
@@ -117,9 +123,9 @@ def _changed(name: str, refs: Refs, changes: Changes, replaced: Refs) -> TensorR
     return ChangedRef(ref.name, ref.dtype, ref.shape, *where_, change, packed)
 
 
-def _untied_config(base: Checkpoint) -> dict[str, object] | None:
-    if base.config is None:
+def _untied_config(config: dict[str, object] | None) -> dict[str, object] | None:
+    if config is None:
         return None
-    name = base.config.get("_name_or_path")
-    edited = edited_config(base.config, tie_word_embeddings=False)
+    name = config.get("_name_or_path")
+    edited = edited_config(config, tie_word_embeddings=False)
     return edited if name is None else {**edited, "_name_or_path": name}

@@ -36,9 +36,7 @@ class Fit:
         for name, ref in self._adapter.replaced.items():
             mine = self._base[self._names[name]]
             if ref.shape != mine.shape:
-                grown = len(ref.shape) == 2 and ref.shape[1:] == mine.shape[1:]
-                hint = "it has another vocabulary, which is not mapped yet" if grown else ""
-                raise self._odd(name, f"{list(mine.shape)}, as in the base,", ref, hint)
+                raise self._odd(name, f"{list(mine.shape)}, as in the base,", ref)
             found[self._names[name]] = ref
         return found
 

@@ -87,6 +87,7 @@ class Checkpoint:
         adapter: the folder of an adapter that is on top; see `open_reference`.
         pipeline: what ties the components of a diffusers pipeline together; None for one model.
         metadata: the strings in the header of the first file.
+        tokenizer: the folder of its tokenizer, where that is the adapter's; None for `folder`.
     """
 
     path: Path
@@ -100,6 +101,12 @@ class Checkpoint:
     adapter: Path | None = None
     pipeline: Pipeline | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
+    tokenizer: Path | None = None
+
+    @property
+    def tokenizer_folder(self) -> Path:
+        """Where its tokenizer lies, if it has one."""
+        return self.tokenizer or self.folder
 
     @property
     def stem(self) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from mergewise._lazy import torch
-from mergewise.checkpoint import ChangedRef, Checkpoint
+from mergewise.checkpoint import ChangedRef, Checkpoint, head_and_embedding
 from mergewise.errors import CheckpointError
 from mergewise.evidence._masked import StoredTensors
 from mergewise.evidence.statistics._names import Names
@@ -39,6 +39,7 @@ def put_adapter(module: nn.Module, checkpoint: Checkpoint) -> None:
         CheckpointError: if a changed tensor is not in the model as it is in the file.
     """
     wanted = touched(checkpoint)
+    _resize(module, checkpoint)
     names, stored = Names(module, checkpoint.tensors), StoredTensors(checkpoint)
     state = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     with torch.no_grad():
@@ -53,6 +54,21 @@ def put_adapter(module: nn.Module, checkpoint: Checkpoint) -> None:
             f"{type(module).__name__} ({', '.join(sorted(wanted)[:3])}); merge the adapter into "
             "its base first"
         )
+
+
+def _resize(module: nn.Module, checkpoint: Checkpoint) -> None:
+    """Make room for the rows of an adapter with another vocabulary; `put_adapter` fills them."""
+    pair = head_and_embedding(checkpoint.tensors.keys())
+    rows = checkpoint.tensors[pair[1]].shape[0] if pair else 0
+    resize = getattr(module, "resize_token_embeddings", None)
+    if pair is None or resize is None or not _held(checkpoint, pair[1]):
+        return
+    if module.get_input_embeddings().weight.shape[0] != rows:
+        resize(rows, mean_resizing=False)
+
+
+def _held(checkpoint: Checkpoint, name: str) -> bool:
+    return checkpoint.tensors[name].file.parent == checkpoint.adapter
 
 
 def touched(checkpoint: Checkpoint) -> set[str]:

@@ -92,8 +92,9 @@ def fingerprint_of(path: Path | str) -> str:
     code = (file for file in folder.glob("*.py") if file.is_file())
     config = (file for file in (folder / "config.json",) if file.is_file())
     corrections = (file for file in folder.glob("surgery.*.safetensors") if file.is_file())
-    for file in sorted([*copied_files(folder), *code, *config, *corrections]):
-        name = file.relative_to(folder).as_posix()
+    words = copied_files(checkpoint.tokenizer) if checkpoint.tokenizer else []
+    for file in [*sorted([*copied_files(folder), *code, *config, *corrections]), *words]:
+        name = file.relative_to(checkpoint.tokenizer if file in words else folder).as_posix()
         digest.update(f"{name}\0{sha256_file(file)}\0".encode())
     return digest.hexdigest()
 
@@ -143,7 +144,7 @@ def open_model(
         else:
             module = _loaded(auto, checkpoint, kind, trust_remote_code).to(where)
         module.eval()
-        tokenizer = _tokenizer(folder, role, trust_remote_code)
+        tokenizer = _tokenizer(checkpoint.tokenizer_folder, role, trust_remote_code)
         processor = _processor(folder, role)
     return LiveModel(
         name=Path(path).name or str(path),

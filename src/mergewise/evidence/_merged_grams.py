@@ -154,7 +154,7 @@ class MergedGrams:
         live = replace(
             self._model,
             name=name,
-            tokenizer=_live._tokenizer(folder, role, trust),
+            tokenizer=_live._tokenizer(checkpoint.tokenizer_folder, role, trust),
             processor=_live._processor(folder, role),
             fingerprint=_live.fingerprint_of(checkpoint.path),
             folder=folder,

@@ -92,10 +92,10 @@ def see_tokens(
     from mergewise.evidence._live import _tokenizer
     from mergewise.evidence._text import encode
 
-    known, highest = known_tokens(checkpoint), highest_id(checkpoint.folder)
+    known, highest = known_tokens(checkpoint), highest_id(checkpoint.tokenizer_folder)
     if known is None or (highest is not None and highest < known) or role == "image_classifier":
         return
-    tokenizer = _tokenizer(checkpoint.folder, role, trust)
+    tokenizer = _tokenizer(checkpoint.tokenizer_folder, role, trust)
     if tokenizer is None:
         return
     for row, text in _texts(data, template, tokenizer, plain):

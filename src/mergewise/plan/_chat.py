@@ -44,7 +44,9 @@ def stage_template(
     warnings = []
     text = NAMED.get(stage.chat_template, stage.chat_template)
     if stage.chat_template == "auto":
-        found = [t for view in views if (t := view.template or template_in(view.folder))]
+        folders = [view.tokenizer.folder if view.tokenizer else view.folder for view in views]
+        pairs = zip(views, folders, strict=True)
+        found = [t for view, folder in pairs if (t := view.template or template_in(folder))]
         if not found:
             return Told(None, ("chat_template: auto: no model has a chat template",))
         text = Counter(found).most_common(1)[0][0]  # the first of those that are as common

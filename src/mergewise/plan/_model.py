@@ -50,7 +50,7 @@ class View:
         stage: the number of the stage; None for a checkpoint.
         tied: (head, embedding) if the model's output head is its embedding.
         maybe_tied: the same, if that shows only once the stage is computed; it has a head then.
-        tokenizer: the one that an earlier stage gave it; None for that of `folder`.
+        tokenizer: the one that an earlier stage or its adapter gave it; None for that of `folder`.
         template: the chat template that an earlier stage gave it; likewise.
     """
 

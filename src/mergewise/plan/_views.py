@@ -17,6 +17,7 @@ from mergewise.checkpoint import (
 from mergewise.errors import MergewiseError
 from mergewise.plan._model import TensorMeta, View
 from mergewise.recipe import ModelRef, Recipe
+from mergewise.vocabulary import read_tokenizer
 
 
 def resolve_path(ref: ModelRef, recipe: Recipe) -> Path:
@@ -44,6 +45,7 @@ def open_view(ref: ModelRef, recipe: Recipe) -> View:
         folder=checkpoint.folder,
         checkpoint=checkpoint,
         tied=tied_head(list(checkpoint.tensors), checkpoint.config),
+        tokenizer=read_tokenizer(checkpoint.tokenizer) if checkpoint.tokenizer else None,
     )
 
 

@@ -195,7 +195,7 @@ def _look(transform: Transform, ask: Ask) -> None:
     """At the first records, before any model is loaded."""
     if not ask.data:
         return
-    folder = ask.checkpoint.folder
+    folder = ask.checkpoint.tokenizer_folder
     names = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.txt")
     tokenizer = any((folder / name).is_file() for name in names)
     role = ask.opening.role or transform.role(ask.checkpoint)

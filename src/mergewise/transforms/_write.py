@@ -41,6 +41,7 @@ from mergewise.constants import DEFAULT_SHARD_BYTES
 from mergewise.engine._journal import Workspace
 from mergewise.engine._publish import PROVENANCE_FILE, RECIPE_FILE, move_in
 from mergewise.errors import CheckpointError, NonFiniteError, OutputError
+from mergewise.vocabulary import OutputFiles, read_tokenizer
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -171,7 +172,7 @@ class Output:
         try:
             shutil.rmtree(small, ignore_errors=True)
             small.mkdir()
-            files = changes.small
+            files = changes.small or _words(source)
             copied = files.write(small) if files else copy_tokenizer(source.folder, small)
             warnings = [*copied.warnings, *_side_files(source.folder, small, changes)]
             for name, data in changes.files.items():
@@ -254,6 +255,12 @@ def _config(source: Checkpoint, config: dict[str, Any] | None) -> bytes:
     if source.adapter is None and config is None:
         return read_small(source.folder / "config.json", _MAX_RECORD)
     return (json.dumps(source.config if config is None else config, indent=2) + "\n").encode()
+
+
+def _words(source: Checkpoint) -> OutputFiles | None:
+    """The small files of a model that has its adapter's tokenizer."""
+    found = read_tokenizer(source.tokenizer) if source.tokenizer else None
+    return OutputFiles(found, max(found.tokens.values()) + 1, source.folder) if found else None
 
 
 def _side_files(folder: Path, small: Path, changes: Changes) -> list[str]:

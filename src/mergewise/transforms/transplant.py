@@ -337,7 +337,7 @@ _WORDS = {
 
 
 def _lexicon(checkpoint: Checkpoint, rows: int | None) -> Lexicon:
-    found = read_tokenizer(checkpoint.folder)
+    found = read_tokenizer(checkpoint.tokenizer_folder)
     if found is None:
         raise TransformError(
             f"{checkpoint.path}: has no tokenizer (no tokenizer.json), so what its rows stand for "

@@ -215,7 +215,7 @@ def _has_tokenizer(model: Path | str | LiveModel, checkpoint: Checkpoint | None)
         return model.tokenizer is not None
     assert checkpoint is not None
     names = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.txt")
-    return any((checkpoint.folder / name).is_file() for name in names)
+    return any((checkpoint.tokenizer_folder / name).is_file() for name in names)
 
 
 def _stored(model: LiveModel) -> tuple[str, ...]:
