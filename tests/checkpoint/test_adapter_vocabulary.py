@@ -13,19 +13,21 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from small_models import State, load
-from small_vocabularies import added, ids_of, plain, tokenizer_json, write_tokenizer
+from small_vocabularies import plain, tokenizer_json, write_tokenizer
 
 import mergewise
 from mergewise.checkpoint import open_reference
 from mergewise.errors import CheckpointError, MergewiseError
 from mergewise.evidence import fingerprint_of, open_model
+from mergewise.evidence._data import Data
+from mergewise.transforms import transform
 from mergewise.vocabulary import read_tokenizer
 
 transformers = pytest.importorskip("transformers")
 peft = pytest.importorskip("peft")
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 BOTH = ["embed_tokens", "lm_head"]
-IDS = torch.tensor([[0, 5, 41, 42, 7, 3]])
+IDS = torch.tensor([[0, 5, 41, 40, 7, 3]])
 
 
 @dataclass
@@ -35,6 +37,7 @@ class Trained:
     base: Path
     adapter: Path
     merged: Any
+    ran: torch.Tensor
 
     @property
     def name(self) -> str:
@@ -43,11 +46,6 @@ class Trained:
     @property
     def state(self) -> State:
         return {k: v.contiguous() for k, v in self.merged.state_dict().items()}
-
-    def logits(self) -> torch.Tensor:
-        with torch.no_grad():
-            found: torch.Tensor = self.merged(input_ids=IDS).logits
-        return found
 
 
 def write_base(folder: Path, tied: bool, rows: int = 40) -> Path:
@@ -88,7 +86,9 @@ def train(
         if tokenizer is not None:
             data = tokenizer_json(plain(40), tokenizer)
             write_tokenizer(folder / name, data, chat_template="{{ messages }}<|a|>")
-        return Trained(base, folder / name, adapted.merge_and_unload().eval())
+        with torch.no_grad():
+            ran = adapted.eval()(input_ids=IDS).logits
+        return Trained(base, folder / name, adapted.merge_and_unload().eval(), ran)
 
 
 def merge(out: Path, *names: str, **recipe: Any) -> Path:
@@ -117,23 +117,24 @@ CASES: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("case", CASES)
 def test_the_merge_is_the_one_of_peft(case: str, tied: bool, tmp_path: Path) -> None:
-    if case == "both adapted" and tied:
-        pytest.skip("PEFT merges both changes into the one tensor")
     base = write_base(tmp_path / "base", tied, 48) if case == "fewer rows" else None
     trained = train(tmp_path, tied, base=base, **CASES[case])
     rows = open_reference(trained.name).tensors[EMBEDDING].shape[0]
     out = merge(tmp_path / "out", trained.name)
-    config, found, expected = json.loads((out / "config.json").read_text()), load(out), trained.state
+    config, found = json.loads((out / "config.json").read_text()), load(out)
+    for place in (out, trained.name):
+        assert torch.allclose(logits_of(place), trained.ran, atol=1e-5), place
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        assert (out / file).read_bytes() == (trained.adapter / file).read_bytes()
+    expected = trained.state
+    assert rows == config["vocab_size"] == len(expected[EMBEDDING])
+    if case == "both adapted" and tied:
+        return  # PEFT merges what both have learned into the one tensor
+    assert config["tie_word_embeddings"] == trained.merged.config.tie_word_embeddings
     found.setdefault(HEAD, found[EMBEDDING])
-    assert rows == config["vocab_size"] == trained.merged.config.vocab_size
     assert found.keys() == expected.keys()
     for key, value in expected.items():
         assert torch.allclose(found[key], value, atol=1e-6), key
-    assert config["tie_word_embeddings"] == trained.merged.config.tie_word_embeddings
-    for place in (out, trained.name):
-        assert torch.allclose(logits_of(place), trained.logits(), atol=1e-5), place
-    for file in ("tokenizer.json", "tokenizer_config.json"):
-        assert (out / file).read_bytes() == (trained.adapter / file).read_bytes()
 
 
 def test_a_nested_config_gets_the_number(tmp_path: Path) -> None:
@@ -214,10 +215,13 @@ def test_the_template_of_the_adapter_is_found(tmp_path: Path) -> None:
 
 def test_a_transform_of_it_writes_its_tokenizer(tmp_path: Path) -> None:
     trained = train(tmp_path, modules_to_save=BOTH)
-    mergewise.transform("add_noise", trained.name, tmp_path / "out", settings={"std": 0.0})
-    assert (tmp_path / "out/tokenizer.json").read_bytes() == (
-        trained.adapter / "tokenizer.json"
-    ).read_bytes()
+    records = [{"text": f"_tok_{i}<|b|>_tok_9"} for i in range(3, 9)]
+    transform(
+        "surgery", trained.name, tmp_path / "out", data={"t": Data(records)},
+        models={"t": trained.name}, rank=2, steps=2,
+    )  # fmt: skip
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        assert (tmp_path / "out" / file).read_bytes() == (trained.adapter / file).read_bytes()
     assert json.loads((tmp_path / "out/config.json").read_text())["vocab_size"] == 44
 
 
@@ -234,12 +238,13 @@ def edit(adapter: Path, **changes: torch.Tensor | None) -> None:
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
-    "no head": ({"head": None}, "missing in lm_head.weight"),
-    "no embedding": ({"embedding": None}, "missing in model.embed_tokens.weight"),
+    "no head": ({"head": None}, "missing in 'lm_head.weight'"),
+    "no embedding": ({"embedding": None}, "missing in 'model.embed_tokens.weight'"),
     "two sizes": ({"head": torch.zeros(45, 16)}, "not of one size"),
     "the base's size and another": ({"head": torch.zeros(40, 16)}, "not of one size"),
+    "no matrix": ({"head": torch.zeros(())}, "not of one size"),
     "no rows": ({"head": torch.zeros(0, 16)}, "not of one size"),
-    "a wide one": ({"head": torch.zeros(44, 17)}, "[40, 16], as in the base, expected"),
+    "a wide one": ({"head": torch.zeros(44, 17)}, "not of one size"),
 }
 
 
@@ -267,21 +272,11 @@ def test_other_tensors_with_the_old_rows(tmp_path: Path) -> None:
     trained = train(tmp_path, modules_to_save=BOTH)
     state = load(trained.base) | {"lm_head.bias": torch.zeros(40)}
     save_file(state, trained.base / "model.safetensors")
-    with pytest.raises(CheckpointError, match=r"missing in lm_head\.bias"):
+    with pytest.raises(CheckpointError, match=r"missing in 'lm_head\.bias'"):
         open_reference(trained.name)
     edit(trained.adapter, bias=torch.ones(44))
     assert open_reference(trained.name).tensors["lm_head.bias"].shape == (44,)
-    save_file(state | {"extra_embed.weight": torch.zeros(40, 2)}, trained.base / "model.safetensors")
-    with pytest.raises(CheckpointError, match=r"missing in extra_embed\.weight"):
+    state["extra_embed.weight"] = torch.zeros(40, 2)
+    save_file(state, trained.base / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"missing in 'extra_embed\.weight'"):
         open_reference(trained.name)
-
-
-def test_a_token_without_a_row_is_left_out(tmp_path: Path) -> None:
-    trained = train(tmp_path, modules_to_save=BOTH)
-    data = tokenizer_json(plain(40))
-    data["added_tokens"].append(added("<|far|>", 60))
-    assert ids_of(data)["<|far|>"] == 60
-    write_tokenizer(trained.adapter, data)
-    out = merge(tmp_path / "out", trained.name, tokenizer_source=trained.name)
-    words = read_tokenizer(out)
-    assert words is not None and "<|far|>" not in words.tokens

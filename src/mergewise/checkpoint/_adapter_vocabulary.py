@@ -108,14 +108,18 @@ class _Resizing:
         )
 
     def _rows(self, ours: list[str]) -> int:
-        rows = {self.held[name].shape[0] for name in ours}
-        if len(rows) > 1:
+        rows = {self.held[name].shape[0] for name in ours if self._fits(name)}
+        if len(rows) > 1 or not all(map(self._fits, ours)):
             told = " and ".join(f"{shown(n)} {list(self.held[n].shape)}" for n in ours)
             raise CheckpointError(
                 f"{where(self.adapter.file)}: {told}: another vocabulary than the base's, and not "
                 "of one size; save the adapter anew"
             )
         return rows.pop()
+
+    def _fits(self, name: str) -> bool:
+        shape = self.held[name].shape
+        return len(shape) == 2 and shape[1:] == self.refs[name].shape[1:]
 
     def _bias(self, rows: int) -> dict[str, TensorRef]:
         """The head's bias, which has a number for each row."""

@@ -39,6 +39,7 @@ def put_adapter(module: nn.Module, checkpoint: Checkpoint) -> None:
         CheckpointError: if a changed tensor is not in the model as it is in the file.
     """
     wanted = touched(checkpoint)
+    wanted -= _headless(module, checkpoint)
     _resize(module, checkpoint)
     names, stored = Names(module, checkpoint.tensors), StoredTensors(checkpoint)
     state = {**dict(module.named_parameters()), **dict(module.named_buffers())}
@@ -60,11 +61,19 @@ def _resize(module: nn.Module, checkpoint: Checkpoint) -> None:
     """Make room for the rows of an adapter with another vocabulary; `put_adapter` fills them."""
     pair = head_and_embedding(checkpoint.tensors.keys())
     rows = checkpoint.tensors[pair[1]].shape[0] if pair else 0
-    resize = getattr(module, "resize_token_embeddings", None)
+    resize: Any = getattr(module, "resize_token_embeddings", None)
     if pair is None or resize is None or not _held(checkpoint, pair[1]):
         return
-    if module.get_input_embeddings().weight.shape[0] != rows:
+    table: Any = module.get_input_embeddings
+    if table().weight.shape[0] != rows:
         resize(rows, mean_resizing=False)
+
+
+def _headless(module: nn.Module, checkpoint: Checkpoint) -> set[str]:
+    """The output head's name, for a body, which has none."""
+    pair = head_and_embedding(checkpoint.tensors.keys())
+    head: Any = getattr(module, "get_output_embeddings", None)
+    return {pair[0]} if pair is not None and head is not None and head() is None else set()
 
 
 def _held(checkpoint: Checkpoint, name: str) -> bool:

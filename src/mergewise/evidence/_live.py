@@ -92,9 +92,11 @@ def fingerprint_of(path: Path | str) -> str:
     code = (file for file in folder.glob("*.py") if file.is_file())
     config = (file for file in (folder / "config.json",) if file.is_file())
     corrections = (file for file in folder.glob("surgery.*.safetensors") if file.is_file())
-    words = copied_files(checkpoint.tokenizer) if checkpoint.tokenizer else []
-    for file in [*sorted([*copied_files(folder), *code, *config, *corrections]), *words]:
-        name = file.relative_to(checkpoint.tokenizer if file in words else folder).as_posix()
+    its = [(folder, file) for file in [*copied_files(folder), *code, *config, *corrections]]
+    if (own := checkpoint.tokenizer) is not None:
+        its += [(own, file) for file in copied_files(own)]
+    for place, file in sorted(its):
+        name = file.relative_to(place).as_posix()
         digest.update(f"{name}\0{sha256_file(file)}\0".encode())
     return digest.hexdigest()
 

@@ -41,6 +41,7 @@ from mergewise.constants import DEFAULT_SHARD_BYTES
 from mergewise.engine._journal import Workspace
 from mergewise.engine._publish import PROVENANCE_FILE, RECIPE_FILE, move_in
 from mergewise.errors import CheckpointError, NonFiniteError, OutputError
+from mergewise.evidence._vocabulary import known_tokens
 from mergewise.vocabulary import OutputFiles, read_tokenizer
 
 if TYPE_CHECKING:
@@ -260,7 +261,8 @@ def _config(source: Checkpoint, config: dict[str, Any] | None) -> bytes:
 def _words(source: Checkpoint) -> OutputFiles | None:
     """The small files of a model that has its adapter's tokenizer."""
     found = read_tokenizer(source.tokenizer) if source.tokenizer else None
-    return OutputFiles(found, max(found.tokens.values()) + 1, source.folder) if found else None
+    rows = known_tokens(source)
+    return OutputFiles(found, rows or 0, source.folder) if found else None
 
 
 def _side_files(folder: Path, small: Path, changes: Changes) -> list[str]:
