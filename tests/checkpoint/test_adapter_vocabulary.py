@@ -87,7 +87,7 @@ def train(
             data = tokenizer_json(plain(40), tokenizer)
             write_tokenizer(folder / name, data, chat_template="{{ messages }}<|a|>")
         with torch.no_grad():
-            ran = adapted.eval()(input_ids=IDS).logits
+            ran = adapted.eval()(input_ids=IDS.clamp(max=rows - 1)).logits
         return Trained(base, folder / name, adapted.merge_and_unload().eval(), ran)
 
 
@@ -223,6 +223,16 @@ def test_a_transform_of_it_writes_its_tokenizer(tmp_path: Path) -> None:
     for file in ("tokenizer.json", "tokenizer_config.json"):
         assert (tmp_path / "out" / file).read_bytes() == (trained.adapter / file).read_bytes()
     assert json.loads((tmp_path / "out/config.json").read_text())["vocab_size"] == 44
+
+
+def test_no_adapter_of_the_base_is_made_of_it(tmp_path: Path) -> None:
+    trained = train(tmp_path, modules_to_save=BOTH)
+    form = {"name": "adapter", "rank": 2, "rest": "whole"}
+    with pytest.raises(MergewiseError, match="has its base's vocabulary"):
+        merge(tmp_path / "out", trained.name, form=form)
+    assert not (tmp_path / "out").exists()
+    same = train(tmp_path, rows=40, base=trained.base, name="same", modules_to_save=BOTH)
+    assert (merge(tmp_path / "out", same.name, form=form) / "adapter_model.safetensors").is_file()
 
 
 def edit(adapter: Path, **changes: torch.Tensor | None) -> None:

@@ -160,11 +160,23 @@ def _problem(plan: MergePlan, message: str) -> RecipeError:
 
 def _base(plan: MergePlan) -> Checkpoint:
     """The checkpoint that the adapter is to be an adapter of."""
-    stage = plan.output.stage
-    if plan.output.vocabulary is not None:
+    base, planned = _found_base(plan), plan.output.tensors
+    mapped = plan.output.vocabulary
+    resized = any(
+        name in planned and planned[name].meta.shape != ref.shape
+        for name, ref in base.tensors.items()
+    )
+    if resized or (mapped is not None and (mapped.maps or mapped.tokenizer.edited)):
         raise _problem(
-            plan, "an adapter has its base's vocabulary; leave tokenizer_source and tokenizer out"
+            plan,
+            "an adapter has its base's vocabulary; leave tokenizer_source and tokenizer out, and "
+            "adapters that have another vocabulary than their base",
         )
+    return base
+
+
+def _found_base(plan: MergePlan) -> Checkpoint:
+    stage = plan.output.stage
     if stage.base_model is not None:
         found = plan.checkpoints.get(str(stage.base_model))
         if found is None or found.adapter is not None:
