@@ -1,8 +1,12 @@
 """Quantised models on the Hub: fp8 planned from its header, GGUF downloaded to be looked at."""
 
+import pytest
 import torch
 from small_gguf import info, llama_pairs, raw_file
 from small_packed import fp8_blocks, opened, read_all, write_packed
+
+from mergewise.checkpoint import open_reference
+from mergewise.errors import CheckpointError
 
 
 def test_fp8_is_planned_from_its_header_and_read_when_it_is_here(hub, tmp_path):
@@ -15,6 +19,18 @@ def test_fp8_is_planned_from_its_header_and_read_when_it_is_here(hub, tmp_path):
     assert checkpoint.tensors["a.weight"].stored_as == "F8_E4M3 by 4 x 4"
     assert not any(hub.cache.rglob("*.safetensors"))
     assert torch.equal(read_all("org/fp8")["a.weight"], read_all(folder)["a.weight"])
+
+
+def test_messages_name_the_model_as_the_hub_does(hub, tmp_path):
+    codes, scale = fp8_blocks(torch.randn(8, 12), 4)
+    settings = {"quant_method": "fp8", "weight_block_size": [4, 4]}
+    stored = {"a.weight": codes, "a.weight_scale_inv": scale}
+    commit = hub.add("org/fp8", write_packed(tmp_path / "m", stored, settings))
+    with pytest.raises(CheckpointError) as caught:
+        open_reference("org/fp8")
+    assert str(caught.value).startswith(f"org/fp8@{commit[:12]}/config.json: ")
+    assert str(hub.cache) not in str(caught.value)
+    assert opened("org/fp8").warnings[0].startswith(f"org/fp8@{commit[:12]}: ")
 
 
 def test_gguf_alone_in_a_repository(hub, tmp_path):

@@ -321,6 +321,19 @@ def test_plan_can_be_called_by_its_public_name(models: Path, tmp_path: Path) -> 
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.parametrize("first", [torch.int64, torch.float16])
+def test_positions_that_one_model_stores_as_floats(first: torch.dtype, tmp_path: Path) -> None:
+    """As half-precision copies of Stable Diffusion do with `position_ids`."""
+    second = torch.float16 if first is torch.int64 else torch.int64
+    for name, dtype in {"a": first, "b": second}.items():
+        save(tmp_path / name, {"w": torch.ones(2), "position_ids": torch.arange(7).to(dtype)})
+    models = [{"model": str(tmp_path / name), "parameters": {"weight": 1}} for name in "ab"]
+    document = {"merge_method": "linear", "models": models, "dtype": "bfloat16"}
+    assert any("different types" in warning for warning in plan(document).warnings)
+    merge(document, tmp_path / "out")
+    assert torch.equal(load(tmp_path / "out")["position_ids"], torch.arange(7).to(first))
+
+
 def test_numbers_are_not_averaged_with_quantised_ones(tmp_path: Path) -> None:
     state = {"w": torch.ones(2, 2)}
     a = save(tmp_path / "a", state, {})

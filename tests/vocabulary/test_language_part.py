@@ -112,3 +112,9 @@ def test_ids_that_a_config_can_lack_are_told(root: Path, tmp_path: Path) -> None
     told = [warning for warning in plan.warnings if "config.json" in warning]
     assert len(told) == 1 and "sep_token_id 59 ('<|end|>') is not in" in told[0]
     assert plan.output.config is not None and plan.output.config["sep_token_id"] is None
+
+
+def test_models_that_meet_in_a_module_are_told_how(root: Path) -> None:
+    models = [{"model": str(root / n), "parameters": {"weight": 0.5}} for n in ("lm", "vlm")]
+    with pytest.raises(MergewiseError, match=r"lm is a language model alone.*`modules: {text_dec"):
+        build_plan({"merge_method": "linear", "models": models, "tokenizer_source": "union"})

@@ -62,6 +62,7 @@ from mergewise.checkpoint._output import (
 )
 from mergewise.checkpoint._packed._ref import PackedRef, Packing
 from mergewise.checkpoint._packed._refuse import open_runnable, refuse_packed
+from mergewise.checkpoint._pickles import ENDINGS as PICKLE_ENDINGS
 from mergewise.checkpoint._pickles import refuse_old_torch
 from mergewise.checkpoint._pipeline import SAFETY, Pipeline, copy_parts
 from mergewise.checkpoint._provenance import fingerprint, provenance, sha256_file, versions
@@ -84,6 +85,7 @@ __all__ = [
     "BITS",
     "CODES",
     "MAX_COPIED",
+    "PICKLE_ENDINGS",
     "PREFIX",
     "SAFETY",
     "TORCH_NAMES",

@@ -93,6 +93,7 @@ def model_card(
     summary: str = "",
     source: str = "",
     architecture: str | None = None,
+    library: str | None = "transformers",
     dialect: bool = True,
 ) -> str:
     """The text of README.md.
@@ -103,6 +104,7 @@ def model_card(
         command: what to type to make this merge again.
         versions: of mergewise, torch and so on, in the order to show them.
         architecture: the config's class; a causal language model gets a ``pipeline_tag``.
+        library: what loads the result, as the Hub calls it; None for nothing in particular.
         dialect: whether mergekit can run the recipe too; then the card has its tag.
     """
     import jinja2
@@ -112,7 +114,7 @@ def model_card(
     # the Hub can link its own models only; where there are none, names say at least something
     linked = [item.public_name for item in inputs if item.hub]
     names = list(dict.fromkeys(linked or [item.public_name for item in inputs]))
-    front = _front_matter(names, licence, architecture, dialect)
+    front = _front_matter(names, licence, architecture, library, dialect)
     # the text is Markdown of our own making; HTML escaping would damage the recipe
     environment = jinja2.Environment(
         trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
@@ -141,13 +143,14 @@ def model_card(
 
 
 def _front_matter(
-    names: list[str], licence: str, architecture: str | None, dialect: bool
+    names: list[str], licence: str, architecture: str | None, library: str | None, dialect: bool
 ) -> dict[str, Any]:
     front: dict[str, Any] = {
         "base_model": names,
         "base_model_relation": "merge",
-        "library_name": "transformers",
     }
+    if library:
+        front["library_name"] = library
     if architecture and architecture.endswith(("ForCausalLM", "LMHeadModel")):
         front["pipeline_tag"] = "text-generation"
     front["license"] = licence

@@ -31,8 +31,13 @@ def shown(text: object, limit: int = 120) -> str:
 
 
 def where(path: Path | str) -> str:
-    """A path for a message: as it is when printable, quoted when not."""
-    text = str(path)
+    """A path for a message: as it is when printable, quoted when not.
+
+    What lies in the Hub's cache is named as on the Hub, ``org/name@COMMIT/file``.
+    """
+    from mergewise.checkpoint._hub._name import shown_name  # which uses this module
+
+    text = shown_name(path) or str(path)
     return text if text.isprintable() else shown(text, 300)
 
 

@@ -57,4 +57,5 @@ def choose_variant(path: Path, names: Sequence[str]) -> Choice | None:
 
 def _lacks(path: Path, wanted: str | None, read: str | None) -> str:
     what = f"no variant {wanted}" if wanted else "only a variant"
-    return f"{where(path)}: {what} here; {read or 'the weights without one'} is read"
+    instead = f"{read} is" if read else "the weights without one are"
+    return f"{where(path)}: {what} here; {instead} read"

@@ -12,10 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from mergewise.checkpoint import (
+    PICKLE_ENDINGS,
     TORCH_NAMES,
     CardInput,
+    ChangedRef,
     Checkpoint,
+    PackedRef,
     ShardLayout,
+    TensorRef,
+    access,
     copied_files,
     copy_parts,
     copy_tokenizer,
@@ -252,9 +257,38 @@ def _card(plan: MergePlan, out: Path) -> str:
         source=method.source,
         inputs=_card_inputs(plan),
         recipe=plan.recipe.text,
-        command=f"mergewise merge {RECIPE_FILE} {shlex.quote(out.resolve().name)}",
+        command=" ".join(
+            ["mergewise merge", RECIPE_FILE, shlex.quote(out.resolve().name), *_leave(plan)]
+        ),
         seed=plan.seeds_in_words,
         versions=versions(),
         architecture=architectures[0],
+        library=_library(plan),
         dialect=not any(stage.stage.native for stage in plan.stages),
     )
+
+
+def _leave(plan: MergePlan) -> list[str]:
+    """The flags without which these models are not opened."""
+    found = plan.checkpoints.values()
+    pickles = any(file.suffix in PICKLE_ENDINGS for c in found for file in c.files)
+    packed = any(_is_packed(ref) for c in found for ref in c.tensors.values())
+    variant = access().variant
+    return [
+        *(["--allow-pickle"] if pickles else []),
+        *(["--dequantize"] if packed else []),
+        *(["--variant", shlex.quote(variant)] if variant else []),
+    ]
+
+
+def _is_packed(ref: TensorRef) -> bool:
+    stored = ref.stored if isinstance(ref, ChangedRef) else ref
+    return isinstance(stored, PackedRef)
+
+
+def _library(plan: MergePlan) -> str | None:
+    """What loads the result, as the Hub calls it; None for a plain state dict."""
+    config = plan.output.config or {}
+    if (plan.donor and plan.donor.pipeline) or "_class_name" in config:
+        return "diffusers"
+    return "transformers" if config else None

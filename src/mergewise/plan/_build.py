@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mergewise.checkpoint import SAFETY, config_value, text_config
+from mergewise.checkpoint import SAFETY, find_modules
 from mergewise.errors import Diagnostic, MergewiseError, RecipeError
 from mergewise.evidence import Evidence
 from mergewise.methods import get_method
 from mergewise.plan._assemble import Assembly, assemble
 from mergewise.plan._chat import Told, stage_template
+from mergewise.plan._config_facts import differing
 from mergewise.plan._evidence import open_evidence
 from mergewise.plan._fates import Fates
 from mergewise.plan._layouts import in_one_layout
@@ -23,11 +25,6 @@ from mergewise.plan._tokenizers import Tokenizers, stage_vocabulary
 from mergewise.plan._views import describe, open_view, tokenizer_view
 from mergewise.plan._vocabulary import StageVocabulary, asked_at
 from mergewise.recipe import ModelRef, Position, Recipe, Source, Stage, load_recipe
-
-_CONFIG_KEYS = (
-    "vocab_size", "rope_theta", "rope_scaling", "rope_parameters", "max_position_embeddings",
-    "hidden_act", "rms_norm_eps", "num_attention_heads", "num_key_value_heads", "head_dim",
-)  # fmt: skip
 
 
 def build_plan(
@@ -225,6 +222,7 @@ class _Builder:
             tensor = fates.decide(_untie(slot, used) if is_head else slot, used)
             if tensor:
                 tensors[slot.name] = tensor
+        fates.hint = partial(_as_modules, stage, list(views.values()))
         fates.finish()
         self.problems += fates.problems
         if self.problems:
@@ -268,6 +266,21 @@ def _references(stage: Stage) -> list[tuple[ModelRef, Position]]:
     return found
 
 
+def _as_modules(stage: Stage, views: list[View]) -> str:
+    """How a language model alone gets into one of several parts, if that is what is wanted."""
+    if stage.form != "models":
+        return ""
+    parts = {view.label: find_modules(view.tensors).keys() for view in views}
+    alone = [label for label, names in parts.items() if names == {"default"}]
+    inside = [label for label, names in parts.items() if "text_decoder" in names]
+    if not (alone and inside):
+        return ""
+    return (
+        f"; {alone[0]} is a language model alone: to merge it into the language part of "
+        f"{inside[0]}, name it as a source of `modules: {{text_decoder: ...}}`"
+    )
+
+
 def _with_head(
     slots: list[Slot], tie: tuple[str, str], views: Mapping[ModelRef, View]
 ) -> list[Slot]:
@@ -295,6 +308,12 @@ def _guided(stage: Stage) -> str:
 
 def _config_warnings(donor: View, views: list[View], *, mapped: bool) -> list[str]:
     found = []
+    known = [view.label for view in views if view.config]
+    if known and not donor.config:
+        found.append(
+            f"{donor.label} has no config.json, so the output has none; {known[0]} has one: name "
+            "it as base_model, or first, for a model that loads"
+        )
     for view in views:
         if view is donor or not donor.config or not view.config:
             continue
@@ -303,7 +322,7 @@ def _config_warnings(donor: View, views: list[View], *, mapped: bool) -> list[st
                 f"architectures differ: {view.config.get('architectures')} in {view.label}, "
                 f"{donor.config.get('architectures')} in {donor.label}"
             )
-        odd = [k for k in _CONFIG_KEYS if _differ(view.config, donor.config, k)]
+        odd = differing(view.config, donor.config)
         odd = [k for k in odd if not (mapped and k == "vocab_size")]
         if odd:
             found.append(
@@ -311,13 +330,6 @@ def _config_warnings(donor: View, views: list[View], *, mapped: bool) -> list[st
                 f"the output gets {donor.label}'s"
             )
     return found
-
-
-def _differ(one: dict[str, Any], other: dict[str, Any], key: str) -> bool:
-    """Whether configs disagree; that of a model's language part may leave out what is usual."""
-    values = [config_value(config, key) for config in (one, other)]
-    in_parts = [text_config(config) is not None for config in (one, other)]
-    return values[0] != values[1] and (None not in values or in_parts[0] == in_parts[1])
 
 
 def _donor_first(views: Mapping[ModelRef, View], donor: View) -> dict[ModelRef, View]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -26,6 +26,8 @@ from mergewise.plan._views import describe
 from mergewise.plan._vocabulary import StageVocabulary
 from mergewise.recipe import Source, Stage
 
+COUNTED = "I64"
+"""What positions and counters are stored as, and quantised weights never are."""
 FLOATS = frozenset(
     ("F16", "BF16", "F32", "F64", "F8_E5M2", "F8_E4M3", "F8_E4M3FNUZ", "F8_E5M2FNUZ")
 )
@@ -50,6 +52,8 @@ class Fates:
         self.parameters = Parameters(stage, method)
         self.problems: list[Diagnostic] = []
         self.warnings: list[str] = []
+        self.hint: Callable[[], str] = str
+        """What else to do if models lack tensors that others have."""
         self._missing: dict[str, list[str]] = {}
         self._alike: dict[Hashable, tuple[Diagnostic, list[str]]] = {}
         self._described = [0, 0]
@@ -81,8 +85,8 @@ class Fates:
                 "cannot be read by this version; use an unquantised checkpoint",
             )
             return None
-        if donor.meta.dtype not in FLOATS:
-            return self._integer(meta, donor, found)
+        if donor.meta.dtype not in FLOATS or any(i.meta.dtype == COUNTED for i in found if i):
+            return self._integer(replace(meta, dtype=donor.meta.dtype), donor, found)
         if self.stage.excludes(slot.name):
             reason = f"excluded by the recipe: copied from {donor.view.label}"
             return TensorPlan(meta, "copy", None, (donor,), reason=reason)
@@ -126,6 +130,7 @@ class Fates:
                 f"{_count(names)} not in {models}: {_some(names)}; "
                 "merge models of one architecture, `exclude` these names, or set "
                 "`missing: available` (merge the models that have them) or `missing: copy`"
+                + self.hint()
             )
 
     def _judge_evidence(self) -> None:
@@ -183,7 +188,8 @@ class Fates:
                 f"{meta.name}: models hold it in different types or shapes; "
                 f"that of {donor.view.label} is copied"
             )
-        reason = f"{meta.dtype} is not averaged: copied from {donor.view.label}"
+        kind = meta.dtype if meta.dtype not in FLOATS else COUNTED
+        reason = f"{kind} is not averaged: copied from {donor.view.label}"
         return TensorPlan(meta, "copy", None, (donor,), reason=reason)
 
     def _tolerates(self, slot: Slot, found: Sequence[Input | None]) -> bool:

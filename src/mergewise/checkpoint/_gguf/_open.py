@@ -52,7 +52,7 @@ def open_gguf(path: Path, folder: Path, config: dict[str, Any] | None) -> Checkp
     if not tensors:
         raise CheckpointError(f"{where(path)}: the file holds no tensors")
     stamps: dict[Path, FileStamp] = {file: header.stamp for file, header in headers.items()}
-    warnings = tuple(_warnings(path, config, found.derived))
+    warnings = tuple(_warnings(path, folder, config, found.derived))
     return Checkpoint(path, folder, tuple(files), tensors, chosen, None, warnings, stamps)
 
 
@@ -165,9 +165,16 @@ def _config_of(headers: dict[Path, GgufHeader], name: str) -> dict[str, Any]:
     return made_config(GgufHeader(first.metadata, tensors, first.stamp), name)
 
 
-def _warnings(path: Path, config: dict[str, Any] | None, derived: list[str]) -> list[str]:
+def _warnings(
+    path: Path, folder: Path, config: dict[str, Any] | None, derived: list[str]
+) -> list[str]:
     found = []
-    if config is None:
+    if config is None and (folder / "tokenizer.json").exists():
+        found.append(
+            f"{where(path)}: its config is made from the file's metadata; put the model's "
+            "config.json beside it, or name a base that has one"
+        )
+    elif config is None:
         found.append(
             f"{where(path)}: its config is made from the file's metadata, and its tokenizer is not "
             "read; put the model's config.json and tokenizer beside it, or name a base that has "

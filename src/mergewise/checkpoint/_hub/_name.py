@@ -70,8 +70,23 @@ def origin_of(path: Path) -> Origin | None:
 
     The cache keeps files at ``models--ORG--NAME/snapshots/COMMIT/FILE``.
     """
+    found = _snapshot(path)
+    return found[1] if found else None
+
+
+def shown_name(path: Path | str) -> str | None:
+    """``org/name@COMMIT/file`` for a path in the Hub's cache; None for other paths."""
+    found = _snapshot(Path(path)) if "snapshots" in str(path) else None
+    if found is None:
+        return None
+    folder, origin = found
+    inside = Path(path).relative_to(folder).as_posix()
+    return str(origin) if inside == "." else f"{origin}/{inside}"
+
+
+def _snapshot(path: Path) -> tuple[Path, Origin] | None:
     for folder in (path, *path.parents):
         if folder.parent.name == "snapshots" and is_commit(folder.name):
             match = _CACHED.fullmatch(folder.parent.parent.name)
-            return Origin(f"{match[1]}/{match[2]}", folder.name) if match else None
+            return (folder, Origin(f"{match[1]}/{match[2]}", folder.name)) if match else None
     return None
