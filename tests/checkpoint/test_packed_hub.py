@@ -6,6 +6,7 @@ from small_gguf import info, llama_pairs, raw_file
 from small_packed import fp8_blocks, opened, read_all, write_packed
 
 from mergewise.checkpoint import open_reference
+from mergewise.checkpoint._hub import forget
 from mergewise.errors import CheckpointError
 
 
@@ -38,3 +39,14 @@ def test_gguf_alone_in_a_repository(hub, tmp_path):
     hub.add("org/gguf", {"m.Q8_0.gguf": data, "README.md": b"?"})
     assert opened("org/gguf").stored_as == "Q8_0"
     assert read_all("org/gguf")["model.embed_tokens.weight"].shape == (4, 32)
+
+
+def test_gguf_alone_in_a_repository_without_a_network(hub, monkeypatch):
+    """Its commit is noted in the cache, though no small file came with it."""
+    data = raw_file(llama_pairs(), [info("token_embd.weight", (4, 32), 8, 0)], bytes(160))
+    hub.add("org/gguf", {"m.Q8_0.gguf": data})
+    assert opened("org/gguf").stored_as == "Q8_0"
+    forget()
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert opened("org/gguf").stored_as == "Q8_0"

@@ -46,6 +46,15 @@ def test_an_adapter_on_a_packed_base(packed, tmp_path, kind):
         assert torch.equal(found[name].float(), value.float()), name
 
 
+def test_what_is_odd_about_a_base_is_told_once(packed, tmp_path):
+    folder, true = packed
+    adapters = [lora(tmp_path / f"adapter{seed}", true, [UP], seed=seed) for seed in (1, 2)]
+    models = [{"model": f"{folder}+{adapter}"} for adapter in adapters]
+    with mergewise.allow(dequantize=True):
+        told = build_plan({"merge_method": "linear", "models": models, "parameters": {"weight": 1}})
+    assert sum("dequantised" in warning for warning in told.warnings) == 1
+
+
 def test_bytes_read_and_types_are_those_of_the_file(packed, tmp_path):
     folder, _ = packed
     recipe = {"merge_method": "passthrough", "models": [{"model": str(folder)}]}

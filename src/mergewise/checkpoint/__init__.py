@@ -12,7 +12,7 @@ from mergewise.checkpoint._depth import layer_count, layer_kinds, with_layers
 from mergewise.checkpoint._dtypes import BITS, CODES, TORCH_NAMES, byte_count
 from mergewise.checkpoint._fetch import fetched, identity, to_fetch
 from mergewise.checkpoint._files import FileStamp, read_small, shown, stays_inside, where
-from mergewise.checkpoint._folder import Checkpoint, TensorRef, open_checkpoint
+from mergewise.checkpoint._folder import open_checkpoint
 from mergewise.checkpoint._hub import (
     AwayFile,
     AwayStamp,
@@ -51,6 +51,7 @@ from mergewise.checkpoint._layers import (
 )
 from mergewise.checkpoint._layouts import index_files, placed, plan_files
 from mergewise.checkpoint._licence import merged_licence, stated_licence
+from mergewise.checkpoint._model import Checkpoint, TensorRef
 from mergewise.checkpoint._modules import ModelModule, find_modules, module_called
 from mergewise.checkpoint._output import (
     MAX_COPIED,

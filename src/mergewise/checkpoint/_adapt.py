@@ -12,8 +12,9 @@ from mergewise.checkpoint._adapter_layout import names_in
 from mergewise.checkpoint._adapter_vocabulary import OtherVocabulary, other_vocabulary
 from mergewise.checkpoint._change import Change, ChangedRef
 from mergewise.checkpoint._files import where
-from mergewise.checkpoint._folder import Checkpoint, TensorRef, open_checkpoint
+from mergewise.checkpoint._folder import open_checkpoint
 from mergewise.checkpoint._layers import tied_head
+from mergewise.checkpoint._model import Checkpoint, TensorRef
 from mergewise.checkpoint._output import edited_config
 from mergewise.checkpoint._packed._ref import PackedRef
 from mergewise.errors import CheckpointError

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from mergewise.checkpoint._adapter import Adapter
 from mergewise.checkpoint._change import Change, LowRank, Scaled, Shifted
 from mergewise.checkpoint._files import shown, where
-from mergewise.checkpoint._folder import TensorRef
+from mergewise.checkpoint._model import TensorRef
 from mergewise.checkpoint._turned import stored_turned
 from mergewise.errors import CheckpointError, NotBuiltYetError
 

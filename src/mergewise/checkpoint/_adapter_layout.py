@@ -7,9 +7,9 @@ from collections.abc import Collection
 from mergewise.checkpoint._adapter import Adapter
 from mergewise.checkpoint._adapter_names import resolve_names
 from mergewise.checkpoint._files import shown, where
-from mergewise.checkpoint._folder import Checkpoint
 from mergewise.checkpoint._layout import Layout, layout_of
 from mergewise.checkpoint._meta_model import CannotConvert, meta_model
+from mergewise.checkpoint._model import Checkpoint
 from mergewise.errors import CheckpointError
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from mergewise._lazy import torch
 from mergewise.checkpoint._change import ChangedRef, LowRank, Scaled, Shifted
 from mergewise.checkpoint._dtypes import TORCH_NAMES
-from mergewise.checkpoint._folder import TensorRef
+from mergewise.checkpoint._model import TensorRef
 from mergewise.checkpoint._packed._ref import PackedRef
 from mergewise.checkpoint._read import FileReader
 

@@ -7,8 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from mergewise.checkpoint._files import FileStamp
-from mergewise.checkpoint._folder import Checkpoint
 from mergewise.checkpoint._hub import AwayFile, arrived, missing, origin_of
+from mergewise.checkpoint._model import Checkpoint
 
 
 def fetched(checkpoint: Checkpoint) -> Checkpoint:

@@ -18,155 +18,38 @@ files may be links, as in the hub's cache; names in an index are plain file name
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mergewise._paths import expanded
-from mergewise.checkpoint._config import check_config, config_value
-from mergewise.checkpoint._dtypes import TORCH_NAMES
+from mergewise.checkpoint._config import check_config
 from mergewise.checkpoint._files import FileStamp, shown, where
 from mergewise.checkpoint._gguf._files import only_gguf
 from mergewise.checkpoint._hub import (
-    Origin,
     away,
     header_of,
     here,
     incomplete,
     listed,
     locate,
-    origin_of,
     repo_of,
 )
 from mergewise.checkpoint._index import Index, read_index
 from mergewise.checkpoint._json import read_json
+from mergewise.checkpoint._model import Checkpoint, TensorRef
 from mergewise.checkpoint._pickles import choose_pickles, is_pickle, refuse_pickles
 from mergewise.checkpoint._refuse import refuse_missing, refuse_other_formats
-from mergewise.checkpoint._safetensors import Header, TensorInfo
+from mergewise.checkpoint._safetensors import Header
 from mergewise.checkpoint._torch_file import read_torch_file
-from mergewise.checkpoint._variants import choose_variant, stem_of
+from mergewise.checkpoint._variants import choose_variant
 from mergewise.errors import CheckpointError
-
-if TYPE_CHECKING:
-    from mergewise.checkpoint._pipeline import Pipeline
 
 MAX_CONFIG = 8_000_000
 """Bytes of a config.json; real ones stay under one megabyte."""
 _SINGLE = "model.safetensors"
 _BESIDE = ("adapter_", "surgery.")
 """Beginnings of names of files that hold something else than the model's weights."""
-
-
-@dataclass(frozen=True)
-class TensorRef(TensorInfo):
-    """A tensor and the file that holds it."""
-
-    file: Path
-
-    @property
-    def stored_as(self) -> str | None:
-        """What the file holds instead, if the tensor is computed from fewer bits, as ``Q4_K``."""
-        return None
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """A checkpoint on disk; no tensor data is held.
-
-    Attributes:
-        path: what was opened, a folder or a file.
-        folder: where config and tokenizer lie: `path`, or the file's parent.
-        files: the safetensors files, in order.
-        tensors: by name, in the order of files and of their data.
-        config: the content of ``config.json``; None if there is none.
-        index: the content of the index file, if the checkpoint has one and it was used.
-        warnings: what is odd, but no reason to refuse.
-        stamps: each file's state when its header was read.
-        adapter: the folder of an adapter that is on top; see `open_reference`.
-        pipeline: what ties the components of a diffusers pipeline together; None for one model.
-        metadata: the strings in the header of the first file.
-        tokenizer: the folder of its tokenizer, where that is the adapter's; None for `folder`.
-    """
-
-    path: Path
-    folder: Path
-    files: tuple[Path, ...]
-    tensors: Mapping[str, TensorRef]
-    config: dict[str, Any] | None
-    index: dict[str, Any] | None
-    warnings: tuple[str, ...]
-    stamps: Mapping[Path, FileStamp]
-    adapter: Path | None = None
-    pipeline: Pipeline | None = None
-    metadata: Mapping[str, str] = field(default_factory=dict)
-    tokenizer: Path | None = None
-
-    @property
-    def tokenizer_folder(self) -> Path:
-        """Where its tokenizer lies, if it has one."""
-        return self.tokenizer or self.folder
-
-    @property
-    def stem(self) -> str:
-        """What the names of its files begin with, where that matters to loaders."""
-        return stem_of(self.files[0].name) if self.files else "model"
-
-    @property
-    def origin(self) -> Origin | None:
-        """Repository and commit, of what lies in the Hub's cache or is still on the Hub."""
-        return origin_of(self.folder)
-
-    @cached_property
-    def total_parameters(self) -> int:
-        """Elements of all tensors."""
-        return sum(tensor.numel for tensor in self.tensors.values())
-
-    @cached_property
-    def total_bytes(self) -> int:
-        """Bytes of all tensors, without headers."""
-        return sum(tensor.nbytes for tensor in self.tensors.values())
-
-    @property
-    def stored_as(self) -> str | None:
-        """What quantised tensors are stored as, such as ``Q4_K``; None if none is quantised."""
-        kinds = dict.fromkeys(ref.stored_as for ref in self.tensors.values() if ref.stored_as)
-        return ", ".join(filter(None, kinds)) or None
-
-    @property
-    def architecture(self) -> str | None:
-        """The first of the config's ``architectures``, such as ``LlamaForCausalLM``."""
-        if self.pipeline:
-            return self.pipeline.name
-        names = config_value(self.config, "architectures")
-        if isinstance(names, list) and names and isinstance(names[0], str):
-            return names[0]
-        return None
-
-    @property
-    def model_type(self) -> str | None:
-        """The config's ``model_type``, such as ``llama``."""
-        value = config_value(self.config, "model_type")
-        return value if isinstance(value, str) else None
-
-    @property
-    def tie_word_embeddings(self) -> bool | None:
-        """What the config says of the output head; None if it is silent."""
-        value = config_value(self.config, "tie_word_embeddings")
-        return value if isinstance(value, bool) else None
-
-    @property
-    def dtype(self) -> str | None:
-        """The torch dtype the config names, else that of most bytes, such as ``bfloat16``."""
-        for key in ("dtype", "torch_dtype"):
-            value = config_value(self.config, key)
-            if isinstance(value, str):
-                return value.removeprefix("torch.")
-        sizes: dict[str, int] = {}
-        for tensor in self.tensors.values():
-            sizes[tensor.dtype] = sizes.get(tensor.dtype, 0) + tensor.nbytes
-        return TORCH_NAMES.get(max(sizes, key=lambda code: sizes[code])) if sizes else None
 
 
 def open_checkpoint(path: Path | str) -> Checkpoint:

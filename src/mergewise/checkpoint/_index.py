@@ -13,7 +13,7 @@ from mergewise.checkpoint._json import read_json
 from mergewise.errors import CheckpointError
 
 if TYPE_CHECKING:
-    from mergewise.checkpoint._folder import TensorRef
+    from mergewise.checkpoint._model import TensorRef
 
 MAX_INDEX = 64_000_000
 """Bytes; an index takes about 100 a tensor."""

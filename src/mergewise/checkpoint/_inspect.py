@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from mergewise.checkpoint._adapt import open_reference
-from mergewise.checkpoint._folder import Checkpoint
 from mergewise.checkpoint._hub import origin_of
 from mergewise.checkpoint._layers import find_layers, tied_head
+from mergewise.checkpoint._model import Checkpoint
 
 
 @dataclass(frozen=True)

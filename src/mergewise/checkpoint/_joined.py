@@ -9,7 +9,7 @@ from functools import cached_property
 from itertools import accumulate
 
 from mergewise.checkpoint._dtypes import BITS
-from mergewise.checkpoint._folder import TensorRef
+from mergewise.checkpoint._model import TensorRef
 from mergewise.errors import CheckpointError
 
 

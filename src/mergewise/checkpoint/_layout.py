@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mergewise._lazy import torch
-from mergewise.checkpoint._folder import TensorRef
 from mergewise.checkpoint._joined import Piece
 from mergewise.checkpoint._meta_model import CannotConvert
+from mergewise.checkpoint._model import TensorRef
 
 if TYPE_CHECKING:
     from torch import Tensor

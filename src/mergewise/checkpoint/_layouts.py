@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from mergewise.checkpoint._folder import Checkpoint
+from mergewise.checkpoint._model import Checkpoint
 from mergewise.checkpoint._write import ShardLayout, TensorSpec, index_json, plan_shards
 
 _IN = "%"

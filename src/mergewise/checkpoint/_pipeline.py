@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from mergewise.checkpoint._files import read_small, shown, stays_inside, where
-from mergewise.checkpoint._folder import Checkpoint, TensorRef, open_checkpoint
+from mergewise.checkpoint._folder import open_checkpoint
 from mergewise.checkpoint._hub._repo import listed
 from mergewise.checkpoint._json import read_json
+from mergewise.checkpoint._model import Checkpoint, TensorRef
 from mergewise.checkpoint._output import MAX_COPIED, Copied
 from mergewise.checkpoint._variants import stem_of
 from mergewise.checkpoint._write import make_folder, write_file

@@ -13,9 +13,9 @@ from types import TracebackType
 
 from mergewise.checkpoint._change import ChangedRef
 from mergewise.checkpoint._files import FileStamp, open_regular, stamp, where
-from mergewise.checkpoint._folder import TensorRef
 from mergewise.checkpoint._hub import arrived
 from mergewise.checkpoint._joined import JoinedRef
+from mergewise.checkpoint._model import TensorRef
 from mergewise.checkpoint._packed._ref import PackedRef
 from mergewise.errors import CheckpointError
 

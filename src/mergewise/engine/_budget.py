@@ -88,7 +88,10 @@ class _Need:
         block = block_elements(
             BLOCK_ELEMENTS if compiled else PLAIN_BLOCK_ELEMENTS, len(tensor.inputs)
         )
-        compiled = compiled and len(tensor.inputs) <= MOST_INPUTS
+        types = {tensor.meta.dtype, *(item.meta.dtype for item in tensor.inputs)}
+        fusible = access is Access.FLAT and not method.unfused and "F64" not in types
+        compiled = compiled and fusible and len(tensor.inputs) <= MOST_INPUTS
+        self.unfused = method.unfused
         needs = method.needs(settings)
         sides = self._sides(needs)
         # of both sides at once, all matrices are held in float64
@@ -130,7 +133,7 @@ class _Need:
         wide = 8 if "F64" in types else 4
         stored = sum(BITS[dtype] for dtype in types) // 8
         if plain:  # widened inputs, and intermediate results of each
-            stored += wide * (2 * len(tensor.inputs) + 4)
+            stored += wide * (max(2, self.unfused) * len(tensor.inputs) + 4)
         # what an adapter changes is computed in float32 unless the recipe has a type for it;
         # the base's block is held beside
         stored += 2 * wide * any(isinstance(r, ChangedRef) for r in self._refs)

@@ -153,6 +153,8 @@ class Method(ABC):
     random: ClassVar[bool] = False
     solving: ClassVar[int] = 3
     """Blocks in float64 that `combine` holds at once, of a method that is given matrices."""
+    unfused: ClassVar[int] = 0
+    """Blocks for each input that functions hold which cannot be fused; 0 if they can be."""
 
     def access(self, p: Settings) -> Access:
         """How much of a tensor is needed at once."""

@@ -108,7 +108,9 @@ class MatrixMethod(PlacedMethod):
         return by_matrix(parts, s, lambda matrices: self._of(matrices, s))
 
     def _of(self, matrices: list[Tensor], s: Settings) -> Tensor:
-        """One matrix; nothing where no expert changed anything."""
+        """One matrix; zero where no expert changed anything, NaN where not all is finite."""
+        if not all(bool(matrix.isfinite().all()) for matrix in matrices):
+            return torch.full_like(matrices[0], math.nan)  # LAPACK may not come back from NaN
         if not any(bool(matrix.any()) for matrix in matrices):
             return torch.zeros_like(matrices[0])
         return self.update(matrices, s).to(matrices[0].dtype)

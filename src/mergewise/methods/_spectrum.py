@@ -106,6 +106,8 @@ def left_vectors(matrices: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     for matrix in matrices:
         wide = matrix.double()
         gram += wide @ wide.mT
+    if not bool(gram.isfinite().all()):  # LAPACK may not come back
+        return torch.full_like(gram, torch.nan), torch.full_like(gram[0], torch.nan)
     squares, vectors = torch.linalg.eigh(gram)
     return vectors.flip(1), squares.flip(0).clamp(min=0.0).sqrt()
 

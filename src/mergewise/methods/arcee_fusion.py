@@ -39,6 +39,7 @@ class ArceeFusion(Method):
     experts = (1, 1)
     formula = "b + d [I >= Q2 + 1.5 (Q3 - Q1)], I = |d| KL(softmax(x) || softmax(b)) by row"
     source = "Arcee Fusion (Arcee AI 2025, arcee.ai); mergekit"
+    unfused = 8
     example = """
 merge_method: arcee_fusion
 base_model: base

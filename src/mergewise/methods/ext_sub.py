@@ -49,6 +49,7 @@ class ExtSub(PlacedMethod):
     source = "Ext-Sub, Separate the Wheat from the Chaff (Hu et al. 2023, arXiv 2308.08090)"
     variant = "the authors' code for LoRA, on full changes; opposite or zero rows share nothing"
     symmetric = False
+    unfused = 7
     params = {
         "alpha": Param(float, 1.0, "how much of the anti-expert to subtract", native=True),
     }

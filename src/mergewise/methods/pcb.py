@@ -44,6 +44,7 @@ class Pcb(Method):
         "both terms (UNVERIFIED): within a task that gives the same, between tasks it is not built"
     )
     rounds = 2
+    unfused = 10
     params = {
         "weight": Param(
             float, 1.0, "factor on this model's clipped task vector", per_model=True, native=True

@@ -153,6 +153,8 @@ parameters: {alignment: 1.0, alpha: 0.0}
 
         def one(matrices: list[Tensor]) -> Tensor:
             a, b = (m.double() for m in matrices)
+            if not bool(a.isfinite().all() and b.isfinite().all()):
+                return torch.full_like(matrices[0], math.nan)
             return rotated(a, b, s).to(delta.dtype)
 
         return by_matrix(pair, s, one).reshape(delta.shape)

@@ -70,9 +70,8 @@ class _Builder:
         for checkpoint in checkpoints.values():
             self.warnings += checkpoint.warnings
         self.warnings += [_guided(stage) for stage in self.recipe.stages if stage.guide]
-        return MergePlan(
-            self.recipe, tuple(self.stages), checkpoints, tuple(self.warnings), self.evidence
-        )
+        warnings = tuple(dict.fromkeys(self.warnings))  # a base of two adapters is opened twice
+        return MergePlan(self.recipe, tuple(self.stages), checkpoints, warnings, self.evidence)
 
     def _problem(self, position: Position, message: str) -> None:
         self.problems.append(Diagnostic(position.path, position.line, position.column, message))

@@ -207,8 +207,8 @@ def _fetch_small(repo: Repo) -> None:
         raise HubError(f"{repo.name}: {len(wanted):,} small files; {MAX_SMALL_FILES} are plausible")
     wanted.sort(key=lambda file: (file.name != "config.json", file.name))
     missing = [file for file in wanted if not (repo.folder / file.name).exists()]
-    if wanted and _ref(repo.name) != repo.commit and repo.name.revision != repo.commit:
-        _note(repo, wanted[0])
+    if _ref(repo.name) != repo.commit and repo.name.revision != repo.commit:
+        _note(repo, wanted[0]) if wanted else _write_note(repo)
     with ThreadPoolExecutor(4, "mergewise-hub") as pool:
         for _ in pool.map(lambda file: _client.fetch(repo.name.repo, repo.commit, file), missing):
             pass
@@ -220,6 +220,16 @@ def _note(repo: Repo, file: HubFile) -> None:
     try:
         _client.fetch(repo.name.repo, repo.commit, file, revision=asked)
     except HubError as error:
+        _log.debug("%s: not noted in the cache: %s", where(repo.folder), error)
+
+
+def _write_note(repo: Repo) -> None:
+    """Note the branch's commit as `huggingface_hub` does, where there is no small file to fetch."""
+    path = _snapshots(repo.name).parent / "refs" / (repo.name.revision or _DEFAULT)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(repo.commit)
+    except OSError as error:
         _log.debug("%s: not noted in the cache: %s", where(repo.folder), error)
 
 

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 from mergewise._lazy import torch
 from mergewise.checkpoint._files import open_regular, read_at
-from mergewise.checkpoint._folder import TensorRef
 from mergewise.checkpoint._hub import here
 from mergewise.checkpoint._json import parse_object
+from mergewise.checkpoint._model import TensorRef
 from mergewise.checkpoint._packed._codes import Plain
 from mergewise.checkpoint._packed._find import Search
 from mergewise.checkpoint._packed._grid import Grid

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from mergewise.checkpoint._files import shown, where
-from mergewise.checkpoint._folder import TensorRef
+from mergewise.checkpoint._model import TensorRef
 from mergewise.checkpoint._packed._codes import Pairs, Tall, Words
 from mergewise.checkpoint._packed._find import Search
 from mergewise.checkpoint._packed._fp8 import EIGHT, add_grid, block_size, described, fitting

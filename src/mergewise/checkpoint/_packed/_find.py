@@ -12,8 +12,8 @@ from mergewise.checkpoint._access import access
 from mergewise.checkpoint._config import text_config
 from mergewise.checkpoint._dtypes import CODES
 from mergewise.checkpoint._files import shown, where
-from mergewise.checkpoint._folder import Checkpoint, TensorRef
 from mergewise.checkpoint._json import read_json
+from mergewise.checkpoint._model import Checkpoint, TensorRef
 from mergewise.checkpoint._packed._ref import PackedRef, Packing, packed_ref
 from mergewise.errors import CheckpointError, NotBuiltYetError
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from mergewise.checkpoint._folder import TensorRef
+from mergewise.checkpoint._model import TensorRef
 from mergewise.checkpoint._packed._codes import Plain
 from mergewise.checkpoint._packed._find import Search
 from mergewise.checkpoint._packed._grid import Grid, grid_of

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from mergewise._lazy import torch
 from mergewise.checkpoint._dtypes import TORCH_NAMES
-from mergewise.checkpoint._folder import TensorRef
 from mergewise.checkpoint._gguf._types import GgmlType
+from mergewise.checkpoint._model import TensorRef
 from mergewise.checkpoint._packed._ref import Fill, Packing, strided
 from mergewise.errors import MissingExtraError
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from mergewise._lazy import torch
 from mergewise.checkpoint._files import shown, where
-from mergewise.checkpoint._folder import TensorRef
+from mergewise.checkpoint._model import TensorRef
 from mergewise.checkpoint._packed._codes import unpacked
 from mergewise.checkpoint._packed._find import Search
 from mergewise.checkpoint._packed._ref import Fill, Packing, strided, taken

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from mergewise._lazy import torch
 from mergewise.checkpoint._files import shown, where
-from mergewise.checkpoint._folder import TensorRef
+from mergewise.checkpoint._model import TensorRef
 from mergewise.checkpoint._packed._codes import Codes, Tall
 from mergewise.checkpoint._packed._ref import Fill, Packing, taken
 from mergewise.errors import CheckpointError, NotBuiltYetError

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mergewise._lazy import torch
-from mergewise.checkpoint._folder import TensorRef
+from mergewise.checkpoint._model import TensorRef
 from mergewise.checkpoint._packed._codes import fp4
 from mergewise.checkpoint._packed._find import Search
 from mergewise.checkpoint._packed._ref import Fill, Packing, strided

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from mergewise._lazy import torch
 from mergewise.checkpoint._dtypes import BITS, TORCH_NAMES
-from mergewise.checkpoint._folder import TensorRef
+from mergewise.checkpoint._model import TensorRef
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from mergewise.checkpoint._adapt import open_reference
 from mergewise.checkpoint._files import shown, where
-from mergewise.checkpoint._folder import Checkpoint
+from mergewise.checkpoint._model import Checkpoint
 from mergewise.errors import NotBuiltYetError
 
 
