@@ -119,7 +119,9 @@ CASES: dict[str, dict[str, Any]] = {
 def test_the_merge_is_the_one_of_peft(case: str, tied: bool, tmp_path: Path) -> None:
     base = write_base(tmp_path / "base", tied, 48) if case == "fewer rows" else None
     trained = train(tmp_path, tied, base=base, **CASES[case])
-    rows = open_reference(trained.name).tensors[EMBEDDING].shape[0]
+    opened = open_reference(trained.name).tensors
+    assert all(ref.name == name for name, ref in opened.items())
+    rows = opened[EMBEDDING].shape[0]
     out = merge(tmp_path / "out", trained.name)
     config, found = json.loads((out / "config.json").read_text()), load(out)
     for place in (out, trained.name):

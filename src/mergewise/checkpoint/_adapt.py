@@ -118,10 +118,10 @@ def _changed(name: str, refs: Refs, changes: Changes, replaced: Refs) -> TensorR
     ref = replaced.get(name, refs[name])
     change = changes.get(name)
     if change is None:
-        return ref
+        return ref if ref.name == name else replace(ref, name=name)
     packed = ref if isinstance(ref, PackedRef) else None
     where_ = (ref.start, ref.end, ref.file)
-    return ChangedRef(ref.name, ref.dtype, ref.shape, *where_, change, packed)
+    return ChangedRef(name, ref.dtype, ref.shape, *where_, change, packed)
 
 
 def _untied_config(config: dict[str, object] | None) -> dict[str, object] | None:
