@@ -1,6 +1,7 @@
 """Its presence lets every test import the helper modules beside it (`small_models`, …)."""
 
 import os
+import signal
 
 import pytest
 
@@ -8,6 +9,9 @@ from mergewise.constants import yield_processors
 
 yield_processors()
 os.environ["HF_HUB_OFFLINE"] = "1"  # a test that asks the real Hub is a mistake
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    # a shell starts what runs in the background so, and the tests of Ctrl-C would wait for ever
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
