@@ -18,14 +18,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-@dataclass
-class CopyTask:
-    """One tensor copied, at most into another floating-point type; see `TensorTask`."""
+class FlatTask:
+    """What tasks have in common that go through a tensor as one axis."""
 
-    name: str
     shape: tuple[int, ...]
-    source: Source
-    out_dtype: torch.dtype
     options: Options
 
     def __post_init__(self) -> None:
@@ -37,6 +33,17 @@ class CopyTask:
     def ranges(self) -> list[Range]:
         step = self.options.step
         return [(at, min(step, self.size - at)) for at in range(0, self.size, step)]
+
+
+@dataclass
+class CopyTask(FlatTask):
+    """One tensor copied, at most into another floating-point type; see `TensorTask`."""
+
+    name: str
+    shape: tuple[int, ...]
+    source: Source
+    out_dtype: torch.dtype
+    options: Options
 
     def prepare(self, shared: Any = None) -> Work:
         yield from self.source.prepare()

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mergewise._lazy import torch
+from mergewise.engine._copy import FlatTask
 from mergewise.engine._kernels import finite
 from mergewise.engine._sources import Source
 from mergewise.engine._task import Options
 from mergewise.engine._work import Range, Work
 from mergewise.errors import NonFiniteError
-from mergewise.methods import Access
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
 @dataclass
-class PoolTask:
+class PoolTask(FlatTask):
     """A running mean, or with `means` a running variance, of several models; see `TensorTask`.
 
     Attributes:
@@ -36,16 +35,6 @@ class PoolTask:
     means: Sequence[Source]
     out_dtype: torch.dtype
     options: Options
-
-    def __post_init__(self) -> None:
-        self.size = math.prod(self.shape)
-        self.columns = 1
-        self.matrix = False
-        self.access = Access.FLAT
-
-    def ranges(self) -> list[Range]:
-        step = self.options.step
-        return [(at, min(step, self.size - at)) for at in range(0, self.size, step)]
 
     def prepare(self, shared: Any = None) -> Work:
         for source in (*self.sources, *self.means):
