@@ -1,9 +1,16 @@
 """Checkpoints on disk: open, read by range, lay out, write; nothing here imports torch."""
 
 from mergewise.checkpoint._access import Access, access, allow
-from mergewise.checkpoint._adapt import adapt, open_reference, split_reference
-from mergewise.checkpoint._adapter import PREFIX, Adapter, is_adapter, open_adapter
-from mergewise.checkpoint._adapter_config import AdapterConfig
+from mergewise.checkpoint._adapters import (
+    PREFIX,
+    Adapter,
+    AdapterConfig,
+    adapt,
+    is_adapter,
+    open_adapter,
+    open_reference,
+    split_reference,
+)
 from mergewise.checkpoint._card import CardInput, model_card
 from mergewise.checkpoint._change import Change, ChangedRef, LowRank, Scaled, Shifted
 from mergewise.checkpoint._change_values import ChangeValues, changed_whole, read_whole

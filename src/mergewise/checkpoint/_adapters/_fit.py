@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from mergewise.checkpoint._adapter import Adapter
+from mergewise.checkpoint._adapters._adapter import Adapter
 from mergewise.checkpoint._change import Change, LowRank, Scaled, Shifted
 from mergewise.checkpoint._files import shown, where
 from mergewise.checkpoint._model import TensorRef

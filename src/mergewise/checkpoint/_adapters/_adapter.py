@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mergewise._paths import exists, expanded
-from mergewise.checkpoint._adapter_config import AdapterConfig, parse_adapter_config
+from mergewise.checkpoint._adapters._config import AdapterConfig, parse_adapter_config
 from mergewise.checkpoint._files import FileStamp, shown, stamp, where
 from mergewise.checkpoint._hub import away, header_of, here, locate
 from mergewise.checkpoint._json import read_json
