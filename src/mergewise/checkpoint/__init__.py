@@ -69,14 +69,14 @@ from mergewise.checkpoint._output import (
     write_config,
 )
 from mergewise.checkpoint._packed._ref import PackedRef, Packing
-from mergewise.checkpoint._pickles import ENDINGS as PICKLE_ENDINGS
-from mergewise.checkpoint._pickles import refuse_old_torch
 from mergewise.checkpoint._pipeline import SAFETY, Pipeline, copy_parts
 from mergewise.checkpoint._provenance import fingerprint, provenance, sha256_file, versions
 from mergewise.checkpoint._read import FileReader
 from mergewise.checkpoint._relayout import in_layout_of
 from mergewise.checkpoint._runnable import open_runnable, refuse_packed
 from mergewise.checkpoint._safetensors import Header, TensorInfo, read_header
+from mergewise.checkpoint._torch_files import ENDINGS as PICKLE_ENDINGS
+from mergewise.checkpoint._torch_files import refuse_old_torch
 from mergewise.checkpoint._turned import Orientation, stored_turned
 from mergewise.checkpoint._write import (
     ShardLayout,
