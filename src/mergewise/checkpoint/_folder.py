@@ -8,7 +8,7 @@ Which files of a folder count, in this order:
    (``consolidated.safetensors``, say) are left out with a warning.
 3. The only ``*.safetensors.index.json``.
 4. The only ``*.safetensors``.
-5. Where the caller allows it (`access`), PyTorch files; see `_pickles`.
+5. Where the caller allows it (`access`), PyTorch files; see `_torch_files`.
 6. The only GGUF file, or the files of the only split model; see `_gguf`.
 
 A folder with ``model_index.json`` is a diffusers pipeline (`_pipeline`); of files that diffusers
@@ -38,10 +38,14 @@ from mergewise.checkpoint._hub import (
 from mergewise.checkpoint._index import Index, read_index
 from mergewise.checkpoint._json import read_json
 from mergewise.checkpoint._model import Checkpoint, TensorRef
-from mergewise.checkpoint._pickles import choose_pickles, is_pickle, refuse_pickles
 from mergewise.checkpoint._refuse import refuse_missing, refuse_other_formats
 from mergewise.checkpoint._safetensors import Header
-from mergewise.checkpoint._torch_file import read_torch_file
+from mergewise.checkpoint._torch_files import (
+    choose_pickles,
+    is_pickle,
+    read_torch_file,
+    refuse_pickles,
+)
 from mergewise.checkpoint._variants import choose_variant
 from mergewise.errors import CheckpointError
 
