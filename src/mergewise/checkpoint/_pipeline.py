@@ -18,9 +18,8 @@ from mergewise.checkpoint._folder import open_checkpoint
 from mergewise.checkpoint._hub._repo import listed
 from mergewise.checkpoint._json import read_json
 from mergewise.checkpoint._model import Checkpoint, TensorRef
-from mergewise.checkpoint._output import MAX_COPIED, Copied
+from mergewise.checkpoint._output import MAX_COPIED, Copied, make_folder, write_file
 from mergewise.checkpoint._variants import stem_of
-from mergewise.checkpoint._write import make_folder, write_file
 from mergewise.errors import CheckpointError
 
 INDEX_FILE = "model_index.json"
