@@ -1,9 +1,9 @@
 """The files of a result: shards, config and tokenizer, model card, licence, provenance."""
 
 from mergewise.checkpoint._output._card import CardInput, model_card
-from mergewise.checkpoint._output._layouts import index_files, placed, plan_files
 from mergewise.checkpoint._output._licence import merged_licence, stated_licence
 from mergewise.checkpoint._output._provenance import fingerprint, provenance, sha256_file, versions
+from mergewise.checkpoint._output._shard_names import index_files, placed, plan_files
 from mergewise.checkpoint._output._small_files import (
     MAX_COPIED,
     Copied,
