@@ -69,7 +69,7 @@ from mergewise.checkpoint._output import (
     write_config,
     write_file,
 )
-from mergewise.checkpoint._packed._ref import PackedRef, Packing
+from mergewise.checkpoint._packed import PackedRef, Packing
 from mergewise.checkpoint._parts import (
     Kind,
     LayerGroup,
