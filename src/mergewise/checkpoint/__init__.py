@@ -41,7 +41,7 @@ from mergewise.checkpoint._inspect import Summary, TensorSummary, inspect_checkp
 from mergewise.checkpoint._joined import JoinedRef, Piece
 from mergewise.checkpoint._json import parse_object
 from mergewise.checkpoint._layout import in_layout_of
-from mergewise.checkpoint._model import Checkpoint, TensorRef
+from mergewise.checkpoint._model import Checkpoint, Pipeline, TensorRef
 from mergewise.checkpoint._output import (
     MAX_COPIED,
     CardInput,
@@ -93,7 +93,7 @@ from mergewise.checkpoint._parts import (
     tied_head,
     with_layers,
 )
-from mergewise.checkpoint._pipeline import SAFETY, Pipeline, copy_parts
+from mergewise.checkpoint._pipeline import SAFETY, copy_parts
 from mergewise.checkpoint._read import FileReader
 from mergewise.checkpoint._runnable import open_runnable, refuse_packed
 from mergewise.checkpoint._safetensors import Header, TensorInfo, read_header
