@@ -7,8 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 from mergewise.checkpoint._joined import Piece, joined
-from mergewise.checkpoint._layout import Layout, layout_of
-from mergewise.checkpoint._meta_model import CannotConvert, meta_model
+from mergewise.checkpoint._layout._meta_model import CannotConvert, meta_model
+from mergewise.checkpoint._layout._places import Layout, layout_of
 from mergewise.checkpoint._model import Checkpoint, TensorRef
 from mergewise.checkpoint._parts import head_and_embedding, tied_head
 
