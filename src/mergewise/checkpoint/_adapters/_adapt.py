@@ -13,10 +13,10 @@ from mergewise.checkpoint._adapters._vocabulary import OtherVocabulary, other_vo
 from mergewise.checkpoint._change import Change, ChangedRef
 from mergewise.checkpoint._files import where
 from mergewise.checkpoint._folder import open_checkpoint
-from mergewise.checkpoint._layers import tied_head
 from mergewise.checkpoint._model import Checkpoint, TensorRef
 from mergewise.checkpoint._output import edited_config
-from mergewise.checkpoint._packed._ref import PackedRef
+from mergewise.checkpoint._packed import PackedRef
+from mergewise.checkpoint._parts import tied_head
 from mergewise.errors import CheckpointError
 
 Refs = dict[str, TensorRef]

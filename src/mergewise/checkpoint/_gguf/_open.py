@@ -15,7 +15,7 @@ from mergewise.checkpoint._gguf._header import GgufHeader, GgufTensor, read_gguf
 from mergewise.checkpoint._gguf._names import ARCHITECTURES, DERIVED, Architecture
 from mergewise.checkpoint._hub import here
 from mergewise.checkpoint._model import Checkpoint, TensorRef
-from mergewise.checkpoint._packed._ref import packed_ref
+from mergewise.checkpoint._packed import packed_ref
 from mergewise.errors import CheckpointError, NotBuiltYetError
 
 
