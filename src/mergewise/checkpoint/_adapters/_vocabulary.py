@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mergewise.checkpoint._adapter import Adapter
+from mergewise.checkpoint._adapters._adapter import Adapter
 from mergewise.checkpoint._config import config_value, set_config_value, text_config
 from mergewise.checkpoint._files import shown, where
-from mergewise.checkpoint._layers import head_and_embedding, layer_index
 from mergewise.checkpoint._model import TensorRef
+from mergewise.checkpoint._parts import head_and_embedding, layer_index
 from mergewise.errors import CheckpointError
 
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.txt", "vocab.json")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from mergewise.checkpoint._layers import is_embedding_like, is_pre_layer
+from mergewise.checkpoint._parts._layers import is_embedding_like, is_pre_layer
 
 Kind = Literal["vector", "embedding", "matrix", "stack", "convolution"]
 

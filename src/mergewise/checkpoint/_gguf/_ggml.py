@@ -9,7 +9,7 @@ from mergewise._lazy import torch
 from mergewise.checkpoint._dtypes import TORCH_NAMES
 from mergewise.checkpoint._gguf._types import GgmlType
 from mergewise.checkpoint._model import TensorRef
-from mergewise.checkpoint._packed._ref import Fill, Packing, strided
+from mergewise.checkpoint._packed import Fill, Packing, strided
 from mergewise.errors import MissingExtraError
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from mergewise._lazy import torch
 from mergewise.checkpoint._joined import Piece
-from mergewise.checkpoint._meta_model import CannotConvert
+from mergewise.checkpoint._layout._meta_model import CannotConvert
 from mergewise.checkpoint._model import TensorRef
 
 if TYPE_CHECKING:

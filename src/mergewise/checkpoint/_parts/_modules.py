@@ -12,7 +12,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from functools import lru_cache
 
-from mergewise.checkpoint._layers import (
+from mergewise.checkpoint._parts._layers import (
     LayerGroup,
     find_layers,
     head_and_embedding,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mergewise.checkpoint._adapt import open_reference
+from mergewise.checkpoint._adapters import open_reference
 from mergewise.checkpoint._files import shown, where
 from mergewise.checkpoint._model import Checkpoint
 from mergewise.errors import NotBuiltYetError

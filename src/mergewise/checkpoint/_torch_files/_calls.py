@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from mergewise.checkpoint._pickle_values import (
+from mergewise.checkpoint._torch_files._values import (
     DICTS,
     ODD_TENSORS,
     REBUILDS,

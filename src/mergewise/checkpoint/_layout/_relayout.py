@@ -7,10 +7,10 @@ from dataclasses import replace
 from typing import Any
 
 from mergewise.checkpoint._joined import Piece, joined
-from mergewise.checkpoint._layers import head_and_embedding, tied_head
-from mergewise.checkpoint._layout import Layout, layout_of
-from mergewise.checkpoint._meta_model import CannotConvert, meta_model
+from mergewise.checkpoint._layout._meta_model import CannotConvert, meta_model
+from mergewise.checkpoint._layout._places import Layout, layout_of
 from mergewise.checkpoint._model import Checkpoint, TensorRef
+from mergewise.checkpoint._parts import head_and_embedding, tied_head
 
 Place = tuple[int, str, int, int]
 """Of a run of a tensor: its first element, the parameter, the element there, how many."""

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from mergewise.checkpoint._adapter import Adapter
+from mergewise.checkpoint._adapters._adapter import Adapter
 from mergewise.checkpoint._change import Change, LowRank, Scaled, Shifted
 from mergewise.checkpoint._files import shown, where
 from mergewise.checkpoint._model import TensorRef
-from mergewise.checkpoint._turned import stored_turned
+from mergewise.checkpoint._parts import stored_turned
 from mergewise.errors import CheckpointError, NotBuiltYetError
 
 _FLOATS = ("F64", "F32", "F16", "BF16")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mergewise.checkpoint._files import shown, where
-from mergewise.checkpoint._pickle_values import Stored
+from mergewise.checkpoint._torch_files._values import Stored
 from mergewise.errors import CheckpointError
 
 CONTAINERS = ("state_dict", "model_state_dict", "model", "module", "weights", "params", "net")

@@ -8,13 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mergewise._paths import exists, expanded
-from mergewise.checkpoint._adapter_config import AdapterConfig, parse_adapter_config
+from mergewise.checkpoint._adapters._config import AdapterConfig, parse_adapter_config
 from mergewise.checkpoint._files import FileStamp, shown, stamp, where
 from mergewise.checkpoint._hub import away, header_of, here, locate
 from mergewise.checkpoint._json import read_json
 from mergewise.checkpoint._model import TensorRef
-from mergewise.checkpoint._pickles import refuse_pickles
-from mergewise.checkpoint._torch_file import read_torch_file
+from mergewise.checkpoint._torch_files import read_torch_file, refuse_pickles
 from mergewise.errors import CheckpointError, MergewiseError, NotBuiltYetError
 
 CONFIG_FILE = "adapter_config.json"

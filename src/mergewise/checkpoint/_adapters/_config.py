@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from mergewise.checkpoint._adapters._patterns import Patterns, pattern_problem
 from mergewise.checkpoint._files import shown, where
-from mergewise.checkpoint._patterns import Patterns, pattern_problem
 from mergewise.errors import CheckpointError, NotBuiltYetError
 
 _WITHOUT_EFFECT = frozenset((

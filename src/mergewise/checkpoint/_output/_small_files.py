@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from mergewise.checkpoint._config import set_config_value
-from mergewise.checkpoint._depth import with_layers
 from mergewise.checkpoint._files import read_small, stays_inside, where
-from mergewise.checkpoint._write import make_folder, write_file
+from mergewise.checkpoint._output._write import make_folder, write_file
+from mergewise.checkpoint._parts import with_layers
 from mergewise.errors import CheckpointError
 
 MAX_COPIED = 200_000_000

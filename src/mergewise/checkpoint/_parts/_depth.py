@@ -9,7 +9,7 @@ from typing import Any
 
 from mergewise.checkpoint._config import TEXT_CONFIGS
 from mergewise.checkpoint._files import shown
-from mergewise.checkpoint._layer_kinds import (
+from mergewise.checkpoint._parts._layer_kinds import (
     attention_kind,
     keep_kinds,
     named_types,

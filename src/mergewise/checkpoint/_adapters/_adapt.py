@@ -6,17 +6,17 @@ from dataclasses import replace
 from pathlib import Path
 
 from mergewise._paths import exists, expanded
-from mergewise.checkpoint._adapter import Adapter, open_adapter
-from mergewise.checkpoint._adapter_fit import Fit
-from mergewise.checkpoint._adapter_layout import names_in
-from mergewise.checkpoint._adapter_vocabulary import OtherVocabulary, other_vocabulary
+from mergewise.checkpoint._adapters._adapter import Adapter, open_adapter
+from mergewise.checkpoint._adapters._fit import Fit
+from mergewise.checkpoint._adapters._layout import names_in
+from mergewise.checkpoint._adapters._vocabulary import OtherVocabulary, other_vocabulary
 from mergewise.checkpoint._change import Change, ChangedRef
 from mergewise.checkpoint._files import where
 from mergewise.checkpoint._folder import open_checkpoint
-from mergewise.checkpoint._layers import tied_head
 from mergewise.checkpoint._model import Checkpoint, TensorRef
 from mergewise.checkpoint._output import edited_config
-from mergewise.checkpoint._packed._ref import PackedRef
+from mergewise.checkpoint._packed import PackedRef
+from mergewise.checkpoint._parts import tied_head
 from mergewise.errors import CheckpointError
 
 Refs = dict[str, TensorRef]

@@ -15,11 +15,11 @@ from typing import Any
 
 from mergewise.checkpoint._dtypes import BITS, byte_count
 from mergewise.checkpoint._files import FileStamp, open_regular, read_at, shown, where
-from mergewise.checkpoint._pickle_machine import TruncatedPickleError, read_pickle
-from mergewise.checkpoint._pickle_values import Stored
 from mergewise.checkpoint._safetensors import MAX_NAME, MAX_TENSORS, Header, TensorInfo
-from mergewise.checkpoint._state_dict import find_weights
-from mergewise.checkpoint._zip import Member, read_members
+from mergewise.checkpoint._torch_files._machine import TruncatedPickleError, read_pickle
+from mergewise.checkpoint._torch_files._state_dict import find_weights
+from mergewise.checkpoint._torch_files._values import Stored
+from mergewise.checkpoint._torch_files._zip import Member, read_members
 from mergewise.errors import CheckpointError
 
 MAX_PICKLE = 64_000_000

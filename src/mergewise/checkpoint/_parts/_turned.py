@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterator, Mapping
 from typing import Protocol
 
-from mergewise.checkpoint._kinds import tensor_kind
-from mergewise.checkpoint._layers import layer_index, layer_prefix
+from mergewise.checkpoint._parts._kinds import tensor_kind
+from mergewise.checkpoint._parts._layers import layer_index, layer_prefix
 
 
 class Shaped(Protocol):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from mergewise.checkpoint._adapter import Adapter
+from mergewise.checkpoint._adapters._adapter import Adapter
 from mergewise.checkpoint._files import shown, where
 from mergewise.errors import CheckpointError
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from mergewise.checkpoint._adapter import Adapter
-from mergewise.checkpoint._adapter_names import resolve_names
+from mergewise.checkpoint._adapters._adapter import Adapter
+from mergewise.checkpoint._adapters._names import resolve_names
 from mergewise.checkpoint._files import shown, where
-from mergewise.checkpoint._layout import Layout, layout_of
-from mergewise.checkpoint._meta_model import CannotConvert, meta_model
+from mergewise.checkpoint._layout import CannotConvert, Layout, layout_of, meta_model
 from mergewise.checkpoint._model import Checkpoint
 from mergewise.errors import CheckpointError
 

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from mergewise.checkpoint._files import shown, where
-from mergewise.checkpoint._pickle_calls import called, stored_object
-from mergewise.checkpoint._pickle_values import (
+from mergewise.checkpoint._torch_files._calls import called, stored_object
+from mergewise.checkpoint._torch_files._values import (
     DICTS,
     ODD_TENSORS,
     REBUILDS,
@@ -54,7 +54,7 @@ _TUPLES = {b")": 0, b"\x85": 1, b"\x86": 2, b"\x87": 3}
 def read_pickle(data: bytes | memoryview, start: int, path: Path) -> tuple[Any, int]:
     """The value of the pickle at `start`, and where it ends.
 
-    Dicts, lists, tuples, texts, numbers, and the records of `_pickle_values`.
+    Dicts, lists, tuples, texts, numbers, and the records of `_values`.
 
     Raises:
         TruncatedPickleError: if it does not end within `data`.

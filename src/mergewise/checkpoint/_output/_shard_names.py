@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from mergewise.checkpoint._model import Checkpoint
-from mergewise.checkpoint._write import ShardLayout, TensorSpec, index_json, plan_shards
+from mergewise.checkpoint._output._write import ShardLayout, TensorSpec, index_json, plan_shards
 
 _IN = "%"
 _KEPT = (
