@@ -40,12 +40,12 @@ class TsvM(MatrixMethod):
     summary = "the top singular vectors of each task vector, decorrelated, side by side"
     advice = (
         "For several experts of full fine-tuning, each given an equal share of the rank. It "
-        "takes a decomposition of every matrix of every expert; with one expert it changes "
-        "nothing."
+        "takes a decomposition of every matrix of every expert; of one expert alone it makes that "
+        "expert."
     )
     experts = (1, None)
     formula = (
-        "k = min(m, n) // experts; U = [U_1[:k] ...], S, V likewise; "
+        "w_i d_i = U_i S_i V_i^T; k = min(m, n) // N; U = [U_1[:k] ... U_N[:k]], S, V likewise; "
         "b + lambda polar(U) diag(S) polar(V)^T"
     )
     source = "Task Singular Vectors (Gargiulo et al. 2025, arXiv 2412.00081)"
