@@ -236,6 +236,7 @@ class _Run:
             explained_memory(self.device),
         ):
             tasks = Tasks(plan, reader, options)
+            tasks.check_evidence(scheduler)
             tasks.look_ahead(scheduler)
             tied = self._tied(tasks, scheduler)
             layouts = self._layouts(tied)
