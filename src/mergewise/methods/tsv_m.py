@@ -22,10 +22,12 @@ _NULL = Param(
 )
 
 
-def task_spaces(deltas: list[Tensor], fill: bool = False) -> Tensor:
+def task_spaces(deltas: list[Tensor], fill: bool = False, least: float = 0.0) -> Tensor:
     """TSV-M of matrices: the top of each, an equal share of the rank, decorrelated."""
     rank = max(1, min(deltas[0].shape) // len(deltas))
-    return decorrelated([full_svd(d).top(rank) if fill else svd(d, rank) for d in deltas])
+    if fill:
+        return decorrelated([full_svd(delta).top(rank) for delta in deltas])
+    return decorrelated([svd(delta, rank, least) for delta in deltas], least)
 
 
 class TsvM(MatrixMethod):
@@ -63,4 +65,4 @@ models:
 """
 
     def update(self, deltas: list[Tensor], s: Settings) -> Tensor:
-        return task_spaces(deltas, s.null == "fill")
+        return task_spaces(deltas, s.null == "fill", s.rounding)
