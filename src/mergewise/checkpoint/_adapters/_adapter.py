@@ -90,8 +90,8 @@ def open_adapter(path: Path | str) -> Adapter:
     before = stamp(config_path)
     if before is None:
         raise CheckpointError(
-            f"{where(folder)}: no {CONFIG_FILE} here; after `+` a folder with an adapter that PEFT "
-            "saved is expected, or its name on the Hub"
+            f"{where(folder)}: no {CONFIG_FILE} here; as an adapter (after `+` in recipes) a "
+            "folder that PEFT saved is expected, or its name on the Hub"
         )
     raw = read_json(config_path, "adapter's config", _MAX_CONFIG)
     config = parse_adapter_config(raw, config_path)
