@@ -13,7 +13,7 @@ import mergewise
 from mergewise.errors import EvidenceError, MergewiseError
 from mergewise.evidence import Data
 from mergewise.guides import collect_for, guide, write_recipe
-from mergewise.guides._weights import pieces
+from mergewise.guides._measures._weights import pieces
 from mergewise.plan import build_plan
 
 TEXTS = {"a": ["a rose is a rose", "by any other name"], "b": ["1 + 1 = 2", "2 + 2 = 4"]}
