@@ -101,7 +101,7 @@ def test_a_guide_in_the_recipe_reads_adapters_and_is_quick_the_second_time(exper
 
 def test_tensors_that_an_adapter_changes_come_in_pieces(experts, monkeypatch):
     from mergewise.checkpoint import FileReader, open_reference
-    from mergewise.guides import _weights
+    from mergewise.guides._measures import _weights
 
     monkeypatch.setattr(_weights, "_PIECE", 7)
     for name in "ab":
