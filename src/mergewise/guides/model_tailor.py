@@ -26,7 +26,7 @@ class ModelTailor(Guide):
     data = "unlabelled"
     source = "Model Tailor, Zhu et al. 2024, arXiv 2402.12048"
     verified = "idea"
-    variant = "that of the method model_tailor: formulas from memory, not confirmed"
+    variant = "that of the method model_tailor, which differs from the authors' code"
     calibrates = True
     params = {
         "measure": Param(
