@@ -20,6 +20,7 @@ from mergewise.forms._adapter_files import (
     write_adapter,
 )
 from mergewise.forms._factor_space import merged_alone
+from mergewise.forms._ia3 import NewIA3, all_ia3, merged_vectors, refuse_options
 from mergewise.forms._svd import Rank, cut, product_norm, truncated
 from mergewise.forms._units import REWEIGHT, Reweight, merged_units
 from mergewise.forms.lora_extract import LayerError
@@ -74,7 +75,7 @@ def merge_adapters(
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> MergedAdapter:
-    """Merge LoRAs of one base into one LoRA, in PEFT's format.
+    """Merge LoRAs of one base into one LoRA, or IA3 adapters into one, in PEFT's format.
 
     In the space of deltas, which is the default, the merged adapter's ``B @ A`` is the weighted
     sum of the adapters' ``s * B @ A``: exactly, by concatenating their factors (ranks add up), or
@@ -113,6 +114,13 @@ def merge_adapters(
     share = 1.0 if space == "units" else 1 / max(1, len(opened))
     each = list(weights) if weights is not None else [share] * len(opened)
     wanted = Rank(rank, energy)
+    multiplies = all_ia3(opened)
+    if multiplies:
+        refuse_options({
+            "method": method is not None, "parameters": bool(parameters), "space": space != "delta",
+            "rank": rank is not None, "energy": energy is not None, "negate_b": negate_b,
+            "reweight": reweight != "both",
+        })  # fmt: skip
     _check(opened, each, method, space, wanted)
     if reweight not in REWEIGHT:
         raise MergewiseError(f"reweight: {', '.join(REWEIGHT)} expected, got {reweight!r}")
@@ -120,12 +128,29 @@ def merge_adapters(
         raise MergewiseError("negate_b belongs to weighted sums in space factor, and to no method")
     _refuse_own_inputs(Path(out), opened)
     check_folder(Path(out), overwrite)
+    codes = {ref.dtype for a in opened for module in a.modules.values() for ref in module.values()}
+    kind: torch.dtype = getattr(torch, dtype or usual_dtype(codes))
+    if multiplies:
+        shared = _shared_config(opened)
+        shared.pop("ensure_weight_tying", None)
+        vectors = dict(merged_vectors(opened, [str(path) for path in adapters], each))
+        return _written(Path(out), NewIA3(vectors, shared), kind, opened)
     known = [AdapterFactors(a, str(p)) for a, p in zip(opened, adapters, strict=True)]
     merging = _Merging(known, each, method, dict(parameters or {}), wanted, seed)
     merging.negate_b, merging.reweight = negate_b, reweight
-    codes = {ref.dtype for a in opened for module in a.modules.values() for ref in module.values()}
-    kind: torch.dtype = getattr(torch, dtype or usual_dtype(codes))
     return merging.run(Path(out), space, kind, progress)
+
+
+def _written(
+    out: Path, made: NewIA3, kind: torch.dtype, adapters: Sequence[Adapter]
+) -> MergedAdapter:
+    """Write merged vectors, and say how far each is from 1."""
+    size = write_adapter(out, made, kind, ", ".join(adapter.folder.name for adapter in adapters))
+    layers = tuple(
+        LayerError(f"{module}.ia3_l", 0, float((vector - 1).norm()), 0.0)
+        for module, vector in made.vectors.items()
+    )
+    return MergedAdapter(out, layers, 0.0, size, tuple(_warnings(adapters)))
 
 
 def _refuse_own_inputs(out: Path, adapters: Sequence[Adapter]) -> None:
@@ -144,7 +169,7 @@ def _check(
     space: str,
     rank: Rank,
 ) -> None:
-    if len(adapters) < 2:
+    if len(adapters) < 2 and not (adapters and all(a.config.kind == "IA3" for a in adapters)):
         raise MergewiseError(f"two or more adapters expected, got {len(adapters)}")
     if len(weights) != len(adapters) or not all(-1e9 < w < 1e9 for w in weights):
         raise MergewiseError(
@@ -301,19 +326,27 @@ class _Merging:
         self._layers.append(LayerError(f"{module}.weight", rank, change, relative(lost, change)))
 
     def _config(self) -> dict[str, Any]:
-        """What the adapters say alike; where they differ, what is plain."""
-        raws = [known.adapter.config.raw for known in self.known]
-        same = {
-            key: raws[0].get(key)
-            for key in ("base_model_name_or_path", "task_type", "ensure_weight_tying")
-            if all(raw.get(key) == raws[0].get(key) for raw in raws)
-        }
-        return {**same, "fan_in_fan_out": any(raw.get("fan_in_fan_out") for raw in raws)}
+        return _shared_config([known.adapter for known in self.known])
 
     def _warnings(self) -> list[str]:
-        named = [k.adapter.config.raw.get("base_model_name_or_path") for k in self.known]
-        bases = {name for name in named if isinstance(name, str) and name}
-        if len(bases) > 1:
-            listed = ", ".join(repr(name[:200]) for name in sorted(bases))
-            return [f"the adapters name different bases: {listed}"]
-        return []
+        return _warnings([known.adapter for known in self.known])
+
+
+def _shared_config(adapters: Sequence[Adapter]) -> dict[str, Any]:
+    """What the adapters say alike; where they differ, what is plain."""
+    raws = [adapter.config.raw for adapter in adapters]
+    same = {
+        key: raws[0].get(key)
+        for key in ("base_model_name_or_path", "task_type", "ensure_weight_tying")
+        if all(raw.get(key) == raws[0].get(key) for raw in raws)
+    }
+    return {**same, "fan_in_fan_out": any(raw.get("fan_in_fan_out") for raw in raws)}
+
+
+def _warnings(adapters: Sequence[Adapter]) -> list[str]:
+    named = [adapter.config.raw.get("base_model_name_or_path") for adapter in adapters]
+    bases = {name for name in named if isinstance(name, str) and name}
+    if len(bases) > 1:
+        listed = ", ".join(repr(name[:200]) for name in sorted(bases))
+        return [f"the adapters name different bases: {listed}"]
+    return []
