@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -21,10 +22,11 @@ from mergewise.forms._adapter_files import (
 )
 from mergewise.forms._factor_space import merged_alone
 from mergewise.forms._ia3 import NewIA3, all_ia3, merged_vectors, refuse_options
-from mergewise.forms._svd import Rank, cut, product_norm, truncated
+from mergewise.forms._span import Pair, flat_factors, merged_in_span
+from mergewise.forms._svd import Rank, cut, product_norm, recompressed, truncated
 from mergewise.forms._units import REWEIGHT, Reweight, merged_units
 from mergewise.forms.lora_extract import LayerError
-from mergewise.methods import get_method
+from mergewise.methods import Settings, get_method
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -261,30 +263,49 @@ class _Merging:
 
     def _delta(self, module: str, each: Sequence[Factors | None], kind: torch.dtype) -> Factors:
         like = next(f for f in each if f)
-        pairs = [(w, f) for w, f in zip(self.weights, each, strict=True) if f]
-        b = torch.cat([w * f.b.flatten(1) for w, f in pairs], dim=1)
-        a = torch.cat([f.a.flatten(1) for _, f in pairs])
-        if self.method is None:
-            size = sum(abs(w) * product_norm(f.b.flatten(1), f.a.flatten(1)) for w, f in pairs)
-            new = cut(b, a, size, self.rank)
-            new_b, new_a = (part.to(kind).to(b.dtype) for part in new)
-            lost = product_norm(torch.cat([b, new_b], dim=1), torch.cat([a, -new_a]))
-            self._note(module, len(new_a), product_norm(b, a), lost)
-        else:
+        if self.method is not None and not any(turns := self._turns(like)):
             wanted = self._merged_delta(module, each, like)
             new = truncated(wanted, self.rank, self.seed)
             new_b, new_a = (part.to(kind).to(wanted.dtype) for part in new)
             change = float(wanted.double().norm())
             self._note(module, len(new_a), change, float((wanted - new_b @ new_a).norm()))
+        else:
+            if self.method is None:
+                b, a, new = self._weighted(each)
+            else:
+                merge = partial(self._merged_matrices, module)
+                b, a = merged_in_span(flat_factors(each), turns, merge)
+                new = recompressed(b, a, self.rank)
+            new_b, new_a = (part.to(kind).to(b.dtype) for part in new)
+            lost = product_norm(torch.cat([b, new_b], dim=1), torch.cat([a, -new_a]))
+            self._note(module, len(new_a), product_norm(b, a), lost)
         kernel = like.a.shape[1:]
         ones = like.b.shape[2:]
         return Factors(
             new_b.reshape(*new_b.shape, *ones), new_a.reshape(len(new_a), *kernel), like.embeds
         )
 
+    def _weighted(self, each: Sequence[Factors | None]) -> tuple[Tensor, Tensor, Pair]:
+        """The factors of the weighted sum side by side, and cut."""
+        pairs = [(w, f) for w, f in zip(self.weights, each, strict=True) if f]
+        b = torch.cat([w * f.b.flatten(1) for w, f in pairs], dim=1)
+        a = torch.cat([f.a.flatten(1) for _, f in pairs])
+        size = sum(abs(w) * product_norm(f.b.flatten(1), f.a.flatten(1)) for w, f in pairs)
+        return b, a, cut(b, a, size, self.rank)
+
+    def _turns(self, like: Factors) -> tuple[bool, bool]:
+        """What may be turned by the method, see `Method.turns`; nothing of embeddings."""
+        chosen = get_method(self.method or "")
+        known = {name: param.default for name, param in chosen.params.items()}
+        turns = chosen.turns(Settings({**known, **self.parameters}))
+        return (False, False) if like.embeds else turns
+
     def _merged_delta(self, module: str, each: Sequence[Factors | None], like: Factors) -> Tensor:
         shape = (like.b.shape[0], like.a.flatten(1).shape[1])
         deltas = [f.b.flatten(1) @ f.a.flatten(1) if f else torch.zeros(shape) for f in each]
+        return self._merged_matrices(module, deltas)
+
+    def _merged_matrices(self, module: str, deltas: Sequence[Tensor]) -> Tensor:
         return self._apply({f"{module}.weight": deltas})[f"{module}.weight"]
 
     def _factor(self, module: str, each: Sequence[Factors | None], kind: torch.dtype) -> Factors:
