@@ -71,6 +71,9 @@ models:
   - model: expert_b
 """
 
+    def turns(self, p: Settings) -> tuple[bool, bool]:
+        return True, True
+
     def update(self, deltas: list[Tensor], s: Settings) -> Tensor:
         left = joint_basis(deltas, s.tolerance, s.rounding)
         right = joint_basis([delta.mT for delta in deltas], s.tolerance, s.rounding)
