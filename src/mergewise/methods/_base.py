@@ -103,6 +103,12 @@ class Inputs:
         assert self.base is not None
         return [expert - self.base for expert in self.experts]
 
+    def weighted(self, weights: Sequence[Any]) -> list[Tensor]:
+        """Task vectors times the experts' weights."""
+        assert self.base is not None
+        pairs = zip(self.experts, weights, strict=True)
+        return [(expert - self.base) * weight for expert, weight in pairs]
+
     def noise(self, expert: int) -> Tensor:
         """Uniform numbers in [0, 1), a function of (seed, tensor, expert, position) alone."""
         raise NotImplementedError

@@ -94,9 +94,7 @@ class MatrixMethod(PlacedMethod):
 
     def combine(self, x: Inputs, s: Settings) -> Tensor:
         assert x.base is not None
-        parts = x.deltas
-        if self.weighted or not inside(s):
-            parts = [delta * weight for delta, weight in zip(parts, s.weight, strict=True)]
+        parts = x.weighted(s.weight) if self.weighted or not inside(s) else x.deltas
         merged = self._updated(parts, s) if inside(s) else _rest(parts, s.otherwise)
         return x.base + merged * self.factor(s)
 

@@ -61,33 +61,37 @@ def svd(matrix: Tensor, most: int | None = None) -> Spectrum:
     Returns:
         As many as the numerical rank: none for a matrix of zeros.
     """
-    wide = matrix.double()
     if matrix.shape[0] > matrix.shape[1]:
-        found = _in_stages(wide.mT, most)
+        found = _in_stages(matrix.double().mT, most)
         return Spectrum(found.vh.mT, found.s, found.u.mT)
-    return _in_stages(wide, most)
+    return _in_stages(matrix.double(), most)
 
 
-def _in_stages(matrix: Tensor, most: int | None) -> Spectrum:
-    """The spectrum of a matrix that is not tall."""
-    left = len(matrix) if most is None else min(most, len(matrix))
-    parts = [Spectrum(matrix[:, :0], matrix[:0, 0], matrix[:0])]
-    rest, basis, floor = matrix, None, 0.0
+def _in_stages(rest: Tensor, most: int | None) -> Spectrum:
+    """The spectrum of a matrix that is not tall; `rest` is what is not decomposed yet."""
+    left = len(rest) if most is None else min(most, len(rest))
+    if left <= 0:
+        return Spectrum(rest.new_empty(len(rest), 0), rest.new_empty(0), rest[:0].clone())
+    parts: list[Spectrum] = []
+    basis, floor = None, 0.0
     while left > 0:
         u, s = left_vectors([rest])
         floor = floor or NOTHING * float(s[0])
         clear = int((s > CLEAR * s[0]).sum())
         known = min(left, int((s[:clear] > floor).sum()))
-        vh = (u[:, :known].mT @ rest) / s[:known, None]
-        parts.append(Spectrum(_within(basis, u[:, :known]), s[:known], vh))
+        vh = (u[:, :known].mT @ rest).div_(s[:known, None])
+        # a view would keep all of u
+        parts.append(Spectrum(_within(basis, u[:, :known].contiguous()), s[:known], vh))
         left -= known
         if known < clear or clear == len(s):
             break
         basis = _within(basis, u[:, clear:])
         rest = u[:, clear:].mT @ rest
-        rest = rest - (rest @ vh.mT) @ vh
+        rest.addmm_(rest @ vh.mT, vh, alpha=-1)
         if float(rest.norm()) <= floor:
             break
+    if len(parts) == 1:
+        return parts[0]
     us, values, vhs = zip(*parts, strict=True)
     return Spectrum(torch.cat(us, 1), torch.cat(values), torch.cat(vhs))
 
@@ -106,6 +110,7 @@ def left_vectors(matrices: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     for matrix in matrices:
         wide = matrix.double()
         gram += wide @ wide.mT
+    del matrix, wide
     if not bool(gram.isfinite().all()):  # LAPACK may not come back
         return torch.full_like(gram, torch.nan), torch.full_like(gram[0], torch.nan)
     squares, vectors = torch.linalg.eigh(gram)
@@ -146,7 +151,7 @@ def isotropic(matrix: Tensor, fill: bool = False) -> Tensor:
     Directions in which it is zero stay zero, unless `fill`.
     """
     found = full_svd(matrix) if fill else svd(matrix)
-    return (found.u @ found.vh) * (found.s.sum() / min(matrix.shape))
+    return (found.u @ found.vh).mul_(found.s.sum() / min(matrix.shape))
 
 
 def decorrelated(parts: Sequence[Spectrum]) -> Tensor:

@@ -10,7 +10,6 @@ from mergewise.methods._interference import (
     Interference,
     counted,
     first,
-    started,
 )
 from mergewise.methods._matrix import MatrixMethod, matrix_params
 from mergewise.methods._params import Settings
@@ -50,7 +49,7 @@ models:
 """
 
     def update(self, deltas: list[Tensor], s: Settings) -> Tensor:
-        problem = Interference(started(deltas, s.start), deltas)
+        problem = Interference.of(deltas, s.start)
         values, vectors = problem.spectrum()
         count = counted(values, deltas[0].shape[1], s.rank_rule)
         return problem.minimised(values, vectors, first(values, count))

@@ -60,5 +60,5 @@ models:
     def update(self, deltas: list[Tensor], s: Settings) -> Tensor:
         mean = total(deltas).double() / len(deltas)
         rank = math.ceil(s.rank * min(mean.shape))
-        tops = [svd(delta - mean, rank).whole() for delta in deltas]
-        return mean + total(tops) * s.lambda_
+        tops = total(svd(delta - mean, rank).whole() for delta in deltas)
+        return mean + tops * s.lambda_

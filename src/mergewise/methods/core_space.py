@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 from mergewise.methods._matrix import MatrixMethod, matrix_params
 from mergewise.methods._params import Param, Settings
-from mergewise.methods._rotated import elected, threshold, trimmed
+from mergewise.methods._rotated import threshold, ties
 from mergewise.methods._spectrum import isotropic, joint_basis
-from mergewise.methods._weights import combination
+from mergewise.methods._weights import combination, total
 from mergewise.methods.tsv_m import task_spaces
 
 if TYPE_CHECKING:
@@ -79,13 +79,14 @@ models:
 
 
 def _by_rule(cores: list[Tensor], s: Settings) -> Tensor:
+    """What the rule makes of the cores, which are changed."""
     if s.rule == "ties":
-        parts = [trimmed(c, threshold(c, d)) for c, d in zip(cores, s.density, strict=True)]
-        return elected(parts, s.weight)
-    weighed = [core * weight for core, weight in zip(cores, s.weight, strict=True)]
+        least = [threshold(core, d) for core, d in zip(cores, s.density, strict=True)]
+        return ties(cores, least, s.weight)
+    weighed = [core.mul_(weight) for core, weight in zip(cores, s.weight, strict=True)]
     if s.rule in ("sum", "mean"):
         return combination(weighed, [1.0 if s.rule == "sum" else 1.0 / len(cores)] * len(cores))
     if s.rule == "iso":
-        return isotropic(combination(cores, s.weight))
+        return isotropic(total(weighed))
     merged = task_spaces(weighed)
     return isotropic(merged) if s.rule == "tsv_iso" else merged

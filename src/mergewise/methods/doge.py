@@ -82,7 +82,7 @@ models:
         if not inside(s):
             return super().combine(x, s)
         kept = [
-            x.at_least(delta.abs(), s.thresholds[i][0], i).to(delta.dtype)
+            x.at_least(delta.abs(), s.thresholds[i][0], i)
             for i, delta in enumerate(x.deltas)
         ]
         return x.base + self._updated([*x.deltas, *kept], s)
@@ -99,7 +99,8 @@ models:
         slope = _Slope(vectors, lengths, _shared(vectors, s.subspace))
         descend = adam if s.optimizer == "adam" else sgd
         correction = descend(slope, torch.zeros_like(vectors[0]), s.iterations, s.learning_rate)
-        parts = [(vector + correction) * mask for vector, mask in zip(vectors, masks, strict=True)]
+        pairs = zip(vectors, masks, strict=True)
+        parts = ((vector + correction) * mask for vector, mask in pairs)
         return combination(parts, [w * own for w, own in zip(s.weight, lengths, strict=True)])
 
 

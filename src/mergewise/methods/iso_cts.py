@@ -57,12 +57,15 @@ models:
         rank, fill = min(deltas[0].shape), s.null == "fill"
         own = own_rank(rank, len(deltas), s.common_space_fraction)
         common = _first(total(deltas), rank - own * len(deltas), fill)
-        left = common.u.mT
-        outside = [delta - common.u @ (left @ delta) for delta in (d.double() for d in deltas)]
-        parts = [*(_first(delta, own, fill) for delta in outside), common]
+        parts = [*(_first(_outside(delta, common.u), own, fill) for delta in deltas), common]
         u = polar(torch.cat([part.u for part in parts], 1), fill)
         vh = polar(torch.cat([part.vh for part in parts], 0), fill)
-        return (u @ vh) * (sum(part.s.sum() for part in parts) / rank)
+        return (u @ vh).mul_(sum(part.s.sum() for part in parts) / rank)
+
+
+def _outside(delta: Tensor, basis: Tensor) -> Tensor:
+    wide = delta.double()
+    return wide - basis @ (basis.mT @ wide)
 
 
 def own_rank(rank: int, experts: int, fraction: float) -> int:

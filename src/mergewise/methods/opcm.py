@@ -134,7 +134,7 @@ models:
     def update(self, deltas: list[Tensor], s: Settings) -> Tensor:
         running = deltas[0].double()
         for delta in deltas[1:]:
-            running = running + _without(delta.double(), running, s.alpha, s.crossing)
+            running = running + _without(delta.to(running, copy=True), running, s.alpha, s.crossing)
         return running
 
 
@@ -149,12 +149,12 @@ def _divisor(p: Settings) -> float:
 
 def _weighted(x: Inputs, s: Settings) -> list[Tensor]:
     """Task vectors; that of a merge as long as it was before it was divided."""
-    parts = [delta * weight for delta, weight in zip(x.deltas, s.weight, strict=True)]
+    parts = x.weighted(s.weight)
     return parts if s.merged == 1 and s.divisor is None else [parts[0] * _divisor(s), *parts[1:]]
 
 
 def _without(delta: Tensor, running: Tensor, alpha: float, crossing: str) -> Tensor:
-    """A task vector without what repeats the running sum: see `Opcm`."""
+    """A task vector without what repeats the running sum: see `Opcm`. Changes `delta`."""
     found = svd(running)
     if not len(found.s):
         return delta
@@ -163,4 +163,4 @@ def _without(delta: Tensor, running: Tensor, alpha: float, crossing: str) -> Ten
     inner = found.u.mT @ delta @ found.vh.mT
     repeated = inner.diagonal().diag()
     repeated[:block, :block] = inner[:block, :block]
-    return delta - found.u @ repeated @ found.vh
+    return delta.addmm_(found.u @ repeated, found.vh, alpha=-1)

@@ -74,11 +74,7 @@ models:
 """
 
     def update(self, deltas: list[Tensor], s: Settings) -> Tensor:
-        rank = max(1, min(deltas[0].shape) // len(deltas))
-        parts = [svd(delta, rank) for delta in deltas]
-        guards = [part.s[:, None] * part.vh for part in parts]
-        targets = self._targets(deltas, parts, rank, s.target)
-        problem = Interference(started(deltas, s.start), deltas, targets, guards)
+        problem = _problem(deltas, s)
         if s.solver != "closed":
             rate = s.learning_rate or _RATES[s.solver]
             return problem.descended(s.solver, s.iterations, rate)
@@ -86,10 +82,19 @@ models:
         count = counted(values, deltas[0].shape[1], s.rank_rule)
         return problem.minimised(values, vectors, first(values, count))
 
-    def _targets(
-        self, deltas: list[Tensor], parts: list[Spectrum], rank: int, target: str
-    ) -> list[Tensor]:
-        if target == "low_rank":
-            return [part.whole() for part in parts]
-        mean = total(deltas).double() / len(deltas)
-        return [mean + svd(delta.double() - mean, rank).whole() for delta in deltas]
+
+def _problem(deltas: list[Tensor], s: Settings) -> Interference:
+    rank = max(1, min(deltas[0].shape) // len(deltas))
+    tops = [svd(delta, rank) for delta in deltas]
+    rows = sum(len(top.s) for top in tops)
+    mean = total(deltas).double() / len(deltas) if s.target == "centred" else None
+    parts = (
+        (_target(delta, top, mean, rank), top.s[:, None] * top.vh / float(delta.double().norm()))
+        for delta, top in zip(deltas, tops, strict=True)
+        if len(top.s)
+    )
+    return Interference(started(deltas, s.start), parts, rows)
+
+
+def _target(delta: Tensor, top: Spectrum, mean: Tensor | None, rank: int) -> Tensor:
+    return top.whole() if mean is None else svd(delta - mean, rank).whole() + mean

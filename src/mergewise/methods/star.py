@@ -41,7 +41,7 @@ models:
 """
 
     def update(self, deltas: list[Tensor], s: Settings) -> Tensor:
-        return total([truncated(delta, s.eta) for delta in deltas]) / len(deltas)
+        return total(truncated(delta, s.eta) for delta in deltas) / len(deltas)
 
 
 def truncated(delta: Tensor, eta: float) -> Tensor:
@@ -52,4 +52,4 @@ def truncated(delta: Tensor, eta: float) -> Tensor:
     whole = found.s.sum()
     rank = int(torch.searchsorted(found.s.cumsum(0), whole * eta)) + 1
     kept = found.top(rank)
-    return kept.whole() * (whole / kept.s.sum())
+    return kept.whole().mul_(whole / kept.s.sum())

@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 from mergewise._lazy import torch
-from mergewise.methods._interference import FLOOR, START, Interference, first, started
+from mergewise.methods._interference import FLOOR, START, Interference, first
 from mergewise.methods._matrix import MatrixMethod, matrix_params
 from mergewise.methods._params import Param, Settings
 
@@ -55,7 +55,7 @@ models:
 """
 
     def update(self, deltas: list[Tensor], s: Settings) -> Tensor:
-        problem = Interference(started(deltas, s.start), deltas)
+        problem = Interference.of(deltas, s.start)
         values, vectors = problem.spectrum()
         kept = first(values, math.ceil(deltas[0].shape[1] * s.rank_ratio - 1e-9))
         factors = -torch.expm1(-s.time * values.clamp(min=FLOOR))

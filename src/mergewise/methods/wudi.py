@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from mergewise.methods._descent import MOST_STEPS
-from mergewise.methods._interference import START, Interference, started
+from mergewise.methods._interference import START, Interference
 from mergewise.methods._matrix import MatrixMethod, matrix_params
 from mergewise.methods._params import Param, Settings
 
@@ -51,5 +51,5 @@ models:
 """
 
     def update(self, deltas: list[Tensor], s: Settings) -> Tensor:
-        problem = Interference(started(deltas, s.start), deltas)
+        problem = Interference.of(deltas, s.start)
         return problem.descended("adam", s.iterations, s.learning_rate)
