@@ -73,12 +73,25 @@ class Interference:
         rows = sum(size > 0 for size in sizes) * len(deltas[0])
         return cls(started(deltas, how), parts, rows)
 
+    @staticmethod
+    def room(outputs: int, inputs: int, rows: int, descends: bool) -> float:
+        """How many numbers of 8 bytes it takes, its start's and its result's too."""
+        size, side, curved = outputs * inputs, min(inputs, rows), inputs <= rows
+        held = side * inputs + 1.5 * size
+        building = 3.0 * size + curved * inputs**2
+        if descends:
+            factor = inputs**2 if inputs <= 2 * rows else side * inputs
+            begun = 1.5 * factor * (not curved)
+            return held + max(building, begun, factor / 2 + 4.5 * size)
+        minimising = side * (side + inputs) + 1.5 * size
+        return held + max(building, (3.0 if curved else 4.0) * side**2, minimising)
+
     def _take(self, away: Tensor, guard: Tensor, at: int) -> None:
         # the cheaper of x (L^T L) and (x L^T) L
         if self._curved and self._inputs <= 2 * len(guard):
             gram = guard.mT @ guard
             self._held += gram
-            self.pull += away @ gram
+            self.pull.addmm_(away, gram)
             return
         self.pull.addmm_(away @ guard.mT, guard)
         if self._curved:
@@ -97,11 +110,11 @@ class Interference:
     def _slope(self) -> _Slope:
         # the cheaper of x (C) and (x S^T) S
         if self._curved or self._inputs <= 2 * len(self._held):
-            factors = [self._curvature()]
+            factors = [self._curvature().to(self.start.dtype)]
         else:
-            factors = [self._held.mT, self._held]
-        kind = self.start.dtype
-        return _Slope(self.pull.to(kind), [factor.to(kind) for factor in factors])
+            guards = self._held.to(self.start.dtype)
+            factors = [guards.mT, guards]
+        return _Slope(self.pull.to(self.start.dtype), factors)
 
     def spectrum(self) -> tuple[Tensor, Tensor]:
         """C's eigenvalues [r], descending, and vectors [inputs, r], of the smaller Gram matrix.
@@ -142,7 +155,7 @@ class _Slope:
         out = moved
         for factor in self._factors:
             out = out @ factor
-        return (out + self._pull).mul_(2)
+        return out.add_(self._pull).mul_(2)
 
 
 RANK_RULE = Param(

@@ -48,3 +48,8 @@ def ties(
 def _trimmed(values: Tensor, least: float, rounded: bool) -> Tensor:
     size = values.float().abs() if rounded else values.abs()
     return torch.where(size >= least, values, torch.zeros_like(values))
+
+
+def ties_room(size: int, experts: int) -> float:
+    """How many numbers `threshold` or `ties` holds beside the parts, in float64."""
+    return max(3.0 * size, size + 4.0 * (experts + 1) * min(size, _PIECE))

@@ -41,8 +41,12 @@ class Spectrum(NamedTuple):
         """Its first `rank` triples."""
         return Spectrum(self.u[:, :rank], self.s[:rank], self.vh[:rank])
 
-    def whole(self) -> Tensor:
-        return (self.u * self.s) @ self.vh
+    def whole(self, values: Tensor | None = None) -> Tensor:
+        """The matrix, or that of other singular values."""
+        s = self.s if values is None else values
+        if len(self.u) > self.vh.shape[1]:
+            return self.u @ (s[:, None] * self.vh)
+        return (self.u * s) @ self.vh
 
     @property
     def rank(self) -> int:
@@ -50,9 +54,13 @@ class Spectrum(NamedTuple):
         return int((self.s > NOTHING * self.s[0]).sum()) if len(self.s) else 0
 
 
-def full_svd(matrix: Tensor) -> Spectrum:
-    """All min(rows, columns) triples, with any orthonormal vectors where the matrix is zero."""
-    return Spectrum(*torch.linalg.svd(matrix.double(), full_matrices=False))
+def full_svd(matrix: Tensor, most: int | None = None) -> Spectrum:
+    """All min(rows, columns) triples, with any orthonormal vectors where the matrix is zero.
+
+    Or the first `most` of them.
+    """
+    found = Spectrum(*torch.linalg.svd(matrix.double(), full_matrices=False))
+    return found if most is None else Spectrum(*(part.clone() for part in found.top(most)))
 
 
 def svd(matrix: Tensor, most: int | None = None) -> Spectrum:
@@ -92,6 +100,7 @@ def _in_stages(rest: Tensor, most: int | None) -> Spectrum:
             break
     if len(parts) == 1:
         return parts[0]
+    del rest, u, basis  # the parts are about to be copied
     us, values, vhs = zip(*parts, strict=True)
     return Spectrum(torch.cat(us, 1), torch.cat(values), torch.cat(vhs))
 
@@ -122,7 +131,7 @@ def joint_vectors(matrices: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     rows, columns = matrices[0].shape
     if rows <= columns * len(matrices):
         return left_vectors(matrices)
-    found = svd(torch.cat([matrix.double() for matrix in matrices], 1))
+    found = svd(torch.cat(list(matrices), 1))
     return found.u, found.s
 
 
@@ -159,3 +168,30 @@ def decorrelated(parts: Sequence[Spectrum]) -> Tensor:
     u = polar(torch.cat([part.u for part in parts], 1))
     vh = polar(torch.cat([part.vh for part in parts], 0))
     return (u * torch.cat([part.s for part in parts])) @ vh
+
+
+# How many numbers the functions hold at once, each argument taken for one in float64.
+
+
+def svd_room(rows: int, columns: int, fill: bool = False) -> float:
+    """Of `svd`, or of `full_svd`; of `isotropic`, too."""
+    size, square = rows * columns, min(rows, columns) ** 2
+    if fill:
+        return 3.0 * size + 5.0 * square
+    return size + max(5.0 * square, size + 2.0 * square)
+
+
+def decorrelated_room(rows: int, columns: int, fill: bool = False) -> float:
+    """Of spectra being found, of full rank together, and made orthonormal; see `decorrelated`."""
+    size, square = rows * columns, min(rows, columns) ** 2
+    left, right = min(rows, columns) * rows, min(rows, columns) * columns
+    last = left + max(svd_room(rows, columns, fill), 3.0 * right + square)
+    return left + right + max(svd_room(rows, columns, fill), last, 2.0 * left + right + size)
+
+
+def joint_room(rows: int, columns: int, matrices: int) -> float:
+    """Of `joint_basis` and `joint_vectors`, of so many matrices of float32."""
+    if rows <= columns * matrices:
+        return max(4.0 * rows**2, rows * columns + 2.0 * rows**2)
+    size = rows * columns * matrices
+    return size / 2 + svd_room(rows, columns * matrices)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Iterable, Sequence
-from functools import reduce
 from typing import TYPE_CHECKING, Any
 
 from mergewise.errors import MergewiseError
@@ -43,7 +41,12 @@ def shares(weights: Sequence[float], switch: str = "normalize") -> list[float]:
 
 def total(vectors: Iterable[Tensor]) -> Tensor:
     """The sum, added in order; of a generator no more than two are held at once."""
-    return reduce(operator.add, vectors)
+    each = iter(vectors)
+    out = next(each)
+    for vector in each:
+        out = out + vector
+        del vector  # or it is held while the next is made
+    return out
 
 
 def combination(vectors: Iterable[Tensor], weights: Sequence[Any]) -> Tensor:

@@ -30,7 +30,6 @@ class Aswudi(MatrixMethod):
         "The aim of wudi in closed form with nothing to choose. It solves a system the size "
         "of each matrix's inputs, and rests on a recent preprint."
     )
-    solving = 7
     formula = (
         "as swudi, with f = 1 on the K largest of the eigenvalues l and 0 elsewhere, "
         "K = ceil((sum sqrt(l))^2 / sum l)"
@@ -47,6 +46,9 @@ models:
   - model: expert_a
   - model: expert_b
 """
+
+    def update_room(self, outputs: int, inputs: int, experts: int, p: Settings) -> float:
+        return Interference.room(outputs, inputs, experts * outputs, descends=False)
 
     def update(self, deltas: list[Tensor], s: Settings) -> Tensor:
         problem = Interference.of(deltas, s.start)

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 from mergewise.methods._matrix import MatrixMethod, matrix_params
 from mergewise.methods._params import Param, Settings
-from mergewise.methods._rotated import threshold, ties
-from mergewise.methods._spectrum import isotropic, joint_basis
+from mergewise.methods._rotated import threshold, ties, ties_room
+from mergewise.methods._spectrum import decorrelated_room, isotropic, joint_basis, joint_room
 from mergewise.methods._weights import combination, total
 from mergewise.methods.tsv_m import task_spaces
 
@@ -61,8 +61,6 @@ class CoreSpace(MatrixMethod):
         ),
     }  # fmt: skip
     weighted = False
-    solving = 3
-    beside = 15
     example = """
 merge_method: core_space
 base_model: base
@@ -70,6 +68,15 @@ models:
   - model: expert_a
   - model: expert_b
 """
+
+    def update_room(self, outputs: int, inputs: int, experts: int, p: Settings) -> float:
+        size = outputs * inputs
+        rows, columns = min(outputs, experts * inputs), min(inputs, experts * outputs)
+        left, right, core = outputs * rows, inputs * columns, rows * columns
+        found = joint_room(outputs, inputs, experts), joint_room(inputs, outputs, experts)
+        rule = ties_room(core, experts) if p.rule == "ties" else decorrelated_room(rows, columns)
+        cores = experts * core + max(2.0 * size, rule)
+        return max(found[0], left + max(found[1], right + cores))
 
     def update(self, deltas: list[Tensor], s: Settings) -> Tensor:
         left = joint_basis(deltas, s.tolerance)

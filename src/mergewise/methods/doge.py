@@ -32,7 +32,6 @@ class Doge(MatrixMethod):
         "affordable. It has more settings than most, and whether they carry over to other "
         "models is open."
     )
-    solving = 7
     formula = (
         "l_i = lambda / |d_i|; a by Adam on sum_i |rowsum(d_i * (d_i - sum_k l_k (d_k + a)))|^2, "
         "gradient off the top min(m, n) // subspace left singular vectors that the d_i share; "
@@ -81,14 +80,15 @@ models:
         assert x.base is not None
         if not inside(s):
             return super().combine(x, s)
-        kept = [
-            x.at_least(delta.abs(), s.thresholds[i][0], i)
-            for i, delta in enumerate(x.deltas)
-        ]
+        kept = [x.at_least(delta.abs(), s.thresholds[i][0], i) for i, delta in enumerate(x.deltas)]
         return x.base + self._updated([*x.deltas, *kept], s)
 
     def factor(self, s: Settings) -> float:
         return 1.0  # lambda is a length here
+
+    def update_room(self, outputs: int, inputs: int, experts: int, p: Settings) -> float:
+        size = outputs * inputs
+        return experts * size * 0.75 + 5.0 * size
 
     def update(self, deltas: list[Tensor], s: Settings) -> Tensor:
         vectors, masks = deltas[: len(s.weight)], deltas[len(s.weight) :]

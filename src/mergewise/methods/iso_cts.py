@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from mergewise._lazy import torch
 from mergewise.methods._matrix import NULL, MatrixMethod, matrix_params
 from mergewise.methods._params import Param, Settings
-from mergewise.methods._spectrum import Spectrum, full_svd, polar, svd
+from mergewise.methods._spectrum import Spectrum, decorrelated_room, full_svd, polar, svd
 from mergewise.methods._weights import total
 
 if TYPE_CHECKING:
@@ -38,7 +38,6 @@ class IsoCts(MatrixMethod):
     )
     source = "Isotropic model merging (Marczak et al. 2025, arXiv 2502.04959)"
     variant = "paper; directions of rounding are not raised, unless `null: fill`"
-    beside = 13
     params = matrix_params("matrices", "mean") | {
         "common_space_fraction": Param(
             float, 0.8, "share of the rank that is the sum's", ge=0, le=1, native=True
@@ -52,6 +51,9 @@ models:
   - model: expert_a
   - model: expert_b
 """
+
+    def update_room(self, outputs: int, inputs: int, experts: int, p: Settings) -> float:
+        return decorrelated_room(outputs, inputs, p.null == "fill")
 
     def update(self, deltas: list[Tensor], s: Settings) -> Tensor:
         rank, fill = min(deltas[0].shape), s.null == "fill"
@@ -74,4 +76,4 @@ def own_rank(rank: int, experts: int, fraction: float) -> int:
 
 
 def _first(matrix: Tensor, rank: int, fill: bool) -> Spectrum:
-    return full_svd(matrix).top(rank) if fill else svd(matrix, rank)
+    return full_svd(matrix, rank) if fill else svd(matrix, rank)

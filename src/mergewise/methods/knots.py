@@ -15,9 +15,9 @@ from mergewise.methods._matrix import (
     matrix_params,
 )
 from mergewise.methods._params import Param, Settings
-from mergewise.methods._rotated import threshold, ties
+from mergewise.methods._rotated import threshold, ties, ties_room
 from mergewise.methods._select import kept_count
-from mergewise.methods._spectrum import joint_vectors
+from mergewise.methods._spectrum import joint_room, joint_vectors
 from mergewise.methods._weights import combination, total
 
 if TYPE_CHECKING:
@@ -72,8 +72,6 @@ class Knots(MatrixMethod):
         ),
     }  # fmt: skip
     weighted = False
-    solving = 5
-    beside = 9
     example = """
 merge_method: knots
 base_model: base
@@ -98,6 +96,15 @@ models:
         if not inside(p) or p.granularity != "model":
             return []
         return [[kept_count(d, k) if k else 0] for d, k in zip(p.density, nonzero, strict=True)]
+
+    def update_room(self, outputs: int, inputs: int, experts: int, p: Settings) -> float:
+        rows, columns = outputs, inputs
+        if p.shared == "inputs":
+            rows, columns = inputs, outputs
+        rank = min(rows, experts * columns)
+        merging = max(ties_room(rank * columns, experts), 2.0 * rows * columns)
+        held = rank * rows + experts * rank * columns
+        return max(joint_room(rows, columns, experts), held + merging)
 
     def update(self, deltas: list[Tensor], s: Settings) -> Tensor:
         basis, parts = _coordinates(deltas, s)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from mergewise.methods._base import Inputs
 from mergewise.methods._matrix import MatrixMethod, inside, matrix_params
 from mergewise.methods._params import Param, Settings
-from mergewise.methods._spectrum import svd
+from mergewise.methods._spectrum import svd, svd_room
 from mergewise.methods._weights import total
 
 if TYPE_CHECKING:
@@ -42,7 +42,6 @@ class Opcm(MatrixMethod):
     )
     experts = (1, None)
     symmetric = False
-    solving = 5
     formula = (
         "N_1 = w_1 d_1; N_t = N_{t-1} + U P V^T, P = U^T w_t d_t V with diagonal and P[:r, :r] "
         "zeroed, N_{t-1} = U S V^T; b + lambda N_T mean_t |w_t d_t| / |N_T|, whole-model norms"
@@ -100,9 +99,8 @@ models:
         if not _running(s):
             return {}
         parts = _weighted(x, s)
-        squares = {f"{i}": part * part for i, part in enumerate(parts)}
         merged = self._sum(parts, s)
-        return {"merged": merged * merged, **squares}
+        return {"merged": merged * merged, **{f"{i}": p * p for i, p in enumerate(parts)}}
 
     def coefficients(self, totals: Mapping[str, float], p: Settings, n: int) -> dict[str, Any]:
         return {"shrink": 1.0 / self.recorded(totals, p)["divisor"]}
@@ -130,6 +128,11 @@ models:
 
     def _sum(self, parts: Sequence[Tensor], s: Settings) -> Tensor:
         return self._updated(parts, s) if inside(s) else total(parts)
+
+    def update_room(self, outputs: int, inputs: int, experts: int, p: Settings) -> float:
+        size = outputs * inputs
+        squares = (experts / 2 + 1.0) * size
+        return max(squares, 2.5 * size + svd_room(outputs, inputs)) if experts > 1 else squares
 
     def update(self, deltas: list[Tensor], s: Settings) -> Tensor:
         running = deltas[0].double()

@@ -28,7 +28,6 @@ class Swudi(MatrixMethod):
         "The aim of wudi in closed form, with a filter whose strength is to be chosen. It "
         "solves a system the size of each matrix's inputs."
     )
-    solving = 7
     formula = (
         "C = sum_i d_i^T d_i / |d_i|^2 = V l V^T; f = 1 - exp(-time l) on the largest l, else 0; "
         "b + lambda (D0 (I - V f V^T) + sum_i d_i d_i^T d_i / |d_i|^2 V (f / l) V^T), "
@@ -53,6 +52,9 @@ models:
   - model: expert_a
   - model: expert_b
 """
+
+    def update_room(self, outputs: int, inputs: int, experts: int, p: Settings) -> float:
+        return Interference.room(outputs, inputs, experts * outputs, descends=False)
 
     def update(self, deltas: list[Tensor], s: Settings) -> Tensor:
         problem = Interference.of(deltas, s.start)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from mergewise.methods._matrix import MatrixMethod, matrix_params
 from mergewise.methods._params import Param, Settings
-from mergewise.methods._spectrum import decorrelated, full_svd, svd
+from mergewise.methods._spectrum import decorrelated, decorrelated_room, full_svd, svd
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,7 +25,7 @@ _NULL = Param(
 def task_spaces(deltas: list[Tensor], fill: bool = False) -> Tensor:
     """TSV-M of matrices: the top of each, an equal share of the rank, decorrelated."""
     rank = max(1, min(deltas[0].shape) // len(deltas))
-    return decorrelated([full_svd(d).top(rank) if fill else svd(d, rank) for d in deltas])
+    return decorrelated([full_svd(d, rank) if fill else svd(d, rank) for d in deltas])
 
 
 class TsvM(MatrixMethod):
@@ -52,7 +52,6 @@ class TsvM(MatrixMethod):
         "experts are left out here, and of experts of low rank (LoRA) vectors without a singular "
         "value, unless `null: fill`"
     )
-    beside = 12
     params = matrix_params("matrices", "mean") | {"null": _NULL}
     example = """
 merge_method: tsv_m
@@ -61,6 +60,9 @@ models:
   - model: expert_a
   - model: expert_b
 """
+
+    def update_room(self, outputs: int, inputs: int, experts: int, p: Settings) -> float:
+        return decorrelated_room(outputs, inputs, p.null == "fill")
 
     def update(self, deltas: list[Tensor], s: Settings) -> Tensor:
         return task_spaces(deltas, s.null == "fill")

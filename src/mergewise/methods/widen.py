@@ -93,6 +93,10 @@ models:
             return super().combine(x, s)
         return x.base + _by_element(parts, s) * s.lambda_
 
+    def update_room(self, outputs: int, inputs: int, experts: int, p: Settings) -> float:
+        size = outputs * inputs
+        return 5.5 * size
+
     def update(self, deltas: list[Tensor], s: Settings) -> Tensor:
         if s.kind == "embedding" and s.embeddings == "tokens":
             return _by_column([part.mT for part in deltas], s).mT
