@@ -32,15 +32,18 @@ OTHERS = [
 
 
 def models(shape: tuple[int, ...], experts: int, steep: bool) -> list[torch.Tensor]:
-    """A base and experts; of a `steep` spectrum singular values are found in stages."""
+    """A base and experts; of a `steep` spectrum singular values are found in stages.
+
+    All are above what counts as rounding of the base.
+    """
     draw = torch.Generator().manual_seed(0)
-    base = torch.randn(shape, generator=draw)
+    base = 0.01 * torch.randn(shape, generator=draw)
     changes = [torch.randn(shape, generator=draw) for _ in range(experts)]
     if steep:
         for change in changes:
             u, s, vh = torch.linalg.svd(change, full_matrices=False)
-            change.copy_((u * torch.logspace(0, -5, s.shape[-1])[None]) @ vh)
-    return [base, *(base + 0.01 * change for change in changes)]
+            change.copy_((u * torch.logspace(0, -4, s.shape[-1])[None]) @ vh)
+    return [base, *(base + change for change in changes)]
 
 
 def stages(name: str, tensors: list[torch.Tensor], given: dict[str, Any]) -> Iterator[Any]:
@@ -73,12 +76,10 @@ def held_and_said(
 @pytest.mark.parametrize(("name", "given"), [(name, {}) for name in METHODS] + OTHERS)
 def test_it_is_never_less_and_not_much_more(name: str, given: dict[str, Any], steep: bool) -> None:
     least, most = get_method(name).experts
-    # knots leaves out directions below `epsilon`, which shapes do not tell
-    much = 1.45 if steep and name == "knots" else 1.25
     for experts in {min(max(least, n), most or n) for n in (2, 4)}:
         for shape in ((64, 176), (176, 64), (112, 112), (32, 320)):
             held, said = held_and_said(name, shape, experts, steep, given)
-            assert 0.98 * held <= said <= much * held, f"{shape}, {experts}: {said / held:.2f}"
+            assert 0.98 * held <= said <= 1.25 * held, f"{shape}, {experts}: {said / held:.2f}"
 
 
 @pytest.mark.parametrize("name", ["iso_c", "tsv_m", "aswudi", "rotate"])

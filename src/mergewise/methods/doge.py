@@ -81,7 +81,7 @@ models:
         if not inside(s):
             return super().combine(x, s)
         kept = [x.at_least(delta.abs(), s.thresholds[i][0], i) for i, delta in enumerate(x.deltas)]
-        return x.base + self._updated([*x.deltas, *kept], s)
+        return x.base + self._updated(x.base, [*x.deltas, *kept], s)
 
     def factor(self, s: Settings) -> float:
         return 1.0  # lambda is a length here

@@ -42,4 +42,4 @@ models:
         return outputs * inputs * (experts > 1) / 2 + svd_room(outputs, inputs, p.null == "fill")
 
     def update(self, deltas: list[Tensor], s: Settings) -> Tensor:
-        return isotropic(total(deltas), s.null == "fill")
+        return isotropic(total(deltas), s.null == "fill", s.rounding)
