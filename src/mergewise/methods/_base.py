@@ -265,6 +265,14 @@ class Method(ABC):
             [part / sum(found) for part in found] if sum(found) else [1 / len(found)] * len(found)
         )
 
+    def normalized(self, p: Settings) -> str:
+        """What divides the weights by their sum, so that a factor on all of them has no effect.
+
+        The parameter that does (a switch, or one with another choice), the method's own name if
+        it always does, or nothing.
+        """
+        return "normalize" if "weight" in self.params and getattr(p, "normalize", False) else ""
+
     def summed(self, p: Settings) -> list[float] | None:
         """Factors of the task vectors, if the result is the base plus their weighted sum.
 

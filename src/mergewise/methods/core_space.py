@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from mergewise.methods._matrix import MatrixMethod, matrix_params
+from mergewise.methods._matrix import MatrixMethod, inside, matrix_params
 from mergewise.methods._params import Param, Settings
 from mergewise.methods._rotated import threshold, ties, ties_room
 from mergewise.methods._spectrum import decorrelated_room, isotropic, joint_basis, joint_room
@@ -68,6 +68,9 @@ models:
   - model: expert_a
   - model: expert_b
 """
+
+    def normalized(self, p: Settings) -> str:
+        return "rule" if p.rule == "ties" and inside(p) else ""
 
     def update_room(self, outputs: int, inputs: int, experts: int, p: Settings) -> float:
         size = outputs * inputs

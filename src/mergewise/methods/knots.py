@@ -97,6 +97,9 @@ models:
             return []
         return [[kept_count(d, k) if k else 0] for d, k in zip(p.density, nonzero, strict=True)]
 
+    def normalized(self, p: Settings) -> str:
+        return "rule" if p.rule == "ties" and inside(p) else ""
+
     def update_room(self, outputs: int, inputs: int, experts: int, p: Settings) -> float:
         rows, columns = outputs, inputs
         if p.shared == "inputs":
