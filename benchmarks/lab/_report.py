@@ -14,6 +14,7 @@ from typing import Any
 from benchmarks.lab._exact import Exact
 from benchmarks.lab._family import Gate
 from benchmarks.lab._orders import Finding
+from benchmarks.lab._pairs_table import two_experts
 from benchmarks.lab._results import Column, Measures, Results, Setting, spread
 from benchmarks.lab._table import headline, lines, markdown
 from mergewise._lazy import torch
@@ -223,6 +224,7 @@ def page(
         "",
         f"![methods by tasks]({results.family}-tasks.svg)",
         "",
+        *two_experts(results),
         "## Published orders",
         "",
         "| claim | class | from | here |",
