@@ -64,8 +64,8 @@ def notes(family: Family, steps: Sequence[int]) -> list[str]:
         )
     if family.optimised:
         found.append(
-            "ota's second moments of Adam are from training each expert once more, which gives "
-            "the same weights bit by bit"
+            "ota's second moments of Adam are from training each expert once more, which has to "
+            "give the same weights bit by bit"
         )
     return found
 

@@ -48,10 +48,11 @@ def pair_contenders(experts: int, calibrating: int, only: Sequence[str] = ()) ->
     chosen, _ = contenders(2, calibrating)
     known = {c.name: c for c in chosen}
     for_two = [c for name, m in all_methods().items() for c in _for_two(m, known, calibrating)]
-    wanted = [c for c in [*for_two, *_forgetting(calibrating)] if not only or c.method in only]
-    if not any(c.name != FORGETTING[1] for c in wanted):
+    wanted = [c for c in for_two if not only or c.method in only]
+    forgetting = [] if only and FORGETTING[0] not in only else _forgetting(calibrating)
+    if not wanted and not forgetting:
         return []
-    return [*(known[name] for name in REFERENCES if name in known), *wanted]
+    return [*(known[name] for name in REFERENCES if name in known), *wanted, *forgetting]
 
 
 def _for_two(method: Method, known: Mapping[str, Contender], calibrating: int) -> list[Contender]:

@@ -138,14 +138,14 @@ def _of_one(pair: Results, place: int) -> Measure:
 
 def _mean(pairs: Pairs, line: Line, measure: Callable[[Results], Measure]) -> Spread | None:
     """Over pairs, with its spread over seeds; None where it is not known of every pair."""
-    by_pair = [spread_by_seed(pair, line, measure(pair)) for pair in pairs]
+    by_pair = [_by_seed(pair, line, measure(pair)) for pair in pairs]
     known = [values for values in by_pair if values]
     if len(known) < len(pairs):
         return None
     return Spread.of([statistics.fmean(values) for values in zip(*known, strict=True)])
 
 
-def spread_by_seed(pair: Results, line: Line, measure: Measure) -> list[float]:
+def _by_seed(pair: Results, line: Line, measure: Measure) -> list[float]:
     """A measure of a row for every seed; empty if it is not known of all."""
     row = pair.row(line[0])
     runs = row.runs.get(line[1], {}) if row else {}

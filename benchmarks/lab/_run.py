@@ -57,7 +57,8 @@ def run_family(
     old = any(family.home(seed).exists() for seed in seeds)
     for seed in seeds:  # first, so that the time left of what follows can be told
         models = family.train(seed, console)
-    results = Results(family.name, family.title, _columns(family.tasks(seeds[0])), list(seeds))
+    tasks = family.tasks(seeds[0])
+    results = Results(family.name, family.title, _columns(tasks), list(seeds))
     known = [steps for name in models.experts if (steps := family.steps(name)) is not None]
     results.notes = [*family.notes(), *notes(family, known)]
     if only:
@@ -68,7 +69,8 @@ def run_family(
     )
     chosen = [c for c in chosen if not only or c.method in only]
     for_two = pair_contenders(len(models.experts), family.calibrating, only)
-    results.pairs = _pairs(family, seeds, tuple(models.experts), bool(for_two))
+    if for_two:
+        results.pairs = _pairs(results, tasks, tuple(models.experts))
     journal = Journal(family.folder / "journal.jsonl")
     results.about["resumed"] = old or journal.resumed
     steps = _steps(models, results.one_metric, chosen, grid)
@@ -85,14 +87,12 @@ def run_family(
     return results
 
 
-def _pairs(
-    family: Family, seeds: Sequence[int], experts: Sequence[str], wanted: bool
-) -> list[Results]:
-    """Where the results of each pair of experts go, if anyone takes part there."""
+def _pairs(whole: Results, tasks: Sequence[LabTask], experts: Sequence[str]) -> list[Results]:
+    """Where the results of each pair of experts go."""
     found = []
-    for two in pairs_of(experts) if wanted else []:
-        tasks = [task for task in family.tasks(seeds[0]) if task.owner in two]
-        pair = Results(family.name, " + ".join(two), _columns(tasks), list(seeds), of=list(two))
+    for two in pairs_of(experts):
+        columns = _columns([task for task in tasks if task.owner in two])
+        pair = Results(whole.family, " + ".join(two), columns, whole.seeds, of=list(two))
         pair.about["weights"] = {}
         found.append(pair)
     return found

@@ -51,7 +51,9 @@ def test_without_examples_only_what_reads_none_takes_part() -> None:
 
 def test_a_run_of_other_methods_alone_tries_no_pairs() -> None:
     assert pair_contenders(5, 10, ["ties"]) == [] == pair_contenders(5, 10, ["task_arithmetic"])
-    assert "slerp" in {c.name for c in pair_contenders(5, 10, ["slerp"])}
+    names = {c.name for c in pair_contenders(5, 10, ["slerp"])}
+    assert "slerp" in names and names.isdisjoint(FORGETTING)
+    assert set(FORGETTING) <= {c.name for c in pair_contenders(5, 10, ["ext_sub"])}
     assert pair_contenders(1, 10) == []
 
 
