@@ -21,8 +21,8 @@ import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from bench import Usage, measure
 from models import SHAPES, made_apart, tensors
+from processes import Usage, measure, merging, write_recipe
 from rich.console import Console
 from rich.table import Table
 
@@ -86,27 +86,6 @@ def make_dense(base: Path, adapter: Path, out: Path, recipe: Path) -> None:
     measure(merging(recipe, out))
 
 
-def write_recipe(
-    path: Path,
-    method: str,
-    base: Path | None,
-    models: list[str],
-    each: str,
-    dtype: str = "bfloat16",
-) -> None:
-    lines = [f"merge_method: {method}"]
-    lines += [f"dtype: {dtype}"] if dtype != "none" else []
-    lines += [f"base_model: {base}"] if base else []
-    lines.append("models:")
-    for model in models:
-        lines += [f"  - model: {model}", f"    parameters: {{{each}}}"]
-    path.write_text("\n".join(lines) + "\n")
-
-
-def merging(recipe: Path, out: Path) -> list[str]:
-    return [sys.executable, "-m", "mergewise", "merge", str(recipe), str(out), "-q"]
-
-
 class Cost:
     """The models of one size, and what their merges cost."""
 
@@ -129,7 +108,9 @@ class Cost:
         recipes = {}
         for kind, models in (("dense", self.dense), ("adapters", self.adapted)):
             recipes[kind] = self.folder / f"{method}-{kind}.yml"
-            write_recipe(recipes[kind], method, self.base if based else None, models, each, dtype)
+            write_recipe(
+                recipes[kind], method, self.base if based else None, models, each, dtype=dtype
+            )
         for kind in recipes:  # page cache, compiled kernels
             self._merge(recipes, kind)
         differing = self._differing()

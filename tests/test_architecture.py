@@ -3,6 +3,8 @@
 import ast
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1] / "src/mergewise"
 
 COMMON = {
@@ -95,6 +97,34 @@ def test_imports_point_one_way():
     inner = [path for path in FILES if area(path) in ALLOWED]
     astray = {named(p): found for p in inner if (found := ours(p) - ALLOWED[area(p)])}
     assert astray == {}
+
+
+def around(package: str) -> set[str]:
+    """Packages inside a package whose imports come back to them, over whatever modules."""
+    root = ROOT / package
+    start = f"mergewise.{package}."
+    graph: dict[str, set[str]] = {}
+    for path in root.rglob("*.py"):
+        names = imports(ast.parse(path.read_text("utf-8")))
+        to = {name.removeprefix(start).split(".")[0] for name in names if name.startswith(start)}
+        here = path.relative_to(root).parts[0].removesuffix(".py")
+        graph.setdefault(here, set()).update(to - {here})
+
+    def reached(name: str) -> set[str]:
+        found: set[str] = set()
+        left = [name]
+        while left:
+            new = graph.get(left.pop(), set()) - found
+            found |= new
+            left += new
+        return found
+
+    return {folder.name for folder in root.iterdir() if folder.name in reached(folder.name)}
+
+
+@pytest.mark.parametrize("package", ["checkpoint", "evidence", "transforms"])
+def test_packages_in_a_package_import_one_way(package):
+    assert around(package) == set()
 
 
 def test_nothing_below_imports_a_skin():

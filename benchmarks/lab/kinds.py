@@ -1,7 +1,8 @@
 """One page that compares families of methods (averages, subspaces, ...) over the lab's results.
 
 python -m benchmarks.lab.kinds            # print
-python -m benchmarks.lab.kinds --publish  # write docs/results/kinds.md and kinds.svg
+python -m benchmarks.lab.kinds --publish  # write kinds.md, kinds.svg, methods.json in docs/results
+                                          # and from the last the pages in docs/methods
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ from mergewise.checkpoint import write_file
 from mergewise.errors import MergewiseError
 from mergewise.methods import get_method
 from mergewise.report._families import FAMILIES, family_of
+from mergewise.report._measured import FILE as MEASURED
 from mergewise.report.chart import Dot, dot_rows
+from mergewise.report.method_pages import write as write_methods
 
 PAGES = Path(__file__).parents[2] / "docs/results"
 LABS = ("digits", "vision", "text", "language")
@@ -31,6 +34,7 @@ class Entry:
     """A row of a lab's results: how far it goes from the base (0) to the experts (1)."""
 
     name: str
+    method: str
     kind: str
     setting: Setting
     nai: float
@@ -57,7 +61,7 @@ def entries(results: Results) -> Iterator[Entry]:
         for setting in _SETTINGS:
             found = spread(results, row, setting, measures.nai)
             if kind and found and found.mean == found.mean:
-                yield Entry(row.name, kind, setting, found.mean)
+                yield Entry(row.name, str(row.method), kind, setting, found.mean)
 
 
 def _kind(row: Row) -> str | None:
@@ -135,13 +139,40 @@ def figure(labs: Mapping[str, Sequence[Entry]]) -> str:
     return dot_rows("Families of methods", rows, axis, notes=[note])
 
 
+def by_method(labs: Mapping[str, Sequence[Entry]], absent: Mapping[str, str]) -> str:
+    """What `mergewise.report.method_pages` shows of each method, as JSON.
+
+    Args:
+        absent: why a method is in no lab, by name.
+    """
+    rows: dict[str, dict[str, dict[str, list[float]]]] = {}
+    for lab, found in labs.items():
+        for entry in found:  # a row's default stands before its tuned setting
+            mine = rows.setdefault(entry.method, {}).setdefault(entry.name, {})
+            mine.setdefault(lab, []).append(round(100 * entry.nai, 1))
+    away = {name: reason for name, reason in absent.items() if name not in rows}
+    made = {"labs": list(labs), "rows": rows, "absent": away}
+    return json.dumps(made, indent=1, sort_keys=True) + "\n"
+
+
 def load(folder: Path = PAGES) -> dict[str, list[Entry]]:
     """The published results of every lab there is."""
+    return {lab: list(entries(read(found))) for lab, found in _documents(folder).items()}
+
+
+def left_out(folder: Path = PAGES) -> dict[str, str]:
+    """Why methods take no part in a lab, by name."""
+    return {
+        name: reason
+        for found in _documents(folder).values()
+        for name, reason in found["left_out"].items()
+    }
+
+
+def _documents(folder: Path) -> dict[str, Any]:
     files = {lab: folder / f"{lab}.json" for lab in LABS}
     return {
-        lab: list(entries(read(json.loads(file.read_text("utf-8")))))
-        for lab, file in files.items()
-        if file.is_file()
+        lab: json.loads(file.read_text("utf-8")) for lab, file in files.items() if file.is_file()
     }
 
 
@@ -153,6 +184,8 @@ def main(arguments: Sequence[str]) -> int:
         return 0
     write_file(PAGES / "kinds.md", page(labs).encode())
     write_file(PAGES / "kinds.svg", figure(labs).encode())
+    write_file(PAGES / MEASURED, by_method(labs, left_out()).encode())
+    write_methods(PAGES.parent / "methods")
     return 0
 
 

@@ -74,6 +74,7 @@ def chosen(
     """
     if name in known:
         return known[name]
-    close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    word = name.lower().replace("-", "_")
+    close = [word] if word in known else difflib.get_close_matches(word, known, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(close)}? " if close else ""
     raise error(f"unknown {what} {name!r}; {hint}`{command}` lists all {len(known)}")

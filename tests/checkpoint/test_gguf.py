@@ -10,8 +10,8 @@ from small_packed import opened, read_all
 
 import mergewise
 from mergewise.checkpoint import PackedRef, TensorRef, open_checkpoint
+from mergewise.checkpoint._gguf._ggml import Ggml
 from mergewise.checkpoint._gguf._types import TYPES
-from mergewise.checkpoint._packed._ggml import Ggml
 from mergewise.errors import CheckpointError, NotBuiltYetError
 
 gguf = pytest.importorskip("gguf")

@@ -291,7 +291,7 @@ def test_lying_zip_records(tmp_path, damage, message):
 
 
 def test_a_pickle_that_does_not_come_to_an_end(tmp_path, monkeypatch):
-    monkeypatch.setattr("mergewise.checkpoint._pickle_machine.MAX_STEPS", 1000)
+    monkeypatch.setattr("mergewise.checkpoint._torch_files._machine.MAX_STEPS", 1000)
     (tmp_path / "a.pt").write_bytes(torch_zip(b"\x80\x02" + b"N0" * 600 + b"."))
     with mergewise.allow(pickle=True):
         refused(open_checkpoint, tmp_path / "a.pt", "more than 1,000 steps")

@@ -57,6 +57,13 @@ class TestAverage:
         result = run("average", *arguments)
         assert result.exit_code == code and said in result.stderr
 
+    def test_one_damaged_checkpoint(self, run, here):
+        (here / "run/checkpoint-200").mkdir()
+        result = run("average", "run", "out")
+        assert result.exit_code == 1 and "<recipe>" not in result.stderr
+        assert "error: run/checkpoint-200: no .safetensors file in this folder" in result.stderr
+        assert run("average", "run", "out", "--stop", "100").exit_code == 0
+
     def test_interrupted_it_goes_on(self, run, here, monkeypatch):
         @contextmanager
         def half(out):

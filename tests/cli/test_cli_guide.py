@@ -156,6 +156,14 @@ def test_nothing_is_overwritten_unasked(run, ready):
     assert done.exit_code == 1 and (ready / "recipe.yml").read_text() == before
 
 
+def test_a_guide_in_the_recipe_is_not_passed_over_in_silence(run, ready):
+    (ready / "recipe.yml").write_text(RECIPE + "guide: {name: lewis, mean_density: 0.7}\n")
+    result = run("guide", "lewis", "recipe.yml", "-o", "guided.yml", *DATA)
+    assert result.exit_code == 0, result.stderr
+    assert "recipe.yml: its own `guide` is not read here" in result.stderr
+    assert load_recipe(ready / "guided.yml").output.guide is None
+
+
 def test_models_beside_the_recipe_must_be_found_from_the_output(run, ready, monkeypatch):
     (ready / "elsewhere").mkdir()
     monkeypatch.chdir(ready / "elsewhere")

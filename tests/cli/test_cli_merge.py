@@ -124,6 +124,16 @@ def test_interrupted_within_the_only_file_goes_on_with_the_tensors_left(run, her
     assert weights(here / "out") == weights(here / "whole")
 
 
+def test_what_cannot_be_continued_is_not_said_to_be(run, here, interrupted):
+    assert run("merge", "ties.yml", "out", "--workers", "1").exit_code == 130
+    interrupted.undo()
+    interrupted.chdir(here)
+    refused = run("merge", "ties.yml", "out", "--set", "parameters.lambda=0.1")
+    assert refused.exit_code == 1
+    assert "cannot be continued" in refused.stderr
+    assert "continuing" not in refused.stderr
+
+
 STOPPED = """
 import os, signal, sys
 from mergewise.cli import _progress, cli

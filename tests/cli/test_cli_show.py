@@ -30,6 +30,8 @@ def test_an_unknown_method_exits_2_with_a_suggestion(run):
     result = run("methods", "tis")
     assert (result.exit_code, result.stdout) == (2, "")
     assert "did you mean ties" in result.stderr
+    for name, meant in (("TIES", "ties"), ("tsv-m", "tsv_m")):
+        assert f"did you mean {meant}?" in run("methods", name).stderr
 
 
 def test_methods_as_json(run):

@@ -12,6 +12,7 @@ from mergewise.recipe import check_recipe
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+GENERATED = [page for kind in ("methods", "results") for page in ROOT.glob(f"docs/{kind}/*.md")]
 TASKS = ROOT / "examples/tasks.yml"
 EXAMPLES = sorted({*(ROOT / "examples").glob("*.yml")} - {TASKS})
 
@@ -52,7 +53,7 @@ def test_python_in_documents_compiles(text):
     compile(text, "document", "exec")
 
 
-@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", [*DOCUMENTS, *GENERATED], ids=lambda path: path.name)
 def test_relative_links_lead_to_files(path):
     for target in re.findall(r"\]\((?!https?://|#)([^)#]+)", path.read_text()):
         assert (path.parent / target).exists(), target

@@ -185,10 +185,11 @@ def test_refusals_write_nothing(tmp_path: Path) -> None:
         ({"rank": 0}, "from 1 on"),
         ({"energy": 0.0}, "above 0"),
         ({"space": "factor", "rank": 2}, "leave rank and energy out"),
-        ({"space": "units"}, "clusters into rank= units"),
+        ({"space": "units"}, "clusters into as many units as --rank"),
         ({"space": "units", "rank": 2, "method": "ties"}, "takes no method"),
         ({"space": "units", "rank": 2, "reweight": "all"}, "reweight: both"),
-        ({"method": "ties"}, "say rank="),
+        ({"method": "ties"}, "say how closely: --rank 16"),
+        ({"method": "tise"}, "unknown merge method 'tise'; did you mean ties"),
         ({"parameters": {"density": 1}}, "belong to a method"),
         ({"method": "ties", "rank": 2, "parameters": {"densty": 1}}, "no parameter densty"),
         ({"method": "ties", "rank": 2, "parameters": {"granularity": "model"}}, "granularity"),
@@ -207,7 +208,8 @@ def test_refusals_write_nothing(tmp_path: Path) -> None:
         merge_adapters([a, wide], out)
     for odd in ({"use_dora": True}, {"whole": {"model.norm.weight": torch.ones(16)}}):
         more = lora(tmp_path / f"odd{len(odd)}{next(iter(odd))}", BASE, [Q], **odd)
-        with pytest.raises(NotBuiltYetError, match="not merged with other adapters"):
+        again = "--rest skip" if "whole" in odd else "merge the models BASE[+]ADAPTER by a recipe$"
+        with pytest.raises(NotBuiltYetError, match=again):
             merge_adapters([a, more], out)
     with pytest.raises(MergewiseError, match="cancel"):
         merge_adapters([a, a], out, weights=[1, -1], rank=2)

@@ -138,7 +138,7 @@ def test_refusals_write_nothing(base: Path, tmp_path: Path) -> None:
     state, config, out = load(base), llama_config(llama_shapes()), tmp_path / "out"
     tuned = save(tmp_path / "tuned", near(state, 1), config)
     for wrong, words in (
-        ({}, "a rank, an energy, or both"),
+        ({}, "--rank 16 .rank=16., --energy 0.9"),
         ({"rank": 0}, "from 1 on"),
         ({"energy": 1.5}, "at most 1"),
         ({"rank": 2, "rest": "all"}, "whole or skip"),

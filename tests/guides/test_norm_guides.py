@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 import mergewise
 from mergewise.errors import GuideError, RecipeError
 from mergewise.guides import guide
+from mergewise.methods import get_method
 
 
 def model(folder, **tensors):
@@ -188,3 +189,36 @@ def _models(made):
     import yaml
 
     return yaml.safe_load(made.text)["models"]
+
+
+@pytest.mark.parametrize("method", ["ties", "iso_c", "knots", "pcb", "magmax", "emr", "lota"])
+def test_lines_of_what_any_method_merged(deep, method, tmp_path):
+    deep["merge_method"] = method
+    plain = load_file(_merged(deep, tmp_path / "plain"))
+    deep["parameters"] = {"lambda": 7.0}
+    made = guide(deep, "lines", alpha=0.5, beta=1.0, parameter="lambda")
+    scale = get_method(method).params["lambda"].default
+    merged = weights(made, tmp_path)
+    for i, wanted in enumerate((0.5, 1.0, 1.5)):
+        torch.testing.assert_close(merged[f"h.{i}.w"] * scale, plain[f"h.{i}.w"] * wanted)
+    torch.testing.assert_close(merged["head"] * scale, plain["head"] * 0.5)
+    assert any("lambda 7.0 is replaced" in note for note in made.notes)
+    curved = guide(deep, "layer_schedule", points="0.5,1.5", parameter="lambda", other=0.5)
+    assert _models(curved) == _models(made) == deep["models"]
+    assert torch.equal(weights(curved, tmp_path)["h.2.w"], merged["h.2.w"])
+
+
+def test_lines_of_lambda_are_asked_for_clearly(deep):
+    with pytest.raises(GuideError, match="say alpha"):
+        guide(deep, "lines", beta=1.0, parameter="lambda")
+    deep["merge_method"] = "ties"
+    with pytest.raises(GuideError, match="parameter=lambda"):
+        guide(deep, "lines", beta=1.0)
+    deep["merge_method"] = "geometric_median"
+    with pytest.raises(GuideError, match="it writes lambda, which geometric_median does not take"):
+        guide(deep, "lines", beta=1.0, alpha=1.0, parameter="lambda")
+
+
+def _merged(document, out):
+    mergewise.merge(document, out)
+    return out / "model.safetensors"

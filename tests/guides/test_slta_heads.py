@@ -12,7 +12,7 @@ from small_language import random_llama
 import mergewise
 from mergewise.errors import EvidenceError, GuideError
 from mergewise.evidence import Data, LiveModel, collect, load_evidence
-from mergewise.evidence.statistics._inputs import Feeder, Reading
+from mergewise.evidence._inputs import Feeder, Reading
 from mergewise.guides import guide, write_recipe
 from mergewise.guides._linearity import fitted, output_grams
 from mergewise.guides._outputs import Family

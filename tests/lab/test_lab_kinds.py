@@ -2,7 +2,17 @@
 
 import json
 
-from benchmarks.lab.kinds import PAGES, entries, figure, load, page, read
+from benchmarks.lab.kinds import (
+    MEASURED,
+    PAGES,
+    by_method,
+    entries,
+    figure,
+    left_out,
+    load,
+    page,
+    read,
+)
 
 COLUMN = {"name": "a", "metric": "accuracy", "best": "max", "expert": True, "examples": {}}
 
@@ -49,6 +59,17 @@ def test_the_page_has_best_and_median():
     assert "* digits: ties keep .2 50.0, karcher 40.0, linear 20.0" in text
 
 
+def test_numbers_by_method():
+    labs = {"digits": list(entries(read(RESULTS)))}
+    found = json.loads(by_method(labs, {"slerp": "needs two models", "ties": "not said"}))
+    assert found["labs"] == ["digits"] and found["absent"] == {"slerp": "needs two models"}
+    assert found["rows"] == {
+        "linear": {"linear": {"digits": [20.0]}},
+        "karcher": {"karcher": {"digits": [40.0]}},
+        "ties": {"ties keep .2": {"digits": [50.0, 80.0]}},
+    }
+
+
 def test_a_lab_that_is_not_published_is_left_out(tmp_path):
     (tmp_path / "digits.json").write_text(json.dumps(RESULTS))
     assert list(load(tmp_path)) == ["digits"]
@@ -60,3 +81,4 @@ def test_what_is_published_is_up_to_date():
         "run: python -m benchmarks.lab.kinds --publish"
     )
     assert (PAGES / "kinds.svg").read_text("utf-8") == figure(labs)
+    assert (PAGES / MEASURED).read_text("utf-8") == by_method(labs, left_out())

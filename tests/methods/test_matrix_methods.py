@@ -234,3 +234,35 @@ def test_degenerate_matrices_stay_finite(method: str, experts: int) -> None:
                 merged = delta(method, *deltas, **more)
                 assert merged.shape == a.shape
                 assert torch.isfinite(merged).all()
+
+
+@pytest.mark.parametrize(
+    ("method", "more"),
+    [
+        *((name, {}) for name in ("iso_c", "iso_cts", "tsv_m", "opcm", "core_space", "star")),
+        ("subspace_boosting", {"beta": 0.9}),
+    ],
+)
+@pytest.mark.parametrize("size", [1e-2, 1.0])
+def test_rounding_of_experts_is_no_direction(method: str, more: Any, size: float) -> None:
+    # what an adapter of rank 2 adds to float32 weights: changes much smaller than they are
+    base = random(60, 40, seed=9)
+    base[3] *= 30
+    deltas = [size * low_rank(60, 40, 2, seed) / 60 for seed in range(3)]
+    experts = [(base.double() + delta.double()).float() for delta in deltas]
+    merged = merge_tensor(experts, method, base, **more)
+    values = torch.linalg.svdvals(merged.double() - base.double())
+    assert float(values[6:].max()) < 0.02 * float(values[0])
+    exact = delta(method, *deltas, **more)
+    torch.testing.assert_close(merged - base, exact, rtol=0, atol=0.02 * float(exact.abs().max()))
+
+
+def test_experts_that_share_inputs_share_them_after_rounding_too() -> None:
+    # adapters with one frozen A: their right vectors are the same two
+    base, a = random(60, 40, seed=9), random(2, 40, seed=5)
+    deltas = [1e-3 * random(60, 2, seed=seed) @ a for seed in range(3)]
+    experts = [(base.double() + delta.double()).float() for delta in deltas]
+    merged = merge_tensor(experts, "tsv_m", base)
+    assert torch.linalg.matrix_rank(delta("tsv_m", *deltas)) == 2
+    values = torch.linalg.svdvals(merged.double() - base.double())
+    assert float(values[2:].max()) < 1e-3 * float(values[0])

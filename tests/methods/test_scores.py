@@ -171,7 +171,7 @@ def test_evidence_that_is_missing_or_odd() -> None:
         kept([DELTA], [{"fisher": EVIDENCE["fisher"]}], "activation")
     with pytest.raises(EvidenceError, match=r"shape \[3\], expected \[2\]"):
         kept([DELTA], [{"input_moments": {"w": torch.ones(3)}}], "activation")
-    with pytest.raises(EvidenceError, match="negative sums of squares"):
+    with pytest.raises(EvidenceError, match="input_moments of w holds numbers below zero"):
         kept([DELTA], [{"input_moments": {"w": torch.tensor([1.0, -1.0])}}], "activation")
     with pytest.raises(EvidenceError, match="NaN or infinity"):
         kept([DELTA], [{"input_moments": {"w": torch.tensor([1.0, float("nan")])}}], "activation")

@@ -34,7 +34,11 @@ ERRORS = {
     ),
     "method": (
         "merge_method: dare-ties\nmodels: []\n",
-        "1:15: unknown merge method 'dare-ties'; did you mean `dare_ties`",
+        "1:15: unknown merge method 'dare-ties'; did you mean `dare_ties`?",
+    ),
+    "method in capitals": (
+        "merge_method: TIES\nmodels: []\n",
+        "1:15: unknown merge method 'TIES'; did you mean `ties`?",
     ),
     "no method": ("models: []\n", "1:1: `merge_method` is missing"),
     "method of wrong type": ("merge_method: [a]\nmodels: []\n", "1:15: merge_method: a name"),

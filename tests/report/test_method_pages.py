@@ -6,9 +6,11 @@ import pytest
 from small_models import family
 
 import mergewise
-from mergewise.methods import all_methods
+from mergewise.methods import all_methods, get_method
 from mergewise.report._families import FAMILIES, family_of
+from mergewise.report._measured import measured_beside
 from mergewise.report.method_pages import INDEX, MARK, main, method_pages
+from mergewise.report.methods import symbols
 
 PAGES = Path(__file__).parents[2] / "docs/methods"
 METHODS = list(all_methods().values())
@@ -16,7 +18,7 @@ METHODS = list(all_methods().values())
 
 def test_the_pages_are_up_to_date():
     kept = {file.name: file.read_text("utf-8") for file in PAGES.glob("*.md")}
-    assert kept == method_pages(), (
+    assert kept == method_pages(measured_beside(PAGES)), (
         "run: python -m mergewise.report.method_pages --write docs/methods"
     )
 
@@ -36,6 +38,35 @@ def test_a_page_has_formula_needs_parameters_and_example():
         assert part in page
 
 
+def test_a_page_says_what_the_lab_measured():
+    found = {
+        "labs": ["digits", "text"],
+        "rows": {
+            "ties": {"ties keep .2": {"digits": [-5.04, 20.0]}},
+            "linear": {"linear": {"digits": [1.0], "text": [50.0]}},
+        },
+        "absent": {"slerp": "needs two models"},
+    }
+    pages = method_pages(found)
+    assert (
+        "| ties keep .2 | −5.0 / 20.0 | – |\n| `linear`, to compare | 1.0 | 50.0 |"
+        in pages["ties.md"]
+    )
+    assert "with the scale tuned" in pages["ties.md"]
+    assert pages["linear.md"].count("| linear |") == 1 and "compare" not in pages["linear.md"]
+    assert "tuned" not in pages["linear.md"]
+    assert "**Not in the lab**: it needs two models." in pages["slerp.md"]
+    assert "lab" not in pages["karcher.md"]
+
+
+def test_letters_of_formulas_are_explained():
+    assert symbols(get_method("task_arithmetic")) == (
+        "b: the base; d_i: model i less the base, its task vector; w_i: the weight of model i"
+    )
+    assert symbols(get_method("slerp")) == "b: the base; x: the other model"
+    assert "w_i" not in symbols(get_method("widen"))  # the formula itself says what it is
+
+
 def test_the_index_lists_every_method_once():
     index = method_pages()[INDEX]
     assert all(index.count(f"]({method.name}.md)") == 1 for method in METHODS)
@@ -45,6 +76,7 @@ def test_writing_replaces_and_removes_only_its_own_pages(tmp_path):
     (tmp_path / "gone.md").write_text(f"{MARK}\nold")
     (tmp_path / "mine.md").write_text("mine")
     assert main(["--write", str(tmp_path)]) == 0
+    assert "In the lab" not in (tmp_path / "ties.md").read_text()
     names = {file.name for file in tmp_path.iterdir()}
     assert names == {*method_pages(), "mine.md"}
 

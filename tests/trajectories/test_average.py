@@ -122,7 +122,7 @@ def test_what_cannot_be_asked(run, method, settings, said):
 
 
 def test_it_is_not_guessed_which_metric_is_better(run):
-    with pytest.raises(TrajectoryError, match="better=less or better=more"):
+    with pytest.raises(TrajectoryError, match="--better less, or --better more"):
         weights(run, "mwa", metric="nix")
 
 
@@ -221,3 +221,21 @@ def test_blocks_of_many_inputs_are_smaller():
     assert block_elements(7, 100) == 7
     held = [count * block_elements(1 << 20, count) for count in range(8, 500)]
     assert max(held) <= 8 << 20
+
+
+def test_a_damaged_checkpoint_is_named_without_lines_of_a_recipe(run, tmp_path):
+    file = run / "checkpoint-300/model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(TrajectoryError) as caught:
+        mergewise.average(run, tmp_path / "out")
+    problem, hint = str(caught.value).splitlines()
+    assert problem.startswith(f"{file}: truncated") and "recipe>" not in problem
+    assert "--stop" in hint and not (tmp_path / "out").exists()
+    mergewise.average(run, tmp_path / "out", stop=200)
+
+
+def test_how_many_weights_there_are_and_what_to_do(run):
+    with pytest.raises(TrajectoryError, match=r"3 of them, for 4 checkpoints; .*--last"):
+        weights(run, "weights", weights="0.2,0.3,0.5")
+    with pytest.raises(TrajectoryError, match="no checkpoint from step 2000 on; "):
+        weights(run, start=2000)

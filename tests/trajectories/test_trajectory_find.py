@@ -68,3 +68,13 @@ def test_names_without_a_step_are_refused(tmp_path):
     files(tmp_path / "final", "model.safetensors")
     with pytest.raises(TrajectoryError, match="no number in the name"):
         find(tmp_path, "final")
+
+
+def test_what_is_no_run_is_told_apart(tmp_path, run):
+    (tmp_path / "file").write_text("")
+    for place, said in (
+        (tmp_path / "absent", "no such folder"), (tmp_path / "file", "this is a file"),
+        (run / "checkpoint-100", "this is one checkpoint"), (tmp_path, "no checkpoints found"),
+    ):  # fmt: skip
+        with pytest.raises(TrajectoryError, match=said):
+            find(place)

@@ -1,14 +1,19 @@
 """Checkpoints on disk: open, read by range, lay out, write; nothing here imports torch."""
 
 from mergewise.checkpoint._access import Access, access, allow
-from mergewise.checkpoint._adapt import adapt, open_reference, split_reference
-from mergewise.checkpoint._adapter import PREFIX, Adapter, is_adapter, open_adapter
-from mergewise.checkpoint._adapter_config import AdapterConfig
-from mergewise.checkpoint._card import CardInput, model_card
+from mergewise.checkpoint._adapters import (
+    PREFIX,
+    Adapter,
+    AdapterConfig,
+    adapt,
+    is_adapter,
+    open_adapter,
+    open_reference,
+    split_reference,
+)
 from mergewise.checkpoint._change import Change, ChangedRef, LowRank, Scaled, Shifted
 from mergewise.checkpoint._change_values import ChangeValues, changed_whole, read_whole
 from mergewise.checkpoint._config import config_value, set_config_value, text_config
-from mergewise.checkpoint._depth import layer_count, layer_kinds, with_layers
 from mergewise.checkpoint._dtypes import BITS, CODES, TORCH_NAMES, byte_count
 from mergewise.checkpoint._fetch import fetched, identity, to_fetch
 from mergewise.checkpoint._files import FileStamp, read_small, shown, stays_inside, where
@@ -35,52 +40,65 @@ from mergewise.checkpoint._hub import (
 from mergewise.checkpoint._inspect import Summary, TensorSummary, inspect_checkpoint
 from mergewise.checkpoint._joined import JoinedRef, Piece
 from mergewise.checkpoint._json import parse_object
-from mergewise.checkpoint._kinds import Kind, tensor_kind
-from mergewise.checkpoint._layers import (
+from mergewise.checkpoint._layout import in_layout_of
+from mergewise.checkpoint._model import Checkpoint, Pipeline, TensorRef
+from mergewise.checkpoint._output import (
+    MAX_COPIED,
+    CardInput,
+    Copied,
+    ShardLayout,
+    cannot_write,
+    copied_files,
+    copy_tokenizer,
+    create_shard,
+    edited_config,
+    fingerprint,
+    index_files,
+    index_json,
+    make_folder,
+    merged_licence,
+    model_card,
+    placed,
+    plan_files,
+    plan_shards,
+    provenance,
+    sha256_file,
+    stated_licence,
+    versions,
+    write_at,
+    write_config,
+    write_file,
+)
+from mergewise.checkpoint._packed import PackedRef, Packing
+from mergewise.checkpoint._parts import (
+    Kind,
     LayerGroup,
+    ModelModule,
+    Orientation,
     find_layers,
+    find_modules,
     head_and_embedding,
     is_embedding_like,
     is_post_layer,
     is_pre_layer,
+    layer_count,
     layer_index,
+    layer_kinds,
     layer_prefix,
     main_layers,
+    module_called,
     renumber,
+    stored_turned,
+    tensor_kind,
     tied_head,
+    with_layers,
 )
-from mergewise.checkpoint._layouts import index_files, placed, plan_files
-from mergewise.checkpoint._licence import merged_licence, stated_licence
-from mergewise.checkpoint._model import Checkpoint, TensorRef
-from mergewise.checkpoint._modules import ModelModule, find_modules, module_called
-from mergewise.checkpoint._output import (
-    MAX_COPIED,
-    Copied,
-    copied_files,
-    copy_tokenizer,
-    edited_config,
-    write_config,
-)
-from mergewise.checkpoint._packed._ref import PackedRef, Packing
-from mergewise.checkpoint._packed._refuse import open_runnable, refuse_packed
-from mergewise.checkpoint._pickles import ENDINGS as PICKLE_ENDINGS
-from mergewise.checkpoint._pickles import refuse_old_torch
-from mergewise.checkpoint._pipeline import SAFETY, Pipeline, copy_parts
-from mergewise.checkpoint._provenance import fingerprint, provenance, sha256_file, versions
+from mergewise.checkpoint._pipeline import SAFETY, copy_parts
 from mergewise.checkpoint._read import FileReader
-from mergewise.checkpoint._relayout import in_layout_of
+from mergewise.checkpoint._runnable import open_runnable, refuse_packed
 from mergewise.checkpoint._safetensors import Header, TensorInfo, read_header
-from mergewise.checkpoint._turned import Orientation, stored_turned
-from mergewise.checkpoint._write import (
-    ShardLayout,
-    cannot_write,
-    create_shard,
-    index_json,
-    make_folder,
-    plan_shards,
-    write_at,
-    write_file,
-)
+from mergewise.checkpoint._torch_files import ENDINGS as PICKLE_ENDINGS
+from mergewise.checkpoint._torch_files import refuse_old_torch
 
 __all__ = [
     "BITS",

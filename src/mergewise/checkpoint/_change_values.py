@@ -10,7 +10,7 @@ from mergewise._lazy import torch
 from mergewise.checkpoint._change import ChangedRef, LowRank, Scaled, Shifted
 from mergewise.checkpoint._dtypes import TORCH_NAMES
 from mergewise.checkpoint._model import TensorRef
-from mergewise.checkpoint._packed._ref import PackedRef
+from mergewise.checkpoint._packed import PackedRef
 from mergewise.checkpoint._read import FileReader
 
 if TYPE_CHECKING:

@@ -7,6 +7,7 @@ import stat
 from dataclasses import dataclass
 from pathlib import Path
 
+from mergewise.checkpoint._hub_name import shown_name
 from mergewise.errors import CheckpointError
 
 
@@ -35,8 +36,6 @@ def where(path: Path | str) -> str:
 
     What lies in the Hub's cache is named as on the Hub, ``org/name@COMMIT/file``.
     """
-    from mergewise.checkpoint._hub._name import shown_name  # which uses this module
-
     text = shown_name(path) or str(path)
     return text if text.isprintable() else shown(text, 300)
 

@@ -8,7 +8,7 @@ Which files of a folder count, in this order:
    (``consolidated.safetensors``, say) are left out with a warning.
 3. The only ``*.safetensors.index.json``.
 4. The only ``*.safetensors``.
-5. Where the caller allows it (`access`), PyTorch files; see `_pickles`.
+5. Where the caller allows it (`access`), PyTorch files; see `_torch_files`.
 6. The only GGUF file, or the files of the only split model; see `_gguf`.
 
 A folder with ``model_index.json`` is a diffusers pipeline (`_pipeline`); of files that diffusers
@@ -25,7 +25,7 @@ from typing import Any
 from mergewise._paths import expanded
 from mergewise.checkpoint._config import check_config
 from mergewise.checkpoint._files import FileStamp, shown, where
-from mergewise.checkpoint._gguf._files import only_gguf
+from mergewise.checkpoint._gguf import only_gguf, open_gguf
 from mergewise.checkpoint._hub import (
     away,
     header_of,
@@ -38,10 +38,20 @@ from mergewise.checkpoint._hub import (
 from mergewise.checkpoint._index import Index, read_index
 from mergewise.checkpoint._json import read_json
 from mergewise.checkpoint._model import Checkpoint, TensorRef
-from mergewise.checkpoint._pickles import choose_pickles, is_pickle, refuse_pickles
+from mergewise.checkpoint._packed import (
+    quantisation,
+    refuse_unasked,
+    unpacked_checkpoint,
+    with_settings,
+)
 from mergewise.checkpoint._refuse import refuse_missing, refuse_other_formats
 from mergewise.checkpoint._safetensors import Header
-from mergewise.checkpoint._torch_file import read_torch_file
+from mergewise.checkpoint._torch_files import (
+    choose_pickles,
+    is_pickle,
+    read_torch_file,
+    refuse_pickles,
+)
 from mergewise.checkpoint._variants import choose_variant
 from mergewise.errors import CheckpointError
 
@@ -89,7 +99,7 @@ def _on_hub(given: str, path: Path) -> Path:
 
 def _open_file(path: Path) -> Checkpoint:
     if path.suffix == ".gguf":
-        return _open_gguf(path, path.parent)
+        return open_gguf(path, path.parent, _config(path.parent))
     if path.suffix != ".safetensors" and not is_pickle(path.name):
         refuse_other_formats(path, [path.name])
         raise CheckpointError(f"{where(path)}: a folder or a .safetensors file expected")
@@ -108,7 +118,7 @@ def _open_folder(path: Path) -> Checkpoint:
 
         return open_pipeline(path)
     if (file := only_gguf(path, names)) is not None:
-        return _open_gguf(file, path)
+        return open_gguf(file, path, _config(path))
     single, index_name, warnings = _choose(path, names)
     config = _config(path)
     if single:
@@ -124,13 +134,6 @@ def _open_folder(path: Path) -> Checkpoint:
         warnings.append(f"{where(path)}: not in {index_name}, ignored: {_some(extra)}")
     files = [path / shard for shard in index.shards]
     return _assemble(path, path, files, index, config, warnings)
-
-
-def _open_gguf(file: Path, folder: Path) -> Checkpoint:
-    # inside: a packed tensor is a TensorRef
-    from mergewise.checkpoint._gguf._open import open_gguf
-
-    return open_gguf(file, folder, _config(folder))
 
 
 def _choose(path: Path, names: list[str]) -> tuple[str, str, list[str]]:
@@ -183,8 +186,6 @@ def _config(folder: Path) -> dict[str, Any] | None:
 
 def _quantised(config: dict[str, Any] | None, path: Path) -> dict[str, Any] | None:
     """Refuse quantised weights that nobody asked to read, before any header is read."""
-    from mergewise.checkpoint._packed._find import quantisation, refuse_unasked, with_settings
-
     config = with_settings(config, path.parent)
     if stated := quantisation(config):
         refuse_unasked(path, stated[1], stated[0])
@@ -219,14 +220,7 @@ def _assemble(
         warnings = [*warnings, *index.compare(tensors)]
     raw = index.raw if index else None
     plain = Checkpoint(path, folder, tuple(files), tensors, config, raw, tuple(warnings), stamps)
-    return _unpacked(replace(plain, metadata=metadata))
-
-
-def _unpacked(checkpoint: Checkpoint) -> Checkpoint:
-    # inside: a packed tensor is a TensorRef
-    from mergewise.checkpoint._packed._find import unpacked_checkpoint
-
-    return unpacked_checkpoint(checkpoint)
+    return unpacked_checkpoint(replace(plain, metadata=metadata))
 
 
 def _header(file: Path, index: Index | None, warnings: list[str]) -> Header:

@@ -6,10 +6,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mergewise.checkpoint._adapt import open_reference
+from mergewise.checkpoint._adapters import open_reference
 from mergewise.checkpoint._hub import origin_of
-from mergewise.checkpoint._layers import find_layers, tied_head
 from mergewise.checkpoint._model import Checkpoint
+from mergewise.checkpoint._parts import find_layers, tied_head
 
 
 @dataclass(frozen=True)

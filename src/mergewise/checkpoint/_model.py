@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mergewise.checkpoint._config import config_value
 from mergewise.checkpoint._dtypes import TORCH_NAMES
@@ -14,9 +14,6 @@ from mergewise.checkpoint._files import FileStamp
 from mergewise.checkpoint._hub import Origin, origin_of
 from mergewise.checkpoint._safetensors import TensorInfo
 from mergewise.checkpoint._variants import stem_of
-
-if TYPE_CHECKING:
-    from mergewise.checkpoint._pipeline import Pipeline
 
 
 @dataclass(frozen=True)
@@ -29,6 +26,27 @@ class TensorRef(TensorInfo):
     def stored_as(self) -> str | None:
         """What the file holds instead, if the tensor is computed from fewer bits, as ``Q4_K``."""
         return None
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """What a diffusers pipeline's ``model_index.json`` says.
+
+    Attributes:
+        index: the document.
+        stems: for each component with weights, how its files are called, without ending.
+        folders: every component that is there, in the document's order.
+    """
+
+    index: dict[str, Any]
+    stems: Mapping[str, str]
+    folders: tuple[str, ...]
+
+    @property
+    def name(self) -> str | None:
+        """The pipeline's class, such as ``StableDiffusionPipeline``."""
+        found = self.index.get("_class_name")
+        return found if isinstance(found, str) else None
 
 
 @dataclass(frozen=True)

@@ -9,18 +9,17 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from mergewise.checkpoint._files import read_small, shown, stays_inside, where
 from mergewise.checkpoint._folder import open_checkpoint
-from mergewise.checkpoint._hub._repo import listed
+from mergewise.checkpoint._hub import listed
 from mergewise.checkpoint._json import read_json
-from mergewise.checkpoint._model import Checkpoint, TensorRef
-from mergewise.checkpoint._output import MAX_COPIED, Copied
+from mergewise.checkpoint._model import Checkpoint, Pipeline, TensorRef
+from mergewise.checkpoint._output import MAX_COPIED, Copied, make_folder, write_file
 from mergewise.checkpoint._variants import stem_of
-from mergewise.checkpoint._write import make_folder, write_file
 from mergewise.errors import CheckpointError
 
 INDEX_FILE = "model_index.json"
@@ -32,27 +31,6 @@ _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
 _COPIED = re.compile(r"[\w.-]+\.(json|txt|model|jinja|spm|tiktoken)")
 _NOT_COPIED = re.compile(r".*\.index(\.\w+)?\.json")
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
-
-
-@dataclass(frozen=True)
-class Pipeline:
-    """What ``model_index.json`` says.
-
-    Attributes:
-        index: the document.
-        stems: for each component with weights, how its files are called, without ending.
-        folders: every component that is there, in the document's order.
-    """
-
-    index: dict[str, Any]
-    stems: Mapping[str, str]
-    folders: tuple[str, ...]
-
-    @property
-    def name(self) -> str | None:
-        """The pipeline's class, such as ``StableDiffusionPipeline``."""
-        found = self.index.get("_class_name")
-        return found if isinstance(found, str) else None
 
 
 def open_pipeline(path: Path) -> Checkpoint:

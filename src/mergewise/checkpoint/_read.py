@@ -16,7 +16,7 @@ from mergewise.checkpoint._files import FileStamp, open_regular, stamp, where
 from mergewise.checkpoint._hub import arrived
 from mergewise.checkpoint._joined import JoinedRef
 from mergewise.checkpoint._model import TensorRef
-from mergewise.checkpoint._packed._ref import PackedRef
+from mergewise.checkpoint._packed import PackedRef
 from mergewise.errors import CheckpointError
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from mergewise.checkpoint._files import where
-from mergewise.checkpoint._pickles import refuse_pickles
+from mergewise.checkpoint._torch_files import refuse_pickles
 from mergewise.errors import CheckpointError, NotBuiltYetError
 
 

@@ -67,7 +67,7 @@ def command(
     FOLDER holds checkpoint-500 and so on, as a trainer leaves them, or files. OUT is what a recipe
     with explicit weights gives. Interrupted, the same command continues. Prints OUT.
     """
-    from mergewise.trajectories import average_recipe
+    from mergewise.trajectories import average_recipe, told_of_the_run
 
     asked = {key: options.pop(key) for key in (*_WHICH, *_SETTINGS)}
     given = {k: v for k, v in asked.items() if v is not None and v is not False}
@@ -79,7 +79,8 @@ def command(
         return
     if not folder:
         raise click.UsageError("give OUT, a folder for the output, or --recipe")
-    result, summary = run_recipe(out, made.recipe, Path(folder), options)
+    with told_of_the_run(run):
+        result, summary = run_recipe(out, made.recipe, Path(folder), options)
     found = {"steps": list(made.steps), "weights": list(made.weights)}
     show_result(out, result, summary | found, as_json)
 

@@ -114,6 +114,7 @@ def command(
     path.
     """
     file = _free(output, recipe, plot, options["overwrite"])
+    _check_recipe(out, file, Path(recipe))
     out.when_interrupted = lambda: f"interrupted; {file} was not written"
     common, each = _sources(data, separator, options["split"])
     with terminable():
@@ -176,16 +177,21 @@ def _free(output: str, recipe: str, plot: str | None, overwrite: bool) -> Path:
             raise OutputError(f"{path}: exists already; choose another name, or pass --overwrite")
     if file.exists() and file.samefile(recipe):
         raise OutputError(f"{file}: this is the recipe itself; choose another name")
-    _check_paths(file, Path(recipe))
     return file
 
 
-def _check_paths(file: Path, recipe: Path) -> None:
+def _check_recipe(out: Output, file: Path, recipe: Path) -> None:
     """Models that lie beside the recipe must be found from the output's folder too."""
     from mergewise.errors import OutputError
     from mergewise.recipe import load_recipe
 
-    for model in load_recipe(recipe).output.models:
+    loaded = load_recipe(recipe)
+    if loaded.output.guide is not None:
+        out.warn(
+            f"{recipe}: its own `guide` is not read here, settings and data neither; give them as "
+            "options. `mergewise merge` does what it says"
+        )
+    for model in loaded.output.models:
         path = Path(model.path)
         here, there = path.exists(), (recipe.parent / path).exists()
         if not here and there and not (file.parent / path).exists():

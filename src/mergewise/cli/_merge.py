@@ -201,9 +201,6 @@ def _announce(out: Output, plan: MergePlan, folder: Path, options: dict[str, Any
     )
     for warning in plan.warnings:
         out.warn(warning)
-    kept = progress_kept(folder)
-    if kept is not None and not options["restart"]:
-        out.note(f"continuing the unfinished merge in {folder}: {kept}")
 
 
 def _some(models: list[str]) -> str:
@@ -217,10 +214,12 @@ def _run(out: Output, plan: MergePlan, folder: Path, options: dict[str, Any]) ->
     if plan.recipe.output.makes is not None:
         return _run_form(out, plan, folder, options)
     out.when_interrupted = lambda: how_to_continue(folder, out.arguments)
+    kept = progress_kept(folder)
+    line = f"continuing the unfinished merge in {folder}: {kept}"
     with terminable(), progress(out) as report:
         from mergewise.engine import merge
 
-        return merge(plan, folder, progress=report, **options)
+        return merge(plan, folder, on_resume=lambda: out.note(line), progress=report, **options)
 
 
 def _run_form(out: Output, plan: MergePlan, folder: Path, options: dict[str, Any]) -> MergeResult:

@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from mergewise._lazy import torch
+from mergewise.constants import PLAIN_BLOCK_ELEMENTS
 from mergewise.engine._kernels import FINITE_PIECE, finite
 from mergewise.engine._sources import Source, TensorSource
-from mergewise.engine._work import Work
+from mergewise.engine._work import Parallel, Work
 from mergewise.errors import EvidenceError
 from mergewise.methods import Need
 from mergewise.plan import check_shape, is_turned, left_out, suited
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 Statistics = Mapping[str, Mapping[str, "Tensor"]]
 """One model's means in memory: by statistic, then by tensor."""
+WHOLE = ("matrix", "output_matrix")
+"""Kinds of needs whose numbers are read when they are used only: there are many of them."""
 
 
 class MeanSource:
@@ -27,13 +30,15 @@ class MeanSource:
     Args:
         source: the sum.
         count: what it runs over.
+        positive: a number below zero is damage.
     """
 
-    def __init__(self, source: Source, count: int) -> None:
+    def __init__(self, source: Source, count: int, positive: bool = False) -> None:
         self._source = source
+        self._positive = positive
         self._factor = 1.0 / count
         self.model = source.model
-        self.name = source.name
+        self.name = told(source.name)
         self.shape = source.shape
         self.dtype = torch.float32
 
@@ -52,7 +57,26 @@ class MeanSource:
                 f"{self.model}: {self.name} holds NaN or infinity; collect it again, and see "
                 "that the model gives finite losses on that data"
             )
+        if self._positive and size and float(mean.min()) < 0:
+            raise EvidenceError(
+                f"{self.model}: {self.name} holds numbers below zero, which sums of squares and "
+                "sizes never are; the file is damaged, collect it again"
+            )
         return mean
+
+    def look(self) -> Work:
+        """Read all of it, for an error that is better known before other work."""
+        starts = range(0, math.prod(self.shape), PLAIN_BLOCK_ELEMENTS)
+        yield Parallel(self._look, starts)
+
+    def _look(self, start: int) -> None:
+        self.read(start, min(PLAIN_BLOCK_ELEMENTS, math.prod(self.shape) - start), 0)
+
+
+def told(key: str) -> str:
+    """A sum for a message: of a file's ``TENSOR::STATISTIC.SUM``, the statistic and the tensor."""
+    tensor, mark, rest = key.rpartition("::")
+    return f"{rest.partition('.')[0]} of {tensor}" if mark else key
 
 
 class SpreadSource:
@@ -94,7 +118,7 @@ class ColumnSource:
     A convolution's channel is one element of its patch; each group of one has its own.
 
     Args:
-        means: one for every input channel; non-negative.
+        means: one for every input channel.
         shape: of the weight.
         turned: it is stored [inputs, outputs].
     """
@@ -126,11 +150,6 @@ class ColumnSource:
         """The means as rows of the weight's matrix, and for how many of its rows each stands."""
         count = math.prod(self._means.shape)
         means = self._means.read(0, count, slot)
-        if count and float(means.min()) < 0:
-            raise EvidenceError(
-                f"{self.model}: {self.name} holds negative sums of squares; the file is damaged, "
-                "collect it again"
-            )
         rows = means.view(-1, 1 if self._turned else self._width)
         # kept: little beside the weight. Two threads may both read it, and find the same
         self._known = rows, self.shape[0] // len(rows)
@@ -149,12 +168,13 @@ def in_memory(
     Beside them whether the tensor is stored [inputs, outputs]; a square one is taken not to be.
 
     Raises:
-        EvidenceError: if a statistic's shape does not fit the tensor.
+        EvidenceError: if a statistic's shape does not fit the tensor, or its numbers are damaged.
     """
+    means: list[list[MeanSource]] = []
     found: list[list[Source]] = []
     shape, turned = tuple(tensor.shape), False
     for need in (suited(need, shape) for need in needs):
-        each: list[Source] = []
+        each: list[MeanSource] = []
         whose = {f"evidence[{i}]": model for i, model in enumerate(models)}
         if need.of == "base":
             whose = {"base_evidence": base or {}}
@@ -167,10 +187,12 @@ def in_memory(
                 return [], False
             turned = turned or is_turned(need, shape, source.shape, False)
             check_shape(need, shape, source.shape, label, name, turned)
-            each.append(MeanSource(source, 1))
-        found.append(each)
-    for need, each in zip(needs, found, strict=True):
-        each[:] = spread(need, each, shape, turned)
+            each.append(MeanSource(source, 1, need.positive))
+            if need.per not in WHOLE:
+                each[-1].read(0, mean.numel(), 0)
+        means.append(each)
+    for need, each in zip(needs, means, strict=True):
+        found.append(spread(need, each, shape, turned))
     return found, turned
 
 

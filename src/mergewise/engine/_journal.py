@@ -67,6 +67,9 @@ class Workspace:
         overwrite: allow an `out` that holds files already.
         restart: discard an unfinished merge found there.
 
+    Attributes:
+        resumed: whether an unfinished merge is continued.
+
     Raises:
         OutputError: if the folder cannot be used, with the next step.
     """
@@ -79,6 +82,7 @@ class Workspace:
         self._identity = {"format": _FORMAT, **identity}
         self._check(overwrite)
         self._made = not out.exists()
+        self.resumed = False
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._lock = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT, 0o666)
@@ -140,6 +144,7 @@ class Workspace:
             raise self._refuse("it followed another recipe, other inputs or other options")
         unfinished = {p.name for p in self.folder.iterdir() if p.suffix in (PARTIAL, COMPLETE)}
         self._clear(keep={path.name, *done, *unfinished})
+        self.resumed = True
         return done
 
     def _refuse(self, reason: str) -> OutputError:

@@ -22,7 +22,7 @@ from mergewise.engine._threads import one_torch_thread
 from mergewise.engine._work import Parallel, Range, Work
 from mergewise.errors import IncompatibleModelsError, MergewiseError
 from mergewise.methods import Method, Need, Settings, get_method, placed
-from mergewise.plan import is_statistic, sibling
+from mergewise.plan import is_statistic, prefix_between, sibling
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -263,7 +263,7 @@ def _check_models(method: Method, experts: Sequence[StateDict], base: StateDict 
         if odd:
             raise IncompatibleModelsError(
                 f"experts[{i}] and the first model differ in {len(odd)} tensor names: "
-                f"{', '.join(odd[:5])}; give models with the same tensors"
+                f"{', '.join(odd[:5])}; {_same_names(i, donor, model)}"
             )
         for name, tensor in donor.items():
             if model[name].shape != tensor.shape:
@@ -271,6 +271,20 @@ def _check_models(method: Method, experts: Sequence[StateDict], base: StateDict 
                     f"tensor {name}: shape {tuple(model[name].shape)} in experts[{i}], "
                     f"{tuple(tensor.shape)} in the first model"
                 )
+
+
+def _same_names(index: int, donor: StateDict, model: StateDict) -> str:
+    """What to do about names that differ."""
+    found = prefix_between(donor, model)
+    if found is None:
+        return "give models with the same tensors"
+    theirs, ours = found
+    new = f"name.removeprefix({theirs!r})" if theirs else "name"
+    new = f"{ours!r} + {new}" if ours else new
+    return (
+        f"its names begin with {theirs!r}, the first model's with {ours!r}: give "
+        f"{{{new}: tensor for name, tensor in model.items()}}"
+    )
 
 
 def complete_parameters(method: Method, given: Mapping[str, Any], experts: int) -> dict[str, Any]:

@@ -85,6 +85,7 @@ class ResultTensors:
             stack.enter_context(explained_memory(self._device))
             options = Options(device=self._device, fuse=fuse, check=self._check)
             self._tasks = Tasks(plan, reader, options)
+            self._tasks.check_evidence(self._scheduler)
             self._tasks.look_ahead(self._scheduler)
             self._stack = stack.pop_all()
         return self

@@ -86,6 +86,7 @@ def merge(
     allow_nonfinite: bool = False,
     full_hashes: bool = False,
     stream_inputs: bool = False,
+    on_resume: Callable[[], None] | None = None,
     progress: Progress | None = None,
 ) -> MergeResult:
     """Merge checkpoints as a recipe says and write the result as a Hugging Face folder.
@@ -108,6 +109,7 @@ def merge(
         full_hashes: record SHA-256 of all inputs and outputs (reads everything once more).
         stream_inputs: fetch files of the Hub when they are first read, and drop them after their
             last use, instead of downloading all into its cache first.
+        on_resume: called before the work if an unfinished merge in `out` is continued.
         progress: called as bytes are written.
 
     Raises:
@@ -130,6 +132,7 @@ def merge(
         check=not allow_nonfinite,
         full_hashes=full_hashes,
         stream=stream_inputs,
+        on_resume=on_resume,
         progress=progress,
     ).run()
 
@@ -192,6 +195,7 @@ class _Run:
     check: bool
     full_hashes: bool
     stream: bool
+    on_resume: Callable[[], None] | None
     progress: Progress | None
 
     def run(self) -> MergeResult:
@@ -208,6 +212,8 @@ class _Run:
         space = Workspace(self.out, identity, overwrite=self.overwrite, restart=self.restart)
         try:
             self._check_space(space)
+            if space.resumed and self.on_resume:
+                self.on_resume()
             return self._merge(space, fuse)
         except InterruptedMergeError:
             kept, more = len(space.done), space.tensors_done
@@ -230,6 +236,7 @@ class _Run:
             explained_memory(self.device),
         ):
             tasks = Tasks(plan, reader, options)
+            tasks.check_evidence(scheduler)
             tasks.look_ahead(scheduler)
             tied = self._tied(tasks, scheduler)
             layouts = self._layouts(tied)

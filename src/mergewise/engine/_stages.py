@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mergewise._lazy import torch
 from mergewise.checkpoint import TORCH_NAMES, FileReader
 from mergewise.engine._block import Shared
 from mergewise.engine._copy import CopyTask
-from mergewise.engine._evidence import MeanSource, spread
+from mergewise.engine._evidence import WHOLE, MeanSource, spread
 from mergewise.engine._model import whole_model
 from mergewise.engine._pool import PoolTask
 from mergewise.engine._rows import RowsSource
@@ -18,7 +19,7 @@ from mergewise.engine._schedule import Scheduler
 from mergewise.engine._sources import FileSource, Source, cast, file_source
 from mergewise.engine._task import Options, TensorTask
 from mergewise.engine._work import Parallel, Range, Work
-from mergewise.methods import Access, Method, Settings, get_method
+from mergewise.methods import Access, Method, Need, Settings, get_method
 from mergewise.plan import Input, MergePlan, StagePlan, Statistic, TensorPlan
 
 if TYPE_CHECKING:
@@ -77,6 +78,24 @@ class Tasks:
         self._reader = reader
         self._options = options
         self._shared: list[Mapping[str, Shared]] = []
+
+    def check_evidence(self, scheduler: Scheduler) -> None:
+        """Read what methods will read element by element beside the weights.
+
+        Raises:
+            EvidenceError: naming file, tensor and statistic, for numbers that cannot be.
+        """
+        found: dict[tuple[Path, str], MeanSource] = {}
+        for stage in self._plan.stages:
+            method = get_method(stage.stage.method)
+            for tensor in stage.tensors.values():
+                needs = method.needs(Settings(tensor.values)) if tensor.statistics else ()
+                for need, known in zip(needs, tensor.statistics, strict=True):
+                    if need.per not in WHOLE:
+                        means = self._means(stage.index, known, need)
+                        keys = [(one.file, one.ref.name) for one in known]
+                        found |= zip(keys, means, strict=True)
+        scheduler.run(mean.look() for mean in found.values())
 
     def look_ahead(self, scheduler: Scheduler, stages: int | None = None) -> None:
         """What methods want to know of whole models, stage by stage; of the first `stages`."""
@@ -149,16 +168,18 @@ class Tasks:
             return []
         needs = method.needs(Settings(tensor.values))
         return [
-            spread(need, self._means(stage, each), tensor.meta.shape, tensor.turned)
+            spread(need, self._means(stage, each, need), tensor.meta.shape, tensor.turned)
             for need, each in zip(needs, tensor.statistics, strict=True)
         ]
 
-    def _means(self, stage: int, statistics: Sequence[Statistic]) -> list[Source]:
-        return [
-            MeanSource(
-                FileSource(f"evidence {known.file}", known.ref, self._reader, stage), known.count
-            )
+    def _means(self, stage: int, statistics: Sequence[Statistic], need: Need) -> list[MeanSource]:
+        files = [
+            FileSource(f"evidence {known.file}", known.ref, self._reader, stage)
             for known in statistics
+        ]
+        return [
+            MeanSource(file, known.count, need.positive)
+            for file, known in zip(files, statistics, strict=True)
         ]
 
     def _source(self, stage: int, item: Input) -> Source:

@@ -74,9 +74,15 @@ class AdapterFactors:
             return
         what = f"whole tensors ({odd})" if odd else f"{', '.join(sorted(beyond)) or 'IA3'}"
         raise NotBuiltYetError(
-            f"{self.label}: it holds {what}, which is not merged with other adapters yet; merge "
-            "the models BASE+ADAPTER by a recipe instead"
+            f"{self.label}: it holds {what}, beyond the factors of a plain LoRA, which are all "
+            f"that is compared and merged here; {self._instead(odd is not None)}"
         )
+
+    @staticmethod
+    def _instead(whole: bool) -> str:
+        merged = "merge the models BASE+ADAPTER by a recipe"
+        again = ", or extract it again with --rest skip (rest='skip')"
+        return f"{merged}{again * whole}"
 
     def _check(self, module: str) -> None:
         parts = self.adapter.modules[module]

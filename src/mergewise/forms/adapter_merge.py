@@ -88,7 +88,7 @@ def merge_adapters(
 
     In the space of units (LoRA-LEGO, arXiv 2409.16167), a row of A with its column of B is one
     unit; the units of all adapters are clustered, weight by weight, and the merged adapter has
-    one for each of `rank` clusters. See `_units` for what of it is not verified.
+    one for each of `rank` clusters. `_units` says where its two scalings are from.
 
     Args:
         weights: one for each adapter; by default 1/n each, and 1 in the space of units. Not
@@ -157,13 +157,21 @@ def _check(
         raise MergewiseError(f"rank: a number from 1 on expected, got {rank.most}")
     if rank.energy is not None and not 0 < rank.energy <= 1:
         raise MergewiseError(f"energy: a share above 0 and at most 1 expected, got {rank.energy}")
+    if method:
+        get_method(method)
     cut = rank.most is not None or rank.energy is not None
     if space == "factor" and cut:
         raise MergewiseError("space factor keeps the adapters' rank; leave rank and energy out")
     if space == "units" and (rank.most is None or rank.energy is not None or method):
-        raise MergewiseError("space units clusters into rank= units; it takes no method or energy")
+        raise MergewiseError(
+            "space units clusters into as many units as --rank (rank=) says; it takes no method "
+            "or energy"
+        )
     if space == "delta" and method and not cut:
-        raise MergewiseError(f"{method} gives dense matrices; say rank=, energy= or both")
+        raise MergewiseError(
+            f"{method} gives dense matrices, which factors can only approach; say how closely: "
+            "--rank 16 (rank=16), --energy 0.9 (energy=0.9), or both"
+        )
 
 
 @dataclass

@@ -120,7 +120,9 @@ def extract_lora(
 
 def _rank(rank: int | None, energy: float | None) -> Rank:
     if rank is None and energy is None:
-        raise MergewiseError("a rank, an energy, or both expected: rank=16, or energy=0.9")
+        raise MergewiseError(
+            "how large may the factors be? --rank 16 (rank=16), --energy 0.9 (energy=0.9), or both"
+        )
     if rank is not None and rank < 1:
         raise MergewiseError(f"rank: a number from 1 on expected, got {rank}")
     if energy is not None and not 0 < energy <= 1:

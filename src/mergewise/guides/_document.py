@@ -13,6 +13,7 @@ import yaml
 from mergewise import __version__
 from mergewise.checkpoint import layer_index, layer_prefix, sha256_file
 from mergewise.errors import NotBuiltYetError
+from mergewise.methods import get_method
 from mergewise.plan import build_plan
 from mergewise.recipe import Problems, Recipe, dump_documents, load_recipe, parse_documents
 
@@ -45,6 +46,7 @@ def explicit(
     ask: Ask,
     values: Sequence[Values | Sequence[Values]] = (),
     edit: Edit | None = None,
+    shared: Values | None = None,
 ) -> tuple[str, Recipe, list[str]]:
     """The document with each expert's values, the recipe it is, and what it replaced, in words.
 
@@ -53,17 +55,21 @@ def explicit(
         edit: makes other changes: it is given the document as plain values, may change it, and
             returns all documents of the result (further stages come after it, and it needs a
             ``name`` then).
+        shared: values of a parameter that all experts have in common, such as lambda.
 
     Raises:
         NotBuiltYetError: if a recipe cannot hold so many values.
         RecipeError: if the result cannot be run, such as a density that the method refuses.
     """
     each = [(one,) if isinstance(one, Values) else tuple(one) for one in values]
-    _check_count(sum(len(one.tensors) for own in each for one in own))
+    both = [*(one for own in each for one in own), *([shared] if shared else [])]
+    _check_count(sum(len(one.tensors) for one in both))
     given = ask.plan.recipe
     [document] = [node.plain() for node in parse_documents(given.text, given.path, Problems())]
     document.pop("guide", None)
     marks, notes = _place_marks(document, ask, each)
+    if shared:
+        notes += _place_shared(document, shared, marks)
     documents = [document] if edit is None else list(edit(document))
     text = dump_documents(documents)
     names = list(ask.stage.tensors)
@@ -74,6 +80,14 @@ def explicit(
     recipe = replace(load_recipe(text), path=str(ask.out or given.path))
     build_plan(recipe)
     return text, recipe, notes
+
+
+def explicit_alike(guide: Guide, ask: Ask, values: Values) -> tuple[str, Recipe, list[str]]:
+    """As `explicit`, with the same values for every expert, or once where they have one."""
+    param = get_method(ask.plan.recipe.output.method).params[values.parameter]
+    if param.per_model:
+        return explicit(guide, ask, [values] * len(ask.experts))
+    return explicit(guide, ask, shared=values)
 
 
 def _check_count(count: int) -> None:
@@ -103,6 +117,15 @@ def _place_marks(
         model["parameters"] = parameters
     _drop_shared(document, {one.parameter for one in marks.values()})
     return marks, notes
+
+
+def _place_shared(document: dict[str, Any], values: Values, marks: dict[str, Values]) -> list[str]:
+    given = document.setdefault("parameters", {})
+    old = given.get(values.parameter)
+    mark = f"(values {len(marks)})"
+    marks[mark] = values
+    given[values.parameter] = mark
+    return [] if old is None else [f"{values.parameter} {old} is replaced"]
 
 
 def _drop_shared(document: dict[str, Any], parameters: Iterable[str]) -> None:

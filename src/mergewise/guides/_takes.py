@@ -8,6 +8,16 @@ from mergewise.plan import MergePlan
 from mergewise.recipe import Recipe
 
 SAME = "`normalize` divides weights by their sum, so that weights all experts share have no effect"
+INSTEAD = ", or let it write lambda (parameter=lambda), where the method has that"
+
+
+MERGED = "lambda"
+"""The factor on the merged task vector, one for all experts."""
+WRITTEN = Param(
+    str, "weight", "what is written: the weight of every expert, or lambda, the factor on the "
+    "merged task vector, for methods that elect, divide or rescale",
+    choices=("weight", MERGED),
+)  # fmt: skip
 
 
 def cannot_write(parameter: str, recipe: Recipe) -> str | None:
@@ -15,8 +25,9 @@ def cannot_write(parameter: str, recipe: Recipe) -> str | None:
     taking = [name for name, method in all_methods().items() if _takes(method, parameter)]
     if recipe.output.method in taking:
         return None
+    whose = "" if parameter == MERGED else " for every expert"
     return (
-        f"it writes {parameter} for every expert, which {recipe.output.method} does not take; "
+        f"it writes {parameter}{whose}, which {recipe.output.method} does not take; "
         f"methods that do: {', '.join(taking)}"
     )
 
@@ -34,18 +45,19 @@ def cannot_weigh(recipe: Recipe) -> str | None:
     )
 
 
-def refuse_normalized(name: str, plan: MergePlan, why: str) -> None:
+def refuse_normalized(name: str, plan: MergePlan, why: str, instead: str = "") -> None:
     """Refuse a recipe whose method divides by the sum of weights.
 
     Args:
         name: of the guide.
         why: what that would do.
+        instead: another way out.
 
     Raises:
         GuideError: if it does so for some tensor.
     """
     if sets(plan, "normalize"):
-        raise GuideError(f"{name}: {plan.recipe.path}: {why}; write `normalize: false`")
+        raise GuideError(f"{name}: {plan.recipe.path}: {why}; write `normalize: false`{instead}")
 
 
 def sets(plan: MergePlan, parameter: str) -> bool:
@@ -59,4 +71,4 @@ def _takes(method: Method, parameter: str) -> bool:
     selection = getattr(method, "selection", None)
     if parameter == "density" and selection is not None and not selection.params:
         return False  # accepted for recipes from elsewhere, and without effect
-    return param is not None and param.per_model
+    return param is not None and param.per_model == (parameter != MERGED)

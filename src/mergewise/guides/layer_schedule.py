@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from mergewise.guides._base import Ask, Guide, Guided, Needs
 from mergewise.guides._cells import find_cells, tensor_map
-from mergewise.guides._document import Values, explicit
+from mergewise.guides._document import Values, explicit_alike
 from mergewise.guides._layers import by_depth, curve_through
-from mergewise.guides._takes import SAME, cannot_write, refuse_normalized
+from mergewise.guides._takes import INSTEAD, MERGED, SAME, cannot_write, refuse_normalized
 from mergewise.methods import REQUIRED, Param, Settings, get_method
 from mergewise.plan import MergePlan
 from mergewise.recipe import Recipe
@@ -16,7 +16,7 @@ class LayerSchedule(Guide):
     """The same curve for every expert, through evenly spaced points from first to last layer."""
 
     name = "layer_schedule"
-    summary = "weights or densities that follow a curve over the layers"
+    summary = "weights, densities or lambdas that follow a curve over the layers"
     data = "none"
     source = "mergekit's gradients over layers, as a guide"
     variant = "one number a layer, written out"
@@ -29,7 +29,7 @@ class LayerSchedule(Guide):
         ),
         "parameter": Param(
             str, "weight", "which parameter of the method is written",
-            choices=("weight", "density"),
+            choices=("weight", "density", MERGED),
         ),
         "other": Param(float, None, "outside the layers (the mean of the points)"),
     }  # fmt: skip
@@ -54,7 +54,7 @@ class LayerSchedule(Guide):
             GuideError: if the recipe divides weights by their sum.
         """
         if settings.parameter == "weight":
-            refuse_normalized(self.name, plan, SAME)
+            refuse_normalized(self.name, plan, SAME, INSTEAD)
         return Needs()
 
     def run(self, ask: Ask) -> Guided:
@@ -63,8 +63,8 @@ class LayerSchedule(Guide):
         if other is None:
             other = sum(points) / len(points)
         found = by_depth(ask.stage, curve_through(points, ask.settings.shape))
-        values = [Values(ask.settings.parameter, found, other)] * len(ask.experts)
-        text, recipe, notes = explicit(self, ask, values)
+        values = Values(ask.settings.parameter, found, other)
+        text, recipe, notes = explicit_alike(self, ask, values)
         cells = find_cells(ask.stage)
         maps = tuple(tensor_map(e, ask.settings.parameter, found, cells) for e in ask.experts)
         return Guided(text, recipe, maps, tuple(notes), ask.warnings)

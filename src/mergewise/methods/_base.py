@@ -61,6 +61,7 @@ class Need:
             sees all outputs at once.
         of: whose it is; a need of the base gives one tensor, whatever the number of experts.
         vectors: with `column`, whether vectors are described too, element by element.
+        signed: whether numbers by element or channel may be below zero; squares and sizes are not.
         asked_by: the setting for which it is read, such as ``score: fisher``; empty if the
             method always reads it.
         otherwise: what becomes of a tensor that the evidence does not describe.
@@ -72,8 +73,14 @@ class Need:
     per: Literal["element", "column", "spread", "matrix", "output_matrix"]
     of: Literal["experts", "base"] = "experts"
     vectors: bool = False
+    signed: bool = False
     asked_by: str = field(default="", compare=False)
     otherwise: str = field(default="", compare=False)
+
+    @property
+    def positive(self) -> bool:
+        """Whether a number below zero is damage."""
+        return self.per in ("element", "column") and not self.signed
 
 
 class Inputs:

@@ -25,6 +25,7 @@ _KINDS: Mapping[str, frozenset[str]] = {
     "matrices": frozenset(("matrix", "stack", "convolution")),
     "all": frozenset(("matrix", "stack", "convolution", "embedding")),
 }
+_HALF_A_UNIT = 2.0**-24
 _REST = ("mean", "sum", "base")
 NULL = Param(
     str,
@@ -95,29 +96,34 @@ class MatrixMethod(PlacedMethod):
     def combine(self, x: Inputs, s: Settings) -> Tensor:
         assert x.base is not None
         parts = x.deltas
-        if self.weighted or not inside(s):
+        within = inside(s)
+        if self.weighted or not within:
             parts = [delta * weight for delta, weight in zip(parts, s.weight, strict=True)]
-        merged = self._updated(parts, s) if inside(s) else _rest(parts, s.otherwise)
+        merged = self._updated(x.base, parts, s) if within else _rest(parts, s.otherwise)
         return x.base + merged * self.factor(s)
 
     def factor(self, s: Settings) -> Any:
         """What the merged task vector is multiplied by."""
         return s.lambda_
 
-    def _updated(self, parts: Sequence[Tensor], s: Settings) -> Tensor:
-        return by_matrix(parts, s, lambda matrices: self._of(matrices, s))
+    def _updated(self, base: Tensor, parts: Sequence[Tensor], s: Settings) -> Tensor:
+        return by_matrix([base, *parts], s, lambda each: self._of(each[0], each[1:], s))
 
-    def _of(self, matrices: list[Tensor], s: Settings) -> Tensor:
+    def _of(self, base: Tensor, matrices: list[Tensor], s: Settings) -> Tensor:
         """One matrix; zero where no expert changed anything, NaN where not all is finite."""
         if not all(bool(matrix.isfinite().all()) for matrix in matrices):
             return torch.full_like(matrices[0], math.nan)  # LAPACK may not come back from NaN
         if not any(bool(matrix.any()) for matrix in matrices):
             return torch.zeros_like(matrices[0])
-        return self.update(matrices, s).to(matrices[0].dtype)
+        told = Settings({**vars(s), "rounding": rounding(base, s.weight)})
+        return self.update(matrices, told).to(matrices[0].dtype)
 
     @abstractmethod
     def update(self, deltas: list[Tensor], s: Settings) -> Tensor:
-        """The merged task vector [outputs, inputs] of weighted ones; some are not zero."""
+        """The merged task vector [outputs, inputs] of weighted ones; some are not zero.
+
+        ``s.rounding`` says below what singular values are rounding; see `rounding`.
+        """
 
 
 def by_matrix(
@@ -129,6 +135,19 @@ def by_matrix(
         return torch.zeros_like(tensors[0])
     each = [merge(list(matrices)) for matrices in zip(*stack, strict=True)]
     return as_stored(torch.stack(each), tensors[0].shape, s)
+
+
+def rounding(base: Tensor, weights: Sequence[float]) -> float:
+    """How large singular values can be that weighted task vectors, or their sum, have by rounding.
+
+    An expert's weights, those of an adapter's too, are rounded to float32, each on its own, and
+    the base is subtracted. A matrix of such errors stretches nothing more than its longest row and
+    its longest column together. Changes of low rank are zero in all other directions but for that.
+    """
+    if not base.numel():
+        return 0.0
+    longest = sum(float(base.norm(dim=dim).max()) for dim in (0, 1))
+    return _HALF_A_UNIT * longest * math.sqrt(sum(weight * weight for weight in weights))
 
 
 def inside(p: Settings) -> bool:

@@ -55,27 +55,31 @@ def full_svd(matrix: Tensor) -> Spectrum:
     return Spectrum(*torch.linalg.svd(matrix.double(), full_matrices=False))
 
 
-def svd(matrix: Tensor, most: int | None = None) -> Spectrum:
-    """The triples that are more than rounding; of those the first `most`.
+def svd(matrix: Tensor, most: int | None = None, least: float = 0.0) -> Spectrum:
+    """The triples that are more than rounding, of the matrix or, as `least` says, of its inputs.
+
+    Args:
+        most: only the first so many of them.
+        least: singular values up to this are left out.
 
     Returns:
         As many as the numerical rank: none for a matrix of zeros.
     """
     wide = matrix.double()
     if matrix.shape[0] > matrix.shape[1]:
-        found = _in_stages(wide.mT, most)
+        found = _in_stages(wide.mT, most, least)
         return Spectrum(found.vh.mT, found.s, found.u.mT)
-    return _in_stages(wide, most)
+    return _in_stages(wide, most, least)
 
 
-def _in_stages(matrix: Tensor, most: int | None) -> Spectrum:
+def _in_stages(matrix: Tensor, most: int | None, least: float) -> Spectrum:
     """The spectrum of a matrix that is not tall."""
     left = len(matrix) if most is None else min(most, len(matrix))
     parts = [Spectrum(matrix[:, :0], matrix[:0, 0], matrix[:0])]
     rest, basis, floor = matrix, None, 0.0
     while left > 0:
         u, s = left_vectors([rest])
-        floor = floor or NOTHING * float(s[0])
+        floor = floor or max(least, NOTHING * float(s[0]))
         clear = int((s > CLEAR * s[0]).sum())
         known = min(left, int((s[:clear] > floor).sum()))
         vh = (u[:, :known].mT @ rest) / s[:known, None]
@@ -121,36 +125,47 @@ def joint_vectors(matrices: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     return found.u, found.s
 
 
-def joint_basis(matrices: Sequence[Tensor], tolerance: float) -> Tensor:
+def joint_basis(matrices: Sequence[Tensor], tolerance: float, least: float = 0.0) -> Tensor:
     """An orthonormal basis [rows, r] of the columns of all matrices.
 
-    Without directions weaker than the share `tolerance` of the strongest; digits of squares
-    limit it to about 1e-7.
+    Without directions weaker than `least`, or than the share `tolerance` of the strongest; digits
+    of squares limit it to about 1e-7.
     """
     vectors, values = joint_vectors(matrices)
-    return vectors[:, values > max(tolerance, NOTHING) * values[:1]]
+    floor = (max(tolerance, NOTHING) * values[:1]).clamp(min=least)
+    return vectors[:, values > floor]
 
 
-def polar(matrix: Tensor, fill: bool = False) -> Tensor:
+def polar(matrix: Tensor, fill: bool = False, least: float = 0.0) -> Tensor:
     """The nearest matrix with orthonormal columns (or rows, if it is wide): ``P Q^T`` of its SVD.
 
-    Directions in which it is zero stay zero, unless `fill`: any vector would be as near there.
+    Directions in which it is zero stay zero, unless `fill`: any vector would be as near there. So
+    do those that it stretches no more than `least`.
     """
-    known = full_svd(matrix) if fill else svd(matrix)
+    known = full_svd(matrix) if fill else svd(matrix, least=least)
     return known.u @ known.vh
 
 
-def isotropic(matrix: Tensor, fill: bool = False) -> Tensor:
+def isotropic(matrix: Tensor, fill: bool = False, least: float = 0.0) -> Tensor:
     """The matrix with all singular values at their mean over min(rows, columns).
 
-    Directions in which it is zero stay zero, unless `fill`.
+    Directions in which it is zero, or stretches no more than `least`, are zero, unless `fill`.
     """
-    found = full_svd(matrix) if fill else svd(matrix)
+    found = full_svd(matrix) if fill else svd(matrix, least=least)
     return (found.u @ found.vh) * (found.s.sum() / min(matrix.shape))
 
 
-def decorrelated(parts: Sequence[Spectrum]) -> Tensor:
-    """Spectra side by side with orthonormal bases: ``polar(U) diag(S) polar(V)``."""
-    u = polar(torch.cat([part.u for part in parts], 1))
-    vh = polar(torch.cat([part.vh for part in parts], 0))
+def unsure(part: Spectrum, rounding: float) -> float:
+    """How far a spectrum's vectors are turned by errors as large as `rounding`."""
+    return rounding / float(part.s[-1]) if len(part.s) and rounding else 0.0
+
+
+def decorrelated(parts: Sequence[Spectrum], rounding: float = 0.0) -> Tensor:
+    """Spectra side by side with orthonormal bases: ``polar(U) diag(S) polar(V)``.
+
+    Directions that parts share are the same up to what `rounding` has turned them.
+    """
+    least = max(unsure(part, rounding) for part in parts)
+    u = polar(torch.cat([part.u for part in parts], 1), least=least)
+    vh = polar(torch.cat([part.vh for part in parts], 0), least=least)
     return (u * torch.cat([part.s for part in parts])) @ vh

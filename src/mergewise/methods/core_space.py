@@ -72,8 +72,8 @@ models:
 """
 
     def update(self, deltas: list[Tensor], s: Settings) -> Tensor:
-        left = joint_basis(deltas, s.tolerance)
-        right = joint_basis([delta.mT for delta in deltas], s.tolerance)
+        left = joint_basis(deltas, s.tolerance, s.rounding)
+        right = joint_basis([delta.mT for delta in deltas], s.tolerance, s.rounding)
         cores = [left.mT @ delta.double() @ right for delta in deltas]
         return left @ _by_rule(cores, s) @ right.mT
 

@@ -85,7 +85,7 @@ models:
             x.at_least(delta.abs(), s.thresholds[i][0], i).to(delta.dtype)
             for i, delta in enumerate(x.deltas)
         ]
-        return x.base + self._updated([*x.deltas, *kept], s)
+        return x.base + self._updated(x.base, [*x.deltas, *kept], s)
 
     def factor(self, s: Settings) -> float:
         return 1.0  # lambda is a length here

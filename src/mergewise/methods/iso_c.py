@@ -39,4 +39,4 @@ models:
 """
 
     def update(self, deltas: list[Tensor], s: Settings) -> Tensor:
-        return isotropic(total(deltas), s.null == "fill")
+        return isotropic(total(deltas), s.null == "fill", s.rounding)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from mergewise._lazy import torch
 from mergewise.methods._matrix import NULL, MatrixMethod, matrix_params
 from mergewise.methods._params import Param, Settings
-from mergewise.methods._spectrum import Spectrum, full_svd, polar, svd
+from mergewise.methods._spectrum import NOTHING, Spectrum, full_svd, polar, svd, unsure
 from mergewise.methods._weights import total
 
 if TYPE_CHECKING:
@@ -56,12 +56,14 @@ models:
     def update(self, deltas: list[Tensor], s: Settings) -> Tensor:
         rank, fill = min(deltas[0].shape), s.null == "fill"
         own = own_rank(rank, len(deltas), s.common_space_fraction)
-        common = _first(total(deltas), rank - own * len(deltas), fill)
+        common = _first(total(deltas), rank - own * len(deltas), fill, s.rounding)
         left = common.u.mT
         outside = [delta - common.u @ (left @ delta) for delta in (d.double() for d in deltas)]
-        parts = [*(_first(delta, own, fill) for delta in outside), common]
-        u = polar(torch.cat([part.u for part in parts], 1), fill)
-        vh = polar(torch.cat([part.vh for part in parts], 0), fill)
+        least = _sticking_out(deltas, common, s.rounding)
+        parts = [*(_first(delta, own, fill, least) for delta in outside), common]
+        turned = max(unsure(part, least) for part in parts)
+        u = polar(torch.cat([part.u for part in parts], 1), fill, turned)
+        vh = polar(torch.cat([part.vh for part in parts], 0), fill, turned)
         return (u @ vh) * (sum(part.s.sum() for part in parts) / rank)
 
 
@@ -70,5 +72,15 @@ def own_rank(rank: int, experts: int, fraction: float) -> int:
     return min(round((rank - int(rank * fraction)) / experts), rank // experts)
 
 
-def _first(matrix: Tensor, rank: int, fill: bool) -> Spectrum:
-    return full_svd(matrix).top(rank) if fill else svd(matrix, rank)
+def _first(matrix: Tensor, rank: int, fill: bool, least: float) -> Spectrum:
+    return full_svd(matrix).top(rank) if fill else svd(matrix, rank, least)
+
+
+def _sticking_out(deltas: list[Tensor], common: Spectrum, rounding: float) -> float:
+    """How far a task vector may stick out, by rounding, of a space of left vectors that holds it.
+
+    Errors turn that space, and the task vector sticks out by its length times that.
+    """
+    longest = max(float(delta.double().norm()) for delta in deltas)
+    errors = rounding + NOTHING * longest
+    return errors + unsure(common, errors) * longest

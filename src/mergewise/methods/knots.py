@@ -42,7 +42,7 @@ class Knots(MatrixMethod):
         "For LoRA experts, whose changes are easier to compare in common coordinates. All "
         "task vectors of a matrix are decomposed together, so memory grows with their number."
     )
-    formula = "c_i = U^T d_i; b + lambda U ties(c_1 ... c_N)"
+    formula = "[d_1 ... d_N] = U S V^T; c_i = U^T d_i; b + lambda U ties(c_1 ... c_N)"
     source = "KnOTS (Stoica et al. 2024, arXiv 2410.19735)"
     variant = (
         "KnOTS-TIES with a disjoint mean. The authors' code trims over the whole model "

@@ -101,7 +101,7 @@ models:
             return {}
         parts = _weighted(x, s)
         squares = {f"{i}": part * part for i, part in enumerate(parts)}
-        merged = self._sum(parts, s)
+        merged = self._sum(x, parts, s)
         return {"merged": merged * merged, **squares}
 
     def coefficients(self, totals: Mapping[str, float], p: Settings, n: int) -> dict[str, Any]:
@@ -123,18 +123,19 @@ models:
         if not _running(s):
             return super().combine(x, s)
         assert x.base is not None
-        return x.base + self._sum(_weighted(x, s), s) * self.factor(s)
+        return x.base + self._sum(x, _weighted(x, s), s) * self.factor(s)
 
     def factor(self, s: Settings) -> Any:
         return s.shrink * s.lambda_ if _running(s) else s.lambda_
 
-    def _sum(self, parts: Sequence[Tensor], s: Settings) -> Tensor:
-        return self._updated(parts, s) if inside(s) else total(parts)
+    def _sum(self, x: Inputs, parts: Sequence[Tensor], s: Settings) -> Tensor:
+        assert x.base is not None
+        return self._updated(x.base, parts, s) if inside(s) else total(parts)
 
     def update(self, deltas: list[Tensor], s: Settings) -> Tensor:
         running = deltas[0].double()
         for delta in deltas[1:]:
-            running = running + _without(delta.double(), running, s.alpha, s.crossing)
+            running = running + _without(delta.double(), running, s)
         return running
 
 
@@ -153,13 +154,13 @@ def _weighted(x: Inputs, s: Settings) -> list[Tensor]:
     return parts if s.merged == 1 and s.divisor is None else [parts[0] * _divisor(s), *parts[1:]]
 
 
-def _without(delta: Tensor, running: Tensor, alpha: float, crossing: str) -> Tensor:
+def _without(delta: Tensor, running: Tensor, s: Settings) -> Tensor:
     """A task vector without what repeats the running sum: see `Opcm`."""
-    found = svd(running)
+    found = svd(running, least=s.rounding * _divisor(s))
     if not len(found.s):
         return delta
     share = found.s.cumsum(0) / found.s.sum()
-    block = int((share <= alpha + _EXACT).sum()) + (crossing == "include")
+    block = int((share <= s.alpha + _EXACT).sum()) + (s.crossing == "include")
     inner = found.u.mT @ delta @ found.vh.mT
     repeated = inner.diagonal().diag()
     repeated[:block, :block] = inner[:block, :block]

@@ -58,7 +58,7 @@ parameters: {lambda: 0.5}
 
     def update(self, deltas: list[Tensor], s: Settings) -> Tensor:
         merged = total(deltas)
-        found = full_svd(merged) if s.null == "fill" else svd(merged)
+        found = full_svd(merged) if s.null == "fill" else svd(merged, least=s.rounding)
         if not len(found.s):
             return merged
         reached = torch.searchsorted(found.s.cumsum(0), found.s.sum() * s.beta)

@@ -22,10 +22,12 @@ _NULL = Param(
 )
 
 
-def task_spaces(deltas: list[Tensor], fill: bool = False) -> Tensor:
+def task_spaces(deltas: list[Tensor], fill: bool = False, least: float = 0.0) -> Tensor:
     """TSV-M of matrices: the top of each, an equal share of the rank, decorrelated."""
     rank = max(1, min(deltas[0].shape) // len(deltas))
-    return decorrelated([full_svd(d).top(rank) if fill else svd(d, rank) for d in deltas])
+    if fill:
+        return decorrelated([full_svd(delta).top(rank) for delta in deltas])
+    return decorrelated([svd(delta, rank, least) for delta in deltas], least)
 
 
 class TsvM(MatrixMethod):
@@ -38,12 +40,12 @@ class TsvM(MatrixMethod):
     summary = "the top singular vectors of each task vector, decorrelated, side by side"
     advice = (
         "For several experts of full fine-tuning, each given an equal share of the rank. It "
-        "takes a decomposition of every matrix of every expert; with one expert it changes "
-        "nothing."
+        "takes a decomposition of every matrix of every expert; of one expert alone it makes that "
+        "expert."
     )
     experts = (1, None)
     formula = (
-        "k = min(m, n) // experts; U = [U_1[:k] ...], S, V likewise; "
+        "w_i d_i = U_i S_i V_i^T; k = min(m, n) // N; U = [U_1[:k] ... U_N[:k]], S, V likewise; "
         "b + lambda polar(U) diag(S) polar(V)^T"
     )
     source = "Task Singular Vectors (Gargiulo et al. 2025, arXiv 2412.00081)"
@@ -63,4 +65,4 @@ models:
 """
 
     def update(self, deltas: list[Tensor], s: Settings) -> Tensor:
-        return task_spaces(deltas, s.null == "fill")
+        return task_spaces(deltas, s.null == "fill", s.rounding)

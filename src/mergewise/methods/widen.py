@@ -88,7 +88,7 @@ models:
         assert x.base is not None
         parts = [delta * weight for delta, weight in zip(x.deltas, s.weight, strict=True)]
         if inside(s):
-            return x.base + self._updated([x.base, *parts], s) * s.lambda_
+            return x.base + self._updated(x.base, [x.base, *parts], s) * s.lambda_
         if s.otherwise != _SCORED:
             return super().combine(x, s)
         return x.base + _by_element(parts, s) * s.lambda_

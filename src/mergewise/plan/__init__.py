@@ -32,6 +32,7 @@ from mergewise.plan._explain import (
     tensor_dict,
 )
 from mergewise.plan._model import Input, MergePlan, StagePlan, TensorMeta, TensorPlan, View
+from mergewise.plan._prefix import prefix_between
 from mergewise.recipe import Recipe
 
 __all__ = [
@@ -54,6 +55,7 @@ __all__ = [
     "is_turned",
     "left_out",
     "only_some_have",
+    "prefix_between",
     "role_of",
     "sibling",
     "suited",

@@ -15,9 +15,11 @@ from mergewise.checkpoint import (
     module_called,
     with_layers,
 )
+from mergewise.checkpoint._files import shown
 from mergewise.errors import MergewiseError
 from mergewise.plan._model import View
 from mergewise.plan._parts import Part, find_part
+from mergewise.plan._prefix import prefix_between
 from mergewise.plan._slots import (
     Slot,
     output_layers,
@@ -43,6 +45,7 @@ class Assembly:
         config: that config, with layers as they are in the output.
         sliced: whether layers are put together anew.
         omitted: input tensors that no slice can take, and why.
+        remarks: what the user should know, but need not change.
     """
 
     donor: View
@@ -50,6 +53,7 @@ class Assembly:
     slots: list[Slot] = field(default_factory=list)
     sliced: bool = False
     omitted: dict[str, str] = field(default_factory=dict)
+    remarks: list[str] = field(default_factory=list)
 
 
 def assemble(stage: Stage, views: Mapping[ModelRef, View], report: Report) -> Assembly:
@@ -72,7 +76,8 @@ class _Assembler:
         first = self.stage.modules[0]
         if first.name is None and first.slices[0].layers is None:
             views = [self.views[source.model] for source in first.slices[0].sources]
-            self.done.slots = whole_model_slots(first, views)
+            prefixes = [self._prefix(view) for view in views]
+            self.done.slots = whole_model_slots(first, views, prefixes)
             return self.done
         self.modules = find_modules(self.done.donor.tensors)
         for target, module in self._targets():
@@ -81,6 +86,19 @@ class _Assembler:
             else:
                 self._sliced(target, module)
         return self.done
+
+    def _prefix(self, view: View) -> tuple[str, str]:
+        """What a model's names begin with, and the donor's in its place."""
+        donor = self.done.donor
+        found = prefix_between(donor.tensors, view.tensors)
+        if found is None:
+            return "", ""
+        theirs, ours = (shown(prefix) if prefix else "no prefix" for prefix in found)
+        self.done.remarks.append(
+            f"names of {view.label} begin with {theirs}, those of {donor.label} with {ours}; they "
+            "are otherwise the same, and merged under the latter"
+        )
+        return found
 
     def report(self, position: Position, message: str) -> None:
         self.problems += 1

@@ -20,6 +20,7 @@ from mergewise.plan._fates import Fates
 from mergewise.plan._layouts import in_one_layout
 from mergewise.plan._model import MergePlan, StagePlan, TensorPlan, View
 from mergewise.plan._patterns import idle_patterns
+from mergewise.plan._prefix import prefix_between
 from mergewise.plan._slots import Slot
 from mergewise.plan._tokenizers import Tokenizers, stage_vocabulary
 from mergewise.plan._views import describe, open_view, tokenizer_view
@@ -134,6 +135,7 @@ class _Builder:
         assembly = assemble(stage, views, self._problem)
         if self.problems:
             return None
+        self.warnings += assembly.remarks
         ordered = _donor_first(views, assembly.donor)
         vocabulary, told = self._vocabulary(stage, ordered)
         if self.problems:
@@ -174,7 +176,7 @@ class _Builder:
         try:
             found, remark = in_one_layout(donor, view, stage.excludes)
         except MergewiseError as error:
-            if stage.missing == "error":
+            if stage.missing == "error" and not prefix_between(donor.tensors, view.tensors):
                 self._problem(stage.position, describe(error))
             return view
         self.warnings += [remark] if remark else []

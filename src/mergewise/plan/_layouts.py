@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from mergewise.checkpoint import TensorRef, in_layout_of, tied_head
-from mergewise.checkpoint._files import shown
+from mergewise.checkpoint import TensorRef, in_layout_of, shown, tied_head
 from mergewise.errors import CheckpointError, IncompatibleModelsError
 from mergewise.plan._model import TensorMeta, View
 

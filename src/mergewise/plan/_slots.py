@@ -33,18 +33,34 @@ def place(layer: int, count: int) -> float:
     return layer / (count - 1) if count > 1 else 1.0
 
 
-def whole_model_slots(module: Module, views: Sequence[View]) -> list[Slot]:
-    """Slots of a `models:` recipe: every tensor of every model under its own name."""
-    names = list(dict.fromkeys(name for view in views for name in view.tensors))
+def whole_model_slots(
+    module: Module, views: Sequence[View], prefixes: Sequence[tuple[str, str]] = ()
+) -> list[Slot]:
+    """Slots of a `models:` recipe: every tensor of every model under its own name.
+
+    Args:
+        prefixes: for each model what its names begin with, and what stands there in the output;
+            two empty texts where nothing is changed.
+    """
+    changes = prefixes or [("", "")] * len(views)
+    own = [
+        {_renamed(name, *change): name for name in view.tensors}
+        for view, change in zip(views, changes, strict=True)
+    ]
+    names = list(dict.fromkeys(name for known in own for name in known))
     groups = {group.prefix: group for group in find_layers(names)}
     slots = []
     for name in names:
         group = groups.get(layer_prefix(name) or "")
         layer = layer_index(name)
         t = place(layer, group.count) if group and layer is not None else 0.0
-        present = tuple(name if name in view.tensors else None for view in views)
+        present = tuple(known.get(name) for known in own)
         slots.append(Slot(name, module.slices[0], t, present, module))
     return slots
+
+
+def _renamed(name: str, old: str, new: str) -> str:
+    return new + name.removeprefix(old) if name.startswith(old) else name
 
 
 def whole_part_slots(module: Module, parts: Sequence[Part]) -> list[Slot]:

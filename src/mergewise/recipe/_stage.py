@@ -124,7 +124,8 @@ class _StageReader:
             return methods[node.raw]
         else:
             word = node.raw[:64].lower().replace("-", "_")
-            close = difflib.get_close_matches(word, methods, n=2, cutoff=0.6)
+            near = difflib.get_close_matches(word, methods, n=2, cutoff=0.6)
+            close = [word] if word in methods else near
             hint = f"did you mean `{'` or `'.join(close)}`?" if close else "there are: "
             known = "" if close else ", ".join(methods)
             self.problems.error(

@@ -2,6 +2,8 @@
 
 python -m mergewise.report.method_pages                       # print the index
 python -m mergewise.report.method_pages --write docs/methods  # write all pages
+
+A page shows what the lab measured, if ``docs/results/methods.json`` is there.
 """
 
 from __future__ import annotations
@@ -9,12 +11,13 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mergewise.report._families import FAMILIES, family_of
-from mergewise.report.methods import models_needed
+from mergewise.report._measured import lab_lines, measured_beside
+from mergewise.report.methods import models_needed, symbols
 from mergewise.report.text import show_value
 
 if TYPE_CHECKING:
@@ -24,21 +27,29 @@ MARK = "<!-- written by mergewise.report.method_pages -->"
 INDEX = "README.md"
 
 
-def method_pages() -> dict[str, str]:
-    """Every page by its file's name."""
+def method_pages(found: Mapping[str, Any] | None = None) -> dict[str, str]:
+    """Every page by its file's name.
+
+    Args:
+        found: what the lab measured; see `mergewise.report._measured`.
+    """
     from mergewise.methods import all_methods
 
     methods = list(all_methods().values())
-    pages = {f"{method.name}.md": "\n".join([*_page(method), ""]) for method in methods}
+    pages = {
+        f"{method.name}.md": "\n".join([*_page(method, found or {}), ""]) for method in methods
+    }
     return {INDEX: "\n".join([*_index(methods), ""]), **pages}
 
 
 def _index(methods: list[Method]) -> Iterator[str]:
     yield from (MARK, "# Merge methods", "")
     yield (
-        "One page each: formula, when to use it, what it needs, parameters, a recipe. "
-        "`mergewise methods NAME` shows the same. How they compare on the lab's tasks: "
-        "[by family](../results/kinds.md)."
+        "One page each: formula, when to use it, what it needs, what the lab measured, parameters, "
+        "a recipe. `mergewise methods NAME` shows the same, but for the measurements. "
+        "[Families compared](../results/kinds.md). What papers call a method is often a setting of "
+        "`task_arithmetic`: [such recipes](../arithmetic.md). The checkpoints of one training run: "
+        "[`mergewise average`](../trajectories.md)."
     )
     for key, (title, about) in FAMILIES.items():
         mine = [method for method in methods if family_of(method) == key]
@@ -47,17 +58,28 @@ def _index(methods: list[Method]) -> Iterator[str]:
             yield from (f"| [`{m.name}`]({m.name}.md) | {_cell(m.summary)} |" for m in mine)
 
 
-def _page(method: Method) -> Iterator[str]:
-    yield from (MARK, f"# {method.name}", "", f"{method.summary}.", "")
+def _page(method: Method, found: Mapping[str, Any]) -> Iterator[str]:
+    yield from (MARK, f"# {method.name}", "", f"{_sentence(method.summary)}.", "")
     yield from ("```text", *method.formula.strip("\n").splitlines(), "```", "")
+    if meant := symbols(method):
+        yield from (f"{meant}.", "")
     if method.advice:
         yield from (f"**When to use it.** {method.advice}", "")
     yield from (f"**Needs** {models_needed(method)}.", "")
     yield from (f"**From** {_linked(method.source)}. Variant: {method.variant}.", "")
+    yield from lab_lines(method.name, found)
     yield from _parameters(method)
     yield from ("## Example", "", "```yaml", method.example.strip(), "```", "")
     title = FAMILIES[family_of(method)][0]
     yield f"Family: {title}. [All methods]({INDEX})"
+
+
+def _sentence(summary: str) -> str:
+    """With a capital, unless it begins with a method's name."""
+    from mergewise.methods import all_methods
+
+    first = summary.split(maxsplit=1)[0].rstrip(",")
+    return summary if first in all_methods() else summary[0].upper() + summary[1:]
 
 
 def _parameters(method: Method) -> Iterator[str]:
@@ -90,7 +112,7 @@ def _linked(source: str) -> str:
 
 def write(folder: Path) -> None:
     """Write all pages, and remove those of methods that are gone."""
-    pages = method_pages()
+    pages = method_pages(measured_beside(folder))
     folder.mkdir(parents=True, exist_ok=True)
     for file in folder.glob("*.md"):
         if file.name not in pages and file.read_text("utf-8").startswith(MARK):
@@ -109,7 +131,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     try:
         write(folder)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         print(f"{folder}: {error}", file=sys.stderr)
         return 1
     return 0

@@ -36,6 +36,7 @@ def method_page(method: Method) -> list[RenderableType]:
     """One method: formula, needs, parameters, example."""
     lines = [
         ("formula", method.formula),
+        ("where", symbols(method)),
         ("when", method.advice),
         ("needs", models_needed(method)),
         ("from", method.source),
@@ -92,6 +93,21 @@ def _models(method: Method) -> str:
     if most is None:
         return f"{least} or more"
     return str(least) if least == most else f"{least} to {most}"
+
+
+def symbols(method: Method) -> str:
+    """What the usual letters of a formula stand for, of those that it uses."""
+    used = {found[0] for found in re.findall(r"\b(?:b|N|[xdw](?:_\w)?)\b", method.formula)}
+    single = method.experts == (1, 1)
+    i, model = ("", "the other model") if single else ("_i", "model i")
+    said = {
+        "b": "b: the base",
+        "x": f"x{i}: {model if 'b' in used or not single else 'the model'}",
+        "d": f"d{i}: {model} less the base, its task vector",
+        "w": "" if "w_i =" in method.formula else "w_i: the weight of model i",
+        "N": "N: how many models",
+    }
+    return "; ".join(words for letter, words in said.items() if words and letter in used)
 
 
 def models_needed(method: Method) -> str:

@@ -16,13 +16,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mergewise.trajectories._find import Saved, find
-from mergewise.trajectories._recipe import Average, average_recipe
+from mergewise.trajectories._recipe import Average, average_recipe, told_of_the_run
 from mergewise.trajectories._rules import RULES, Rule
 
 if TYPE_CHECKING:
     from mergewise.engine import MergeResult
 
-__all__ = ["RULES", "Average", "Rule", "Saved", "average", "average_recipe", "find"]
+__all__ = [
+    "RULES",
+    "Average",
+    "Rule",
+    "Saved",
+    "average",
+    "average_recipe",
+    "find",
+    "told_of_the_run",
+]
 
 
 def average(
@@ -41,9 +50,12 @@ def average(
         options: of `mergewise.engine.merge`, such as ``{"workers": 2}``.
 
     Raises:
-        TrajectoryError: if the checkpoints are not found, or cannot be averaged so.
+        TrajectoryError: if the checkpoints are not found, are damaged or of different kinds, or
+            cannot be averaged so.
         MergewiseError: as the engine's merge raises.
     """
     from mergewise.guides import merge
 
-    return merge(average_recipe(folder, method, **given).recipe, out, **dict(options or {}))
+    made = average_recipe(folder, method, **given)
+    with told_of_the_run(folder):
+        return merge(made.recipe, out, **dict(options or {}))

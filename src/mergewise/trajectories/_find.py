@@ -52,13 +52,14 @@ def find(folder: Path | str, match: str | None = None) -> list[Saved]:
     """
     home = expanded(folder)
     if not home.is_dir():
-        raise TrajectoryError(f"{home}: a folder with the checkpoints of one run expected")
+        what = "this is a file" if home.exists() else "no such folder"
+        raise TrajectoryError(f"{home}: {what}; a folder with the checkpoints of one run expected")
     try:
         names = _matching(home, match) if match else _usual(home)
     except OSError as error:
         raise TrajectoryError(f"{home}: cannot be listed: {error}") from None
     if not names:
-        raise TrajectoryError(f"{home}: {_nothing(match)}")
+        raise TrajectoryError(f"{home}: {_nothing(home, match)}")
     if len(names) > MOST:
         raise TrajectoryError(f"{home}: {len(names):,} checkpoints; at most {MOST:,} are averaged")
     return _ordered(home, names)
@@ -105,9 +106,11 @@ def _matching(home: Path, match: str) -> list[str]:
     return [each.relative_to(home).as_posix() for each in found if each != home]
 
 
-def _nothing(match: str | None) -> str:
+def _nothing(home: Path, match: str | None) -> str:
     if match:
         return f"nothing matches {match!r}"
+    if any((home / name).is_file() for name in ("config.json", "adapter_config.json")):
+        return "this is one checkpoint; the folder that holds all of the run is expected"
     return (
         "no checkpoints found: folders such as checkpoint-500, or files such as "
         "step_500.safetensors, expected. Say which with --match GLOB"

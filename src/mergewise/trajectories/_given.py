@@ -36,7 +36,10 @@ def given_weights(given: Given, saved: Sequence[Saved], normalize: bool) -> list
         raise TrajectoryError("weights: a list of numbers, or of names with numbers, expected")
     found = _by_name(read, saved) if isinstance(read, Mapping) else [_number(n) for n in read]
     if len(found) != len(saved):
-        raise TrajectoryError(f"weights: {len(found)} of them, for {len(saved)} checkpoints")
+        raise TrajectoryError(
+            f"weights: {len(found)} of them, for {len(saved)} checkpoints; give one for each, "
+            "choose fewer with --last, --start or --stop, or give names with numbers in a file"
+        )
     return _summing(found, normalize)
 
 

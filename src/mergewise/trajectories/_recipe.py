@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mergewise import __version__
 from mergewise.checkpoint import is_adapter, open_adapter
-from mergewise.errors import TrajectoryError
+from mergewise.errors import RecipeError, TrajectoryError
 from mergewise.recipe import Recipe, dump_documents, load_recipe
 from mergewise.trajectories._find import all_adapters, find
 from mergewise.trajectories._rules import RULES, Pair, weighted
@@ -58,7 +59,6 @@ def average_recipe(
 
     Raises:
         TrajectoryError: if the checkpoints are not found, or cannot be averaged so.
-        RecipeError: if a model, a type or a form is none that a recipe can have.
     """
     home = Path(folder)
     saved = find(home, match)
@@ -83,7 +83,26 @@ def average_recipe(
     told = [f"{len(pairs)} of {len(saved)} checkpoints, steps {_span(pairs)}", *notes]
     text = "".join(f"# {line}\n" for line in _header(method, told)) + dump_documents([document])
     steps, weights = zip(*((one.step, weight) for one, weight in pairs), strict=True)
-    return Average(text, load_recipe(text), steps, weights, tuple(told))
+    with told_of_the_run(home):
+        return Average(text, load_recipe(text), steps, weights, tuple(told))
+
+
+@contextmanager
+def told_of_the_run(home: Path | str) -> Iterator[None]:
+    """Problems of a recipe that nobody wrote are told without its lines.
+
+    Raises:
+        TrajectoryError: instead of a RecipeError.
+    """
+    try:
+        yield
+    except RecipeError as error:
+        problems = [each.message for each in error.diagnostics if each.severity == "error"]
+        hint = (
+            f"{home} was not averaged; leave checkpoints out with --match, --start, --stop or "
+            "--last, or change the recipe that --recipe prints"
+        )
+        raise TrajectoryError("\n".join([*problems, hint])) from error
 
 
 def _header(method: str, notes: Sequence[str]) -> list[str]:

@@ -115,8 +115,8 @@ def _window(saved: Sequence[Saved], p: Settings) -> list[Saved]:
     found = found[:: p.every] if p.last is None else backwards[::-1]
     if not found:
         raise TrajectoryError(
-            f"no checkpoint from step {low} to {high}; there are steps {saved[0].step} to "
-            f"{saved[-1].step}"
+            f"no checkpoint from step {low} {f'to {high}' if p.stop is not None else 'on'}; there "
+            f"are steps {saved[0].step} to {saved[-1].step}"
         )
     return found
 
@@ -126,8 +126,10 @@ def _ema(run: Run, p: Settings) -> tuple[list[float], list[str]]:
 
 
 def _mwa(run: Run, p: Settings) -> tuple[list[float], list[str]]:
-    if problem := unclear(p):
-        raise TrajectoryError(f"mwa: {problem}")
+    if unclear(p):
+        raise TrajectoryError(
+            f"mwa: is less or more {p.metric} better? Say which: --better less, or --better more"
+        )
     found = run.metrics(p.metric, p.log)
     labels = [each.name for each in run.saved]
     try:
@@ -169,7 +171,7 @@ _RULES = (
         own={"start": dataclasses.replace(_START, default=REQUIRED)},
     ),
     Rule(
-        "lawa", "equal weights of the last checkpoints; six as in the paper [from memory]",
+        "lawa", "equal weights of the last checkpoints; six as in the paper",
         "LAWA, Kaddour 2022, arXiv 2209.14981",
         own={"last": dataclasses.replace(_WINDOW["last"], default=6)},
     ),

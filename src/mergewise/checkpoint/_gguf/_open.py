@@ -10,12 +10,12 @@ from mergewise.checkpoint._dtypes import CODES
 from mergewise.checkpoint._files import FileStamp, shown, where
 from mergewise.checkpoint._gguf._config import count, head_width, made_config
 from mergewise.checkpoint._gguf._files import gguf_files
+from mergewise.checkpoint._gguf._ggml import Ggml
 from mergewise.checkpoint._gguf._header import GgufHeader, GgufTensor, read_gguf_header
 from mergewise.checkpoint._gguf._names import ARCHITECTURES, DERIVED, Architecture
 from mergewise.checkpoint._hub import here
 from mergewise.checkpoint._model import Checkpoint, TensorRef
-from mergewise.checkpoint._packed._ggml import Ggml
-from mergewise.checkpoint._packed._ref import packed_ref
+from mergewise.checkpoint._packed import packed_ref
 from mergewise.errors import CheckpointError, NotBuiltYetError
 
 

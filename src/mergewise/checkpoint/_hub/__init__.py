@@ -12,7 +12,6 @@ from mergewise.checkpoint._hub._download import (
     on_one_disk,
 )
 from mergewise.checkpoint._hub._header import AwayStamp, compared, header_of
-from mergewise.checkpoint._hub._name import HubName, Origin, hub_name, origin_of
 from mergewise.checkpoint._hub._push import check_push, push
 from mergewise.checkpoint._hub._repo import (
     AwayFile,
@@ -23,6 +22,7 @@ from mergewise.checkpoint._hub._repo import (
     locate,
     repo_of,
 )
+from mergewise.checkpoint._hub_name import HubName, Origin, hub_name, origin_of
 
 __all__ = [
     "AwayFile",

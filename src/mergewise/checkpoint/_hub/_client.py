@@ -18,7 +18,7 @@ from typing import Any
 
 from mergewise.checkpoint._files import shown
 from mergewise.checkpoint._hub._errors import explaining, of_network
-from mergewise.checkpoint._hub._name import HubName, is_commit
+from mergewise.checkpoint._hub_name import HubName, is_commit
 from mergewise.errors import HubError, MissingExtraError
 
 MAX_FILES = 100_000

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from mergewise.checkpoint._files import shown
 from mergewise.checkpoint._hub import _client
-from mergewise.checkpoint._hub._name import hub_name
+from mergewise.checkpoint._hub_name import hub_name
 from mergewise.errors import HubError
 
 _OURS = (".mergewise", ".mergewise/**", ".mergewise-finished/**", ".cache/**", ".git/**")

@@ -17,7 +17,7 @@ from pathlib import Path
 from mergewise.checkpoint._files import read_small, where
 from mergewise.checkpoint._hub import _client
 from mergewise.checkpoint._hub._client import HubFile
-from mergewise.checkpoint._hub._name import HubName, hub_name, is_commit
+from mergewise.checkpoint._hub_name import HubName, hub_name, is_commit
 from mergewise.errors import CheckpointError, HubError
 
 MAX_SMALL = 200_000_000
