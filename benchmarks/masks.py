@@ -21,10 +21,10 @@ from benchmarks.lab._family import LabTask, Models
 from benchmarks.lab._merge import merge
 from benchmarks.lab.digits import DOMAINS, Digits
 from mergewise._lazy import torch
+from mergewise.evidence._inputs import Feeder, Reading, as_data
 from mergewise.evidence._mask_top import largest_changes
 from mergewise.evidence._mask_training import MaskSettings, density_of, train_mask
-from mergewise.evidence.statistics._inputs import Feeder, Reading, as_data
-from mergewise.evidence.statistics._names import Names
+from mergewise.evidence._models._names import Names
 
 if TYPE_CHECKING:
     from torch import Tensor

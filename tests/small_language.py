@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from mergewise.evidence._data import Data
-from mergewise.evidence._live import LiveModel
+from mergewise.evidence._models._live import LiveModel
 from mergewise.evidence.evaluators import Evaluator, Task
 from mergewise.methods import Settings
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from mergewise.evidence._live import LiveModel
+from mergewise.evidence._models._live import LiveModel
 from mergewise.evidence.evaluators._base import Evaluator
 
 if TYPE_CHECKING:

@@ -73,8 +73,8 @@ def merged_grams(
         MergewiseError: if the model cannot be walked layer by layer.
     """
     from benchmarks.lab._bare import bare
+    from mergewise.evidence._inputs import Reading
     from mergewise.evidence._merged_grams import MergedGrams, gram_request
-    from mergewise.evidence.statistics._inputs import Reading
 
     live = LiveModel("the merged model", bare(given[0]), tokenizer=given[0].model.tokenizer)
     weights = _Weights(models, method, parameters)
@@ -105,7 +105,7 @@ def _folder(path: Path, place: Path) -> Checkpoint:
 
 
 def _data(given: Calibration) -> Data:
-    from mergewise.evidence.statistics._inputs import as_data
+    from mergewise.evidence._inputs import as_data
 
     return as_data(list(given.batches), None, (0, 1), "train")
 

@@ -10,7 +10,8 @@ from safetensors.torch import save_file
 from small_language import random_llama
 
 from mergewise.errors import CheckpointError, MergewiseError
-from mergewise.evidence import LiveModel, _weights, fingerprint_of, open_model
+from mergewise.evidence import LiveModel, fingerprint_of, open_model
+from mergewise.evidence._models import _weights
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,23 @@ def test_as_many_clusters_as_units_are_the_sum() -> None:
     # 2.5 ranks each on average, 5 now
     both = product(merged_units(pairs, 9, "both", 0))
     torch.testing.assert_close(both, wanted * 0.5**0.5)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_the_scaling_of_the_output_is_that_of_other_code(count: int) -> None:
+    """`LoRA_LEGO` of wonyoung01/nsc_merging 412098b, without its scaling of parameters."""
+    golden = Path(__file__).resolve().parents[1] / "golden/lora-units.json"
+
+    def draw(seed: int, *shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+    pairs = []
+    for i in range(3):  # copies of two units far apart, in one of them in the other order
+        a, b = draw(0, 2, 7) + 0.05 * draw(10 + i, 2, 7), draw(1, 2, 5) + 0.05 * draw(20 + i, 2, 5)
+        pairs.append((b.flip(0).mT, a.flip(0)) if i == 1 else (b.mT, a))
+    wanted = torch.tensor(json.loads(golden.read_text())[str(count)]).reshape(5, 7)
+    got = product(merged_units(pairs, count, "output", 0))
+    torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("reweight", ["both", "none"])

@@ -10,7 +10,7 @@ from small_language import byte_tokenizer, random_llama
 import mergewise
 from mergewise.errors import EvidenceError, GuideError
 from mergewise.evidence import Data, LiveModel, collect
-from mergewise.evidence.statistics._inputs import Feeder, Reading
+from mergewise.evidence._inputs import Feeder, Reading
 from mergewise.guides import collect_for, guide
 from mergewise.guides._logits import distance
 from mergewise.guides.sens_merging import coefficients, transferability

@@ -1,5 +1,8 @@
 """Weights of checkpoints, against definitions and the specification's worked examples."""
 
+import json
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -8,6 +11,7 @@ from mergewise.errors import TrajectoryError
 from mergewise.trajectories._numbers import ema, swad
 
 COUNTS, DECAYS = st.integers(1, 12), st.floats(0, 0.999)
+GOLDEN = Path(__file__).resolve().parents[1] / "golden/swad.json"
 VALLEY = [5, 4, 3, 2, 1.0, 1.1, 1.2, 1.3, 1.2, 1.1]
 
 
@@ -40,6 +44,12 @@ def test_ema_by_hand():
 @pytest.mark.parametrize("tail", [[8] * 9, [9] * 8])
 def test_swad_of_the_specifications_example(tail):
     assert swad(VALLEY + tail, 3, 6, 0.3) == (4, 9)
+
+
+@pytest.mark.parametrize("run", json.loads(GOLDEN.read_text()))
+def test_swad_ends_where_the_authors_code_does(run):
+    # khanrc/swad 252190e, `LossValley`; it converges at `start`, and may take some before it too
+    assert swad(run["losses"], 3, 6, 0.3) == (run["start"], run["end"])
 
 
 def test_swad_without_an_end_averages_to_the_last():

@@ -14,9 +14,9 @@ from small_models import assert_same, contents
 from mergewise.errors import DataError, IncompatibleModelsError, TaskError, TransformError
 from mergewise.evidence import evaluate, fingerprint_of
 from mergewise.evidence._cache import ScoreCache
+from mergewise.evidence._inputs import Reading
 from mergewise.evidence.evaluators._heads import save_head
 from mergewise.evidence.evaluators._surgery import Surgery, load_surgery, surgery_file
-from mergewise.evidence.statistics._inputs import Reading
 from mergewise.methods import Settings
 from mergewise.transforms import transform
 from mergewise.transforms.surgery import RepresentationSurgery, train

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from mergewise.evidence._data import Data
     from mergewise.evidence._evaluate import evaluate, score
     from mergewise.evidence._evaluation import Evaluation
-    from mergewise.evidence._live import LiveModel, fingerprint_of, open_model
+    from mergewise.evidence._models._live import LiveModel, fingerprint_of, open_model
     from mergewise.evidence._tasks import Tasks, load_tasks
     from mergewise.evidence.evaluators._base import Evaluator, Failure, Metric, Score, Task
     from mergewise.evidence.statistics._collect import collect
@@ -31,18 +31,18 @@ _HOMES = {
     "Evaluator": "evaluators._base",
     "Evidence": "statistics._evidence",
     "Failure": "evaluators._base",
-    "LiveModel": "_live",
+    "LiveModel": "_models._live",
     "Metric": "evaluators._base",
     "Score": "evaluators._base",
     "Task": "evaluators._base",
     "Tasks": "_tasks",
     "collect": "statistics._collect",
     "evaluate": "_evaluate",
-    "fingerprint_of": "_live",
+    "fingerprint_of": "_models._live",
     "load_evidence": "statistics._evidence",
     "load_tasks": "_tasks",
     "merge_evidence": "statistics._merge",
-    "open_model": "_live",
+    "open_model": "_models._live",
     "score": "_evaluate",
 }
 

@@ -12,7 +12,7 @@ from mergewise.errors import TaskError
 from mergewise.evidence._cache import ScoreCache
 from mergewise.evidence._evaluation import Evaluation
 from mergewise.evidence._line_up import Given, LineUp, Model, line_up
-from mergewise.evidence._live import LiveModel
+from mergewise.evidence._models._live import LiveModel
 from mergewise.evidence._ready import Ready, make_ready
 from mergewise.evidence._run import Opening, Progress, Run
 from mergewise.evidence._tasks import Entry, Tasks, load_tasks

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from mergewise._paths import expanded
 from mergewise.errors import TaskError
-from mergewise.evidence._live import LiveModel
+from mergewise.evidence._models._live import LiveModel
 from mergewise.evidence._tasks import Tasks
 
 Given = str | Path | LiveModel

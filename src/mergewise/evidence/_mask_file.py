@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Any
 from mergewise._lazy import torch
 from mergewise._paths import expanded
 from mergewise.checkpoint import Checkpoint, open_reference
-from mergewise.evidence._live import LiveModel, open_model
+from mergewise.evidence._inputs import Feeder, Reading, as_data, survey
 from mergewise.evidence._mask_training import MaskSettings, Trained, train_mask
-from mergewise.evidence._masked import StoredTensors
+from mergewise.evidence._models._live import LiveModel, open_model
+from mergewise.evidence._models._masked import StoredTensors
+from mergewise.evidence._models._sites import sites_of
 from mergewise.evidence.statistics._collect import Progress, _has_tokenizer, role_of
 from mergewise.evidence.statistics._evidence import Evidence, load_evidence
 from mergewise.evidence.statistics._file import (
@@ -25,9 +27,7 @@ from mergewise.evidence.statistics._file import (
     key_of,
     write_evidence,
 )
-from mergewise.evidence.statistics._inputs import Feeder, Reading, as_data, survey
 from mergewise.evidence.statistics._record import Made, record_of
-from mergewise.evidence.statistics._sites import sites_of
 
 if TYPE_CHECKING:
     from torch import Tensor

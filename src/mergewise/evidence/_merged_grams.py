@@ -15,21 +15,22 @@ from typing import TYPE_CHECKING, Any, Protocol
 from mergewise._lazy import torch
 from mergewise.checkpoint import Checkpoint
 from mergewise.errors import EvidenceError
-from mergewise.evidence import _live
 from mergewise.evidence._data import Data
-from mergewise.evidence._walk import Layer, Walk
+from mergewise.evidence._inputs import Feeder, Reading
+from mergewise.evidence._models import _live
+from mergewise.evidence._models._call import Fed
+from mergewise.evidence._models._names import Part
+from mergewise.evidence._models._sites import Site, Sites, sites_of
+from mergewise.evidence._models._walk import Layer, Walk
 from mergewise.evidence.statistics import get_statistic
 from mergewise.evidence.statistics._base import Pass
 from mergewise.evidence.statistics._budget import forward_bytes, make_sums
 from mergewise.evidence.statistics._evidence import Evidence, load_evidence
 from mergewise.evidence.statistics._file import write_evidence
 from mergewise.evidence.statistics._forward import Forward, Job, job
-from mergewise.evidence.statistics._inputs import Fed, Feeder, Reading
-from mergewise.evidence.statistics._names import Part
 from mergewise.evidence.statistics._record import Made, entries_of, record_of
 from mergewise.evidence.statistics._request import Request
 from mergewise.evidence.statistics._scoped import Scoped
-from mergewise.evidence.statistics._sites import Site, Sites, sites_of
 
 if TYPE_CHECKING:
     from torch import Tensor

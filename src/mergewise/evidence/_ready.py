@@ -10,7 +10,7 @@ from typing import Any
 
 from mergewise.errors import DataError, MergewiseError, MissingExtraError, TaskError
 from mergewise.evidence._line_up import LineUp, Model
-from mergewise.evidence._live import LiveModel, fingerprint_of
+from mergewise.evidence._models._live import LiveModel, fingerprint_of
 from mergewise.evidence._tasks import Entry, Tasks
 
 

@@ -17,7 +17,7 @@ from mergewise.errors import MergewiseError
 from mergewise.evidence._cache import ScoreCache, code_of, key_of, plain
 from mergewise.evidence._evaluation import Result
 from mergewise.evidence._line_up import LineUp, Model
-from mergewise.evidence._live import DTYPES, LiveModel, Role, open_model
+from mergewise.evidence._models._live import DTYPES, LiveModel, Role, open_model
 from mergewise.evidence._ready import Ready
 from mergewise.evidence._tasks import Entry
 from mergewise.evidence.evaluators import Failure

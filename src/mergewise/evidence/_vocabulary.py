@@ -24,7 +24,7 @@ from mergewise.errors import CheckpointError, DataError
 
 if TYPE_CHECKING:
     from mergewise.evidence._data import Data
-    from mergewise.evidence._live import Role
+    from mergewise.evidence._models._live import Role
 
 Text = tuple[int, str]
 """A text and the number of the row it is from."""
@@ -89,7 +89,7 @@ def see_tokens(
         DataError: for the first token that it does not know.
         CheckpointError: if the tokenizer must be loaded and cannot be.
     """
-    from mergewise.evidence._live import _tokenizer
+    from mergewise.evidence._models._live import _tokenizer
     from mergewise.evidence._text import encode
 
     known, highest = known_tokens(checkpoint), highest_id(checkpoint.tokenizer_folder)

@@ -4,10 +4,12 @@ Merging LoRAs like Playing LEGO (Zhao et al. 2024, arXiv 2409.16167). A unit is 
 column of B that belongs to it. All adapters' units are clustered by k-means, and the merged LoRA of
 rank k holds the centroids.
 
-The paper then scales twice; the exact factors are UNVERIFIED (no public code was found, and of the
-paper the abstract alone was read). Here a centroid gets the mean norm of its cluster's units, which
+The paper then scales twice. Here a centroid gets the mean norm of its cluster's units, which
 averaging has shrunk (`parameter`), and the change is multiplied by ``sqrt(r / k)``, r the mean rank
-of the adapters, against the spread that more ranks add (`output`).
+of the adapters, against the spread that more ranks add (`output`). The authors' code is not public,
+and of the paper the abstract and its reviews alone could be read, which say this in words. Another
+paper's code (wonyoung01/nsc_merging 412098b) has the same two factors, but takes the largest
+element for the norm, and clusters units whose parts from A and from B have length 1 each.
 """
 
 from __future__ import annotations

@@ -88,7 +88,7 @@ def merge_adapters(
 
     In the space of units (LoRA-LEGO, arXiv 2409.16167), a row of A with its column of B is one
     unit; the units of all adapters are clustered, weight by weight, and the merged adapter has
-    one for each of `rank` clusters. See `_units` for what of it is not verified.
+    one for each of `rank` clusters. `_units` says where its two scalings are from.
 
     Args:
         weights: one for each adapter; by default 1/n each, and 1 in the space of units. Not

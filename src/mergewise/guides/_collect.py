@@ -12,7 +12,7 @@ from mergewise._paths import expanded
 from mergewise.checkpoint import Checkpoint, fetched, fingerprint, make_folder
 from mergewise.errors import EvidenceError, GuideError, OutputError
 from mergewise.evidence import Data, Evidence, collect, fingerprint_of, load_evidence
-from mergewise.evidence._live import refuse_on_disk, usual_dtype
+from mergewise.evidence._models._live import refuse_on_disk, usual_dtype
 from mergewise.evidence._vocabulary import see_tokens
 from mergewise.guides._ask import (
     Files,
@@ -293,8 +293,8 @@ def _look_at(run: _Run, model: Checkpoint, options: Mapping[str, Any]) -> None:
     """See that data has texts, and the model a tokenizer."""
     if options.get("offload"):
         refuse_on_disk(model)
+    from mergewise.evidence._inputs import Reading, as_data, survey
     from mergewise.evidence.statistics._collect import _has_tokenizer, role_of
-    from mergewise.evidence.statistics._inputs import Reading, as_data, survey
 
     data = run.data
     if isinstance(data.source if isinstance(data, Data) else data, Iterator):

@@ -27,8 +27,8 @@ def opened(checkpoint: Checkpoint, options: Mapping[str, Any]) -> LiveModel:
 
 def feeder(model: LiveModel, data: Data, options: Mapping[str, Any]) -> Any:
     """Batches of data for a model; may be run through several times."""
+    from mergewise.evidence._inputs import Feeder, Reading
     from mergewise.evidence.statistics._collect import role_of
-    from mergewise.evidence.statistics._inputs import Feeder, Reading
 
     reading = Reading(
         batch_size=options.get("batch_size") or 8,
@@ -46,8 +46,8 @@ def look_at(ask: Ask, data: Data) -> None:
         DataError: if so.
         EvidenceError: for texts without a tokenizer.
     """
+    from mergewise.evidence._inputs import Reading, survey
     from mergewise.evidence.statistics._collect import _has_tokenizer, role_of
-    from mergewise.evidence.statistics._inputs import Reading, survey
 
     checkpoint = ask.experts[0].checkpoint
     reading = Reading(template=ask.options.get("template"))
@@ -63,7 +63,7 @@ def mean_loss(checkpoint: Checkpoint, data: Data, options: Mapping[str, Any]) ->
         MergewiseError: as opening and feeding models raise.
     """
     from mergewise.evidence._mask_loss import batch_loss
-    from mergewise.evidence.statistics._objective import kind_of
+    from mergewise.evidence._objective import kind_of
 
     model = opened(checkpoint, options)
     kind, total, count = kind_of(model.module), 0.0, 0

@@ -6,11 +6,11 @@ from typing import Any
 
 from mergewise._lazy import torch
 from mergewise.errors import EvidenceError
-from mergewise.evidence._masked import StoredTensors
+from mergewise.evidence._models._masked import StoredTensors
 from mergewise.guides._base import Ask, Expert, Guide, Guided, Map, Needs
-from mergewise.guides._cells import find_cells, tensor_map
 from mergewise.guides._document import explicit
 from mergewise.guides._evidence import OPTIONS, given_options, name_files, options_problem
+from mergewise.guides._measures._cells import find_cells, tensor_map
 from mergewise.methods import Param, Settings
 from mergewise.methods.model_tailor import tailored
 from mergewise.recipe import Recipe
@@ -26,7 +26,7 @@ class ModelTailor(Guide):
     data = "unlabelled"
     source = "Model Tailor, Zhu et al. 2024, arXiv 2402.12048"
     verified = "idea"
-    variant = "that of the method model_tailor: formulas from memory, not confirmed"
+    variant = "that of the method model_tailor, which differs from the authors' code"
     calibrates = True
     params = {
         "measure": Param(

@@ -121,7 +121,7 @@ def _prior(ask: Ask, reasoning: Expert) -> Evidence:
 
 
 def _masks(ask: Ask, reasoning: Expert, domain: Expert, prior: Evidence) -> dict[str, Tensor]:
-    from mergewise.evidence._masked import StoredTensors
+    from mergewise.evidence._models._masked import StoredTensors
     from mergewise.guides._votes import voted
 
     ask.tell(f"votes: {domain.label} on {ask.data[domain.label].name}")

@@ -110,9 +110,9 @@ def _collected(ask: Ask) -> list[Evidence]:
 
 def _walked(ask: Ask, files: Sequence[Path]) -> list[Evidence]:
     from mergewise.evidence import open_model
+    from mergewise.evidence._inputs import Reading, survey
     from mergewise.evidence._merged_grams import MergedGrams, gram_request
     from mergewise.evidence.statistics._collect import _has_tokenizer, role_of
-    from mergewise.evidence.statistics._inputs import Reading, survey
     from mergewise.guides._merging import PlannedWeights
 
     first = ask.experts[0].checkpoint

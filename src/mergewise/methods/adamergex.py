@@ -35,7 +35,10 @@ class AdaMergeX(Method):
     experts = (3, 3)
     formula = "x_1 (1 + lambda (x_2 / x_3 - 1))"
     source = "AdaMergeX (Zhao et al. 2024, arXiv 2402.18913)"
-    variant = "the paper's rule for IA3, UNVERIFIED against its code; the limit is ours"
+    variant = (
+        "the rule for IA3 in the authors' script (DAMO-NLP-SG/AdamergeX 29c4eeb, where it is "
+        "commented out); the limit is ours"
+    )
     symmetric = False
     params = {
         "lambda": Param(float, 1.0, "how much of the quotient to take"),

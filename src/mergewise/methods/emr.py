@@ -71,9 +71,8 @@ def emr_rescaler(
     Args:
         deltas: one task's vector, tensor by tensor.
         unified: the unified vector's tensors, in the same order.
-        over: `elements`, sums of |d| over all of them (paper, as reported; UNVERIFIED); or
-            `tensors`, sums of each tensor's mean (official code), where a bias counts like a
-            matrix.
+        over: `elements`, sums of |d| over all of them (paper, section 3.2); or `tensors`, sums of
+            each tensor's mean (official code), where a bias counts like a matrix.
 
     Returns:
         The factor; 1 where nothing is left after masking.

@@ -39,8 +39,10 @@ class ModelTailor(Method):
     )
     source = "Model Tailor (Zhu et al. 2024, arXiv 2402.12048)"
     variant = (
-        "idea: the paper's formulas are from memory and not confirmed; ranking by rows and the "
-        "exact fit are ours"
+        "idea. The authors' code (didizhu-zju/Model-Tailor e24dafe) differs: it scores by z-scores "
+        "in blocks of 128 columns, takes the tuned weight's sensitivity instead of the change's, "
+        "and adds SparseGPT's correction with the sign turned; ranking by rows and the exact fit "
+        "are ours"
     )
     params = {
         "weight": Param(float, 1.0, "factor on this model's changes", per_model=True, native=True),

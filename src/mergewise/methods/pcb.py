@@ -40,8 +40,9 @@ class Pcb(Method):
     source = "PCB-Merging (Du et al. 2024, arXiv 2410.02396)"
     variant = (
         "official code (pcb-merging.py); its scripts for vision clip 0.01, keep 0.05 and are "
-        "`inter: normalized` (pcb.py) and `inter: pairs` (pcb_ES.py). The paper writes softmax for "
-        "both terms (UNVERIFIED): within a task that gives the same, between tasks it is not built"
+        "`inter: normalized` (pcb.py) and `inter: pairs` (pcb_ES.py). The paper, as a survey has "
+        "it, takes a softmax over the elements for both terms: within a task that gives the same; "
+        "between tasks (of the spread d_i d_j, for each j) no script of theirs has it, nor have we"
     )
     rounds = 2
     unfused = 10

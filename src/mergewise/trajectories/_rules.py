@@ -171,7 +171,7 @@ _RULES = (
         own={"start": dataclasses.replace(_START, default=REQUIRED)},
     ),
     Rule(
-        "lawa", "equal weights of the last checkpoints; six as in the paper [from memory]",
+        "lawa", "equal weights of the last checkpoints; six as in the paper",
         "LAWA, Kaddour 2022, arXiv 2209.14981",
         own={"last": dataclasses.replace(_WINDOW["last"], default=6)},
     ),

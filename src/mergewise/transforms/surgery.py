@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from mergewise.evidence import LiveModel
-    from mergewise.evidence._live import Role
-    from mergewise.evidence.statistics._inputs import Fed
+    from mergewise.evidence._models._call import Fed
+    from mergewise.evidence._models._live import Role
 
 POOLS = ("cls", "mean", "pooler")
 

@@ -10,7 +10,7 @@ from small_language import parrot, random_llama, task
 
 from mergewise.errors import DataError, TaskError
 from mergewise.evidence._data import Data
-from mergewise.evidence._live import LiveModel, open_model
+from mergewise.evidence._models._live import LiveModel, open_model
 from mergewise.evidence.evaluators._generate import Generation, generate
 from mergewise.evidence.evaluators.generation import ExactMatch
 

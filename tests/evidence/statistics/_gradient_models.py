@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mergewise.evidence._live import LiveModel
+from mergewise.evidence._models._live import LiveModel
 from mergewise.evidence.statistics._base import Pass, Statistic
 from mergewise.evidence.statistics._gradients import Example, Seen, examples_of, run_examples
 from mergewise.evidence.statistics._sums import MemorySums

@@ -19,7 +19,7 @@ from _gradient_models import (
 from torch import nn
 
 from mergewise.errors import EvidenceError, NonFiniteError
-from mergewise.evidence._live import LiveModel
+from mergewise.evidence._models._live import LiveModel
 from mergewise.evidence.statistics._base import Pass
 from mergewise.evidence.statistics._gradients import Example, run_examples
 from mergewise.evidence.statistics._sums import MemorySums

@@ -8,7 +8,7 @@ from typing import Any
 
 from mergewise._paths import expanded
 from mergewise.errors import MergewiseError, RecipeError, TasksFileError
-from mergewise.evidence._live import LiveModel
+from mergewise.evidence._models._live import LiveModel
 from mergewise.evidence._tasks._data import read_data
 from mergewise.evidence._tasks._fields import Reader, as_node
 from mergewise.evidence._tasks._model import Entry, Model, Tasks

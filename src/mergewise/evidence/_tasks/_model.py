@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mergewise.errors import TaskError
-from mergewise.evidence._live import LiveModel
+from mergewise.evidence._models._live import LiveModel
 from mergewise.evidence.evaluators import Evaluator
 from mergewise.methods import Settings
 

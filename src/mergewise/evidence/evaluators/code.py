@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from mergewise.errors import TaskError
 from mergewise.evidence._data import Record
-from mergewise.evidence._live import LiveModel
+from mergewise.evidence._models._live import LiveModel
 from mergewise.evidence.evaluators._base import Evaluator, Metric, Score, Task
 from mergewise.evidence.evaluators._generate import Generation, generate
 from mergewise.evidence.evaluators._programs import Problem, layout_of, problem_of, program_of

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from mergewise.errors import DataError, TaskError
 from mergewise.evidence._data import Record
-from mergewise.evidence._live import LiveModel
+from mergewise.evidence._models._live import LiveModel
 from mergewise.evidence._text import render
 from mergewise.evidence.evaluators._answers import Extract, extraction, right_answer
 from mergewise.evidence.evaluators._base import Evaluator, Metric, Score

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from mergewise.errors import TaskError
-from mergewise.evidence._live import LiveModel
+from mergewise.evidence._models._live import LiveModel
 from mergewise.evidence._text import render, text_of
 from mergewise.evidence.evaluators._base import Evaluator, Metric, Score
 from mergewise.evidence.evaluators._likelihood import (

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mergewise.errors import MissingExtraError, TaskError
-from mergewise.evidence._live import LiveModel
+from mergewise.evidence._models._live import LiveModel
 from mergewise.evidence.evaluators._base import Evaluator, Metric, Score, Task
 from mergewise.evidence.evaluators._likelihood import tokenizer_of
 from mergewise.evidence.evaluators._records import LIMIT

@@ -9,7 +9,7 @@ from typing import Any
 
 from mergewise.errors import DataError, TaskError
 from mergewise.evidence._data import Record
-from mergewise.evidence._live import LiveModel
+from mergewise.evidence._models._live import LiveModel
 from mergewise.evidence._text import render
 from mergewise.evidence.evaluators._base import Evaluator, Metric, Score
 from mergewise.evidence.evaluators._likelihood import (

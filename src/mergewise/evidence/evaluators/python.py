@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from mergewise.errors import MergewiseError, TaskError
-from mergewise.evidence._live import LiveModel, Role
+from mergewise.evidence._models._live import LiveModel, Role
 from mergewise.evidence.evaluators._base import Evaluator, Metric, Score, Task
 from mergewise.evidence.evaluators._records import LIMIT, records
 from mergewise.methods import REQUIRED, Param

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 from mergewise._lazy import torch
 from mergewise._units import show_bytes
 from mergewise.errors import OutputError
+from mergewise.evidence._models._sites import Sites
 from mergewise.evidence.statistics._base import Pass, Sums
 from mergewise.evidence.statistics._forward import Job
 from mergewise.evidence.statistics._gradient_base import GradientPass, GradientStatistic
 from mergewise.evidence.statistics._gradient_groups import HOOKED, wants
-from mergewise.evidence.statistics._sites import Sites
 from mergewise.evidence.statistics._sums import DiskSums, MemorySums, StoredSums
 
 if TYPE_CHECKING:

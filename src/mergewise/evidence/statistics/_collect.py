@@ -12,19 +12,20 @@ from typing import TYPE_CHECKING, Any
 from mergewise._paths import expanded
 from mergewise.checkpoint import Checkpoint, open_reference, open_runnable
 from mergewise.errors import DataError, EvidenceError
-from mergewise.evidence._live import LiveModel, Role, open_model
+from mergewise.evidence._inputs import Feeder, Reading, as_data, survey
+from mergewise.evidence._models._call import Fed
+from mergewise.evidence._models._live import LiveModel, Role, open_model
+from mergewise.evidence._models._sites import Sites, sites_of
 from mergewise.evidence._vocabulary import see_tokens
 from mergewise.evidence.statistics._base import Pass
 from mergewise.evidence.statistics._budget import forward_bytes, gradient_bytes, make_sums
 from mergewise.evidence.statistics._evidence import Evidence, load_evidence
 from mergewise.evidence.statistics._file import check_out, write_evidence
 from mergewise.evidence.statistics._forward import Forward, Job, job
-from mergewise.evidence.statistics._inputs import Fed, Feeder, Reading, as_data, survey
 from mergewise.evidence.statistics._pruned import PrunedWalk, in_layers, sparsity_of
 from mergewise.evidence.statistics._record import Made, entries_of, record_of
 from mergewise.evidence.statistics._request import Request, requests
 from mergewise.evidence.statistics._scoped import Scoped
-from mergewise.evidence.statistics._sites import Sites, sites_of
 
 if TYPE_CHECKING:
     from mergewise.evidence._data import Data

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from mergewise._lazy import torch
 from mergewise.errors import EvidenceError, NonFiniteError
-from mergewise.evidence._live import LiveModel
+from mergewise.evidence._models._call import call
+from mergewise.evidence._models._experts import expert_rows
+from mergewise.evidence._models._live import LiveModel
+from mergewise.evidence._models._sites import Site, Sites, Tokens, input_rows, output_rows
 from mergewise.evidence.statistics._base import Pass, Statistic
-from mergewise.evidence.statistics._experts import expert_rows
-from mergewise.evidence.statistics._sites import Site, Sites, Tokens, input_rows, output_rows
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -189,20 +190,6 @@ class Forward:
             )
         self._last = (value, mark, rows)
         return rows
-
-
-def call(model: LiveModel, inputs: Mapping[str, Tensor]) -> Any:
-    """Run a batch: by names for a model of `transformers`, else as the module takes it."""
-    given = {name: value.to(model.device) for name, value in inputs.items()}
-    module = model.module
-    kind = next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
-    given = {n: v.to(kind) if v.is_floating_point() else v for n, v in given.items()}
-    if not hasattr(module, "main_input_name"):
-        # images come under the name that models of `transformers` use
-        return module(*given.values()) if set(given) == {"pixel_values"} else module(**given)
-    if getattr(getattr(module, "config", None), "use_cache", False):
-        return module(**given, use_cache=False)
-    return module(**given)
 
 
 def _by_module(jobs: Sequence[Job]) -> dict[nn.Module, list[tuple[Job, Site]]]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from mergewise._lazy import torch
 from mergewise.checkpoint import open_reference, sha256_file
 from mergewise.errors import EvidenceError
-from mergewise.evidence._live import fingerprint_of
+from mergewise.evidence._models._live import fingerprint_of
 from mergewise.evidence.statistics._base import Statistic
 from mergewise.evidence.statistics._evidence import Evidence, load_evidence
 from mergewise.evidence.statistics._file import (

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from mergewise._lazy import torch
+from mergewise.evidence._models._sites import Site, Sites, Tokens, output_rows
+from mergewise.evidence._objective import Choice
 from mergewise.evidence.statistics._base import Pass, Statistic
 from mergewise.evidence.statistics._gradient_base import GradientPass, GradientStatistic, option
-from mergewise.evidence.statistics._objective import Choice
-from mergewise.evidence.statistics._sites import Site, Sites, Tokens, output_rows
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING
 
 from mergewise._lazy import torch
 from mergewise.errors import EvidenceError, NonFiniteError
-from mergewise.evidence._live import LiveModel
+from mergewise.evidence._models._differentiable import check_differentiable, differentiable
+from mergewise.evidence._models._live import LiveModel
+from mergewise.evidence._models._sites import Sites, sites_of
+from mergewise.evidence._objective import Example, Loss, examples_of, kind_of, predict
 from mergewise.evidence.statistics._base import Pass, Statistic
-from mergewise.evidence.statistics._differentiable import check_differentiable, differentiable
 from mergewise.evidence.statistics._gradient_base import GradientStatistic, option
 from mergewise.evidence.statistics._gradient_groups import (
     Group,
@@ -19,8 +21,6 @@ from mergewise.evidence.statistics._gradient_groups import (
     group,
     wants,
 )
-from mergewise.evidence.statistics._objective import Example, Loss, examples_of, kind_of, predict
-from mergewise.evidence.statistics._sites import Sites, sites_of
 
 if TYPE_CHECKING:
     from torch import Tensor

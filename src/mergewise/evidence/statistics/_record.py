@@ -13,13 +13,13 @@ from mergewise._lazy import torch
 from mergewise.checkpoint import Checkpoint, fetched, fingerprint, open_reference, versions
 from mergewise.errors import NonFiniteError
 from mergewise.evidence._data import Data
-from mergewise.evidence._live import LiveModel
+from mergewise.evidence._inputs import Feeder
+from mergewise.evidence._models._live import LiveModel
+from mergewise.evidence._models._sites import Sites
 from mergewise.evidence.statistics._file import Entry, Record, StatisticRecord, key_of
 from mergewise.evidence.statistics._forward import Job
-from mergewise.evidence.statistics._inputs import Feeder
 from mergewise.evidence.statistics._request import Request
 from mergewise.evidence.statistics._scoped import Scoped
-from mergewise.evidence.statistics._sites import Sites
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

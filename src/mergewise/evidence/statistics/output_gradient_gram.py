@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from mergewise.evidence._models._sites import Site
 from mergewise.evidence.statistics._base import Pass
 from mergewise.evidence.statistics._gradient_base import (
     SAMPLES,
@@ -14,7 +15,6 @@ from mergewise.evidence.statistics._gradient_base import (
     reduction_param,
     weight_of,
 )
-from mergewise.evidence.statistics._sites import Site
 from mergewise.methods import Param, Settings
 
 if TYPE_CHECKING:

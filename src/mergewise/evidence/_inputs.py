@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 from mergewise._lazy import torch
 from mergewise.errors import DataError, EvidenceError
 from mergewise.evidence._data import DATASETS, Data, Record
-from mergewise.evidence._live import LiveModel, Role
+from mergewise.evidence._models._call import Fed
+from mergewise.evidence._models._live import LiveModel, Role
 from mergewise.evidence._text import encode, padded, text_of, windows
 from mergewise.methods import Settings
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    pass
 
 MAX_LENGTH = 512
 
@@ -38,30 +39,6 @@ class Reading:
     max_length: int | None = None
     template: str | None = None
     prepare: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Fed:
-    """One batch.
-
-    Attributes:
-        inputs: keyword arguments of the module, [examples, ...] each.
-        mask: [examples, positions], 0 for padding; None without positions.
-        labels: classes or token labels, if the data has some.
-        keys: which example each is: row of the data, and number of the piece of a long text.
-        records: how many records of the data are finished with it.
-    """
-
-    inputs: dict[str, Tensor]
-    mask: Tensor | None
-    labels: Any
-    keys: tuple[tuple[int, ...], ...]
-    records: int
-
-    @property
-    def tokens(self) -> int:
-        """Real tokens; examples where there are no tokens."""
-        return len(self.keys) if self.mask is None else int(self.mask.sum())
 
 
 def as_data(

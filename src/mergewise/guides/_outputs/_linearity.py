@@ -11,17 +11,17 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Literal
 
 from mergewise._lazy import torch
-from mergewise.evidence._walk import Layer, Walk
-from mergewise.evidence.statistics._sites import Sites, Tokens, sites_of
-from mergewise.guides._head_outputs import HeadMeasure
-from mergewise.guides._heads import attends
-from mergewise.guides._outputs import Family, Measure, Outputs, Submodule, is_whole
+from mergewise.evidence._models._sites import Sites, Tokens, sites_of
+from mergewise.evidence._models._walk import Layer, Walk
+from mergewise.guides._outputs._head_outputs import HeadMeasure
+from mergewise.guides._outputs._heads import attends
+from mergewise.guides._outputs._submodule import Family, Measure, Outputs, Submodule, is_whole
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from mergewise.evidence._live import LiveModel
-    from mergewise.evidence.statistics._inputs import Fed
+    from mergewise.evidence._models._call import Fed
+    from mergewise.evidence._models._live import LiveModel
 
 Granularity = Literal["layer", "block", "head"]
 Told = Callable[[int, int], None]

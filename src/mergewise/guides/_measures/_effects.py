@@ -10,9 +10,9 @@ from mergewise._lazy import torch
 from mergewise.checkpoint import Checkpoint
 from mergewise.errors import EvidenceError, NonFiniteError
 from mergewise.evidence import Evidence
-from mergewise.evidence._masked import StoredTensors
+from mergewise.evidence._models._masked import StoredTensors
 from mergewise.guides._base import Expert
-from mergewise.guides._cells import Cell
+from mergewise.guides._measures._cells import Cell
 
 if TYPE_CHECKING:
     from torch import Tensor

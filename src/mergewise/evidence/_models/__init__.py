@@ -1,0 +1,1 @@
+"""Models that run: opened or offloaded, their weights found and replaced, walked layer by layer."""
