@@ -22,6 +22,8 @@ from mergewise.checkpoint import write_file
 from mergewise.report.chart import Dot, dot_rows, heat_map
 
 RULE = "A tuned scale is chosen on the validation split, separately for each seed."
+LEAST = -50.0
+"""Where figures of the way from base (0) to experts (100) begin."""
 PACKAGES = ("mergewise", "torch", "transformers", "numpy", "scikit-learn")
 
 
@@ -127,6 +129,7 @@ def figure(results: Results) -> str:
         _axis(results),
         notes=[f"{_shown(results)}. {RULE}"],
         lines=marks,
+        least=None if results.one_metric else LEAST,
     )
 
 
