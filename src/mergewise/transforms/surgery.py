@@ -55,8 +55,8 @@ class RepresentationSurgery(Transform):
     variant = (
         "the encoder is frozen, and features are computed once; batches are drawn by shuffling. "
         "D's start (uniform within 1/sqrt(width)), rank, rate, batch and loss are those of the "
-        "authors' code (EnnengYang/RepresentationSurgery 5df3f4e), which takes 500 steps. The paper "
-        "trains on the stream of test inputs"
+        "authors' code (EnnengYang/RepresentationSurgery 5df3f4e), which takes 500 steps. The "
+        "paper trains on the stream of test inputs"
     )
     params = {
         "rank": Param(int, 16, "rows of D", ge=1),
