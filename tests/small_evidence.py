@@ -22,20 +22,34 @@ from mergewise.methods import Method, Need, Settings
 State = Mapping[str, Tensor]
 
 
-def evidence_for(method: Method, experts: Sequence[State]) -> list[dict[str, Any]] | None:
-    """One mapping a model, as `merge_state_dicts` takes them; None if the method reads none."""
-    needs = [need for need in every_need(method) if need.of == "experts"]
+def evidence_for(
+    method: Method, experts: Sequence[State], given: Mapping[str, Any] | None = None
+) -> list[dict[str, Any]] | None:
+    """One mapping a model, as `merge_state_dicts` takes them; None if the method reads none.
+
+    With the parameters `given`, or else with any choice of them.
+    """
+    needs = [need for need in needs_with(method, given) if need.of == "experts"]
     if not needs:
         return None
     return [{need.statistic: _means(need, model) for need in needs} for model in experts]
 
 
-def base_evidence_for(method: Method, base: State | None) -> dict[str, Any] | None:
+def base_evidence_for(
+    method: Method, base: State | None, given: Mapping[str, Any] | None = None
+) -> dict[str, Any] | None:
     """The base's, for methods that read statistics of the base."""
-    needs = [need for need in every_need(method) if need.of == "base"]
+    needs = [need for need in needs_with(method, given) if need.of == "base"]
     if not needs or base is None:
         return None
     return {need.statistic: _means(need, base) for need in needs}
+
+
+def needs_with(method: Method, given: Mapping[str, Any] | None) -> Sequence[Need]:
+    if given is None:
+        return every_need(method)
+    defaults = {name: param.default for name, param in method.params.items()}
+    return method.needs(Settings({**defaults, **given}))
 
 
 def every_need(method: Method) -> list[Need]:

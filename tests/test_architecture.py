@@ -122,7 +122,7 @@ def around(package: str) -> set[str]:
     return {folder.name for folder in root.iterdir() if folder.name in reached(folder.name)}
 
 
-@pytest.mark.parametrize("package", ["checkpoint", "evidence", "transforms"])
+@pytest.mark.parametrize("package", ["checkpoint", "evidence", "guides", "transforms"])
 def test_packages_in_a_package_import_one_way(package):
     assert around(package) == set()
 

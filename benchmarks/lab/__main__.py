@@ -110,6 +110,7 @@ def _one(
     from benchmarks.lab._contenders import GRID, contenders
     from benchmarks.lab._exact import checked
     from benchmarks.lab._orders import tried
+    from benchmarks.lab._pairs_table import show_two
     from benchmarks.lab._progress import clock
     from benchmarks.lab._report import hardware, versions, write_all
     from benchmarks.lab._results import reference_means
@@ -137,6 +138,7 @@ def _one(
     }
     gates, findings = family.gates(reference_means(results)), tried(results)
     show(results, console)
+    show_two(results, console)
     for finding in findings:
         if finding.gap is not None:
             say(console, f"{finding.claim.strength:9} {finding.claim.text}: {finding}")

@@ -190,6 +190,9 @@ class Classified(Family):
         """The tensors of one file in the seed's folder, made where they must be."""
         return kept_state(self.home(seed) / f"{name}.safetensors", self.fingerprint(seed), make)
 
+    def steps(self, expert: str) -> int:
+        return self.plan.expert.steps
+
     def checkpoint(self, seed: int, name: str) -> Path:
         return super().checkpoint(seed, name if name == BASE else f"expert_{name}")
 

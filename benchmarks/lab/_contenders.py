@@ -7,7 +7,8 @@ Task Arithmetic's usual value for many tasks (arXiv 2212.04089). A method whose 
 takes part without it and with it. All other parameters are at their defaults, or as `VARIANTS` say.
 
 The one scale that is tuned is `lambda`; without one `weight`, if it must be given and the method
-does not divide it out; without that `t`. A method with none of them has nothing to tune.
+does not divide it out; without that `t`. A method with none of them, or whose variants give it, has
+nothing to tune.
 """
 
 from __future__ import annotations
@@ -45,12 +46,28 @@ VARIANTS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
         "16": {EXAMPLES: 16, "off_diagonal": 1.0},
         "16 .95": {EXAMPLES: 16, "off_diagonal": 0.95},
     },
+    "nearswap": {"t .001": {"t": 0.001}, "t .01": {"t": 0.01}},
+    "rotate": {"": {}, "half": {"alignment": 0.5, "alpha": 0.5}},
 }
 """By method: what a row adds to its name, and parameters (or the number of calibration examples).
 At mergekit's default density of 1 the sparse methods drop nothing and are all task arithmetic, so
 they take part at published values."""
 
+NO_ROW: Mapping[str, str] = {
+    "adamergex": "is for three IA3 adapters, which no expert here is",
+    "ext_sub": "is for a second model that is to be forgotten",
+    "passthrough": "copies one model",
+}
+"""Methods that no table of experts to be kept can judge, and why."""
+
+ADAM = "adam"
+MOMENTS = "the optimizer's second moments"
+
 _GIVEN = ("weight",)
+_DIVIDED = {"nuslerp"}
+"""Methods whose weights matter by their ratio alone, with no parameter that says so."""
+_SUMMED = {"gradient_matching"}
+"""Methods that add up task vectors by weights with a default and have no other scale."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +82,8 @@ class Contender:
         data: the class of data it needs besides the models.
         examples: how many examples of it.
         walked: its evidence is measured behind merged layers.
+        first: the first of two experts stands where the method has its base.
+        after: the method, at its defaults, whose merge of the experts it is given as its one model.
     """
 
     name: str
@@ -76,30 +95,51 @@ class Contender:
     data: str = "none"
     examples: int = 0
     walked: bool = False
+    first: bool = False
+    after: str = ""
 
     def at(self, value: float | None) -> dict[str, Any]:
         """All parameters with the scale at `value`."""
         return dict(self.parameters) | ({self.scale: value} if self.scale else {})
 
 
-def contenders(experts: int, calibrating: int) -> tuple[list[Contender], dict[str, str]]:
+def contenders(
+    experts: int, calibrating: int, steps: Sequence[int] = (), moments: bool = False
+) -> tuple[list[Contender], dict[str, str]]:
     """Those who take part among `experts` models, and why other methods do not, by name.
 
     Args:
         calibrating: examples of each expert's data there are for methods that read evidence.
+        steps: how many each expert was trained for; empty if that is not known.
+        moments: whether Adam's second moments of the experts' training can be had.
     """
     chosen: list[Contender] = []
     left_out: dict[str, str] = {}
     for name, method in all_methods().items():
-        if (reason := _misfit(method, experts, calibrating)) is not None:
+        reason = _misfit(method, experts) or _lack(method, calibrating, bool(steps), moments)
+        if reason is not None:
             left_out[name] = reason
             continue
-        for suffix, parameters in VARIANTS.get(name, {"": {}}).items():
-            for base in _bases(method):
-                label = " ".join([name, *([suffix] if suffix else []), *_said(method, base)])
-                given = {EXAMPLES: calibrating, **parameters}
-                chosen.append(_contender(label, method, given, base, experts))
+        known = {"steps": list(steps)} if "steps" in method.params else {}
+        chosen += rows_of(method, experts, calibrating, known)
     return [*chosen, *_walked(chosen)], left_out
+
+
+def rows_of(
+    method: Method, experts: int, calibrating: int, known: Mapping[str, Any] | None = None
+) -> list[Contender]:
+    """A method's rows: one for each variant, without a base and with it where it is optional.
+
+    Args:
+        known: parameters besides the variant's.
+    """
+    found = []
+    for suffix, parameters in VARIANTS.get(method.name, {"": {}}).items():
+        for base in _bases(method):
+            label = " ".join([method.name, *([suffix] if suffix else []), *_said(method, base)])
+            given = {EXAMPLES: calibrating, **(known or {}), **parameters}
+            found.append(_contender(label, method, given, base, experts))
+    return found
 
 
 def _walked(chosen: Sequence[Contender]) -> list[Contender]:
@@ -111,24 +151,26 @@ def _walked(chosen: Sequence[Contender]) -> list[Contender]:
     ]
 
 
-def _misfit(method: Method, experts: int, calibrating: int) -> str | None:
+def _misfit(method: Method, experts: int) -> str | None:
     least, most = method.experts
+    if method.name in NO_ROW:
+        return NO_ROW[method.name]
     if most is not None and experts > most:
-        if most == 1 and method.base == "ignored":
-            return "copies one model"
         return "needs two models"
-    if experts < least:
-        return f"needs {least} models or more"
+    return f"needs {least} models or more" if experts < least else None
+
+
+def _lack(method: Method, calibrating: int, steps: bool, moments: bool) -> str | None:
+    """What a method must be told or given that is not there."""
+    known = {*_GIVEN, tuned_parameter(method), *(["steps"] if steps else [])}
     for name, param in method.params.items():
-        if param.required and name not in (*_GIVEN, tuned_parameter(method)):
+        if param.required and name not in known:
             return f"needs {name}, for which there is no value that fits all"
-    for need in method.needs_at_defaults():
-        if need.of == "base":
-            return f"needs {need.statistic} of the base, which is not collected"
-        if get_statistic(need.statistic).need == "file":
-            return f"needs {need.statistic}, which is not kept of the experts' training"
     needs = [need.statistic for need in method.needs_at_defaults()]
-    if needs and not calibrating:
+    for statistic in needs:
+        if get_statistic(statistic).need == "file" and not (statistic == ADAM and moments):
+            return f"needs {statistic}, which is not kept of the experts' training"
+    if [name for name in needs if name != ADAM] and not calibrating:
         return f"needs {', '.join(needs)} of every expert, which this family does not collect"
     return None
 
@@ -148,7 +190,10 @@ def _contender(
     parameters = dict(given)
     examples = parameters.pop(EXAMPLES)
     params = method.params
-    reads = bool(method.needs_at_defaults())
+    needs = {need.statistic for need in method.needs_at_defaults()}
+    reads = bool(needs - {ADAM})
+    if scale in parameters:
+        scale = None
     if "weight" in params and params["weight"].required and scale != "weight":
         parameters.setdefault("weight", 1.0 if "lambda" in params else 1.0 / experts)
     return Contender(
@@ -158,7 +203,7 @@ def _contender(
         base=base,
         scale=scale,
         default=_default(method, scale, parameters, experts),
-        data="unlabelled" if reads else "none",
+        data="unlabelled" if reads else MOMENTS if needs else "none",
         examples=examples if reads else 0,
     )
 
@@ -168,8 +213,11 @@ def tuned_parameter(method: Method) -> str | None:
     params = method.params
     if "lambda" in params:
         return "lambda"
-    divided = any(name.startswith("normalize") and p.default for name, p in params.items())
-    if "weight" in params and params["weight"].required and not divided:
+    divided = method.name in _DIVIDED or any(
+        name.startswith("normalize") and p.default for name, p in params.items()
+    )
+    summed = method.name in _SUMMED
+    if summed or ("weight" in params and params["weight"].required and not divided):
         return "weight"
     return "t" if "t" in params else None
 

@@ -94,6 +94,7 @@ class Family(ABC):
         threads: of torch; None for one a processor.
         calibrating: examples of each expert's data that methods with evidence read; 0 if the
             family has no `calibration`.
+        optimised: whether it has `moments`.
     """
 
     name: ClassVar[str]
@@ -101,6 +102,7 @@ class Family(ABC):
     code: ClassVar[int] = 1
     threads: ClassVar[int | None] = None
     calibrating: ClassVar[int] = 0
+    optimised: ClassVar[bool] = False
 
     def __init__(self, data: Path | None, folder: Path, size: Size, device: str) -> None:
         """Look at the data; train nothing yet.
@@ -154,6 +156,18 @@ class Family(ABC):
     def examples(self, seed: int, expert: str, state: State, count: int) -> Calibration | None:
         """As `calibration`, but nothing of what experts are trained on besides their own data."""
         return self.calibration(seed, expert, state, count)
+
+    def steps(self, expert: str) -> int | None:
+        """How many updates an expert was trained for, None if that is not known."""
+        return None
+
+    def moments(self, seed: int, expert: str) -> dict[str, Tensor]:
+        """Adam's second moments at the end of an expert's training, divided by 1 - beta2^steps.
+
+        Raises:
+            EvidenceError: if they cannot be had for the expert as it lies there.
+        """
+        raise NotImplementedError
 
     def checkpoint(self, seed: int, name: str) -> Path:
         """Where a trained model of a seed lies: ``base``, or an expert's."""

@@ -14,6 +14,7 @@ from typing import Any
 from benchmarks.lab._exact import Exact
 from benchmarks.lab._family import Gate
 from benchmarks.lab._orders import Finding
+from benchmarks.lab._pairs_table import two_experts
 from benchmarks.lab._results import Column, Measures, Results, Setting, spread
 from benchmarks.lab._table import headline, lines, markdown
 from mergewise._lazy import torch
@@ -21,6 +22,8 @@ from mergewise.checkpoint import write_file
 from mergewise.report.chart import Dot, dot_rows, heat_map
 
 RULE = "A tuned scale is chosen on the validation split, separately for each seed."
+LEAST = -50.0
+"""Where figures of the way from base (0) to experts (100) begin."""
 PACKAGES = ("mergewise", "torch", "transformers", "numpy", "scikit-learn")
 
 
@@ -126,6 +129,7 @@ def figure(results: Results) -> str:
         _axis(results),
         notes=[f"{_shown(results)}. {RULE}"],
         lines=marks,
+        least=None if results.one_metric else LEAST,
     )
 
 
@@ -223,6 +227,7 @@ def page(
         "",
         f"![methods by tasks]({results.family}-tasks.svg)",
         "",
+        *two_experts(results),
         "## Published orders",
         "",
         "| claim | class | from | here |",

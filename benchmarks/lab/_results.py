@@ -21,13 +21,14 @@ FLAT = 0.01
 
 @dataclass(frozen=True)
 class Column:
-    """A task, as far as reports need it."""
+    """A task, as far as reports need it; `of` is its expert's name, empty if it has none."""
 
     name: str
     metric: str
     best: Literal["max", "min"]
     expert: bool = True
     examples: Mapping[str, int] = field(default_factory=dict)
+    of: str = ""
 
     @property
     def share(self) -> bool:
@@ -86,6 +87,8 @@ class Results:
         about: what is needed to run it again: command, settings, versions, hardware.
         left_out: methods that did not take part, and why.
         experts: every expert's scores on every task, by seed: expert, then task.
+        of: the experts, where these are results of two of the family's.
+        pairs: results of pairs of experts, on their own tasks.
     """
 
     family: str
@@ -97,6 +100,8 @@ class Results:
     experts: dict[int, dict[str, dict[str, float]]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     about: dict[str, Any] = field(default_factory=dict)
+    of: list[str] = field(default_factory=list)
+    pairs: list[Results] = field(default_factory=list)
 
     def row(self, name: str) -> Row | None:
         """The row called `name`."""

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.lab._contenders import GRID, Contender, contenders
 from benchmarks.lab._cost import Cost, measured
-from benchmarks.lab._evidence import evidence_mark, evidence_of
+from benchmarks.lab._evidence import evidence_mark
 from benchmarks.lab._family import Family, LabTask, Models, State
+from benchmarks.lab._given import given_of, marks, merged, notes
 from benchmarks.lab._journal import Journal, code_mark, task_mark, weights_mark
 from benchmarks.lab._merge import merge
+from benchmarks.lab._pairs import ALONE, pair_contenders, pairs_of
 from benchmarks.lab._progress import Progress
 from benchmarks.lab._results import (
     ELSEWHERE,
@@ -55,25 +57,56 @@ def run_family(
     old = any(family.home(seed).exists() for seed in seeds)
     for seed in seeds:  # first, so that the time left of what follows can be told
         models = family.train(seed, console)
-    results = Results(family.name, family.title, _columns(family.tasks(seeds[0])), list(seeds))
-    results.notes = family.notes()
+    tasks = family.tasks(seeds[0])
+    results = Results(family.name, family.title, _columns(tasks), list(seeds))
+    known = [steps for name in models.experts if (steps := family.steps(name)) is not None]
+    results.notes = [*family.notes(), *notes(family, known)]
     if only:
         results.notes.append(f"only {', '.join(only)} was tried")
     results.about["weights"] = {}
-    chosen, results.left_out = contenders(len(models.experts), family.calibrating)
+    chosen, results.left_out = contenders(
+        len(models.experts), family.calibrating, known, family.optimised
+    )
     chosen = [c for c in chosen if not only or c.method in only]
+    for_two = pair_contenders(len(models.experts), family.calibrating, only)
+    if for_two:
+        results.pairs = _pairs(results, tasks, tuple(models.experts))
     journal = Journal(family.folder / "journal.jsonl")
     results.about["resumed"] = old or journal.resumed
-    steps = len(seeds) * _steps(models, results.one_metric, chosen, grid)
+    steps = _steps(models, results.one_metric, chosen, grid)
+    for pair in results.pairs:
+        steps += _steps(_two(models, pair), pair.one_metric, for_two, grid)
+    steps *= len(seeds)
     with Progress(console, f"{family.name}: scored", steps) as progress:
         for seed in seeds:
             models = family.train(seed, console)
-            Trial(family, seed, models, results, journal, progress).everything(chosen, grid)
+            trial = Trial(family, seed, models, results, journal, progress, family.tasks(seed))
+            trial.everything(chosen, grid)
+            for pair in results.pairs:
+                trial.of(pair).everything(for_two, grid)
     return results
 
 
+def _pairs(whole: Results, tasks: Sequence[LabTask], experts: Sequence[str]) -> list[Results]:
+    """Where the results of each pair of experts go."""
+    found = []
+    for two in pairs_of(experts):
+        columns = _columns([task for task in tasks if task.owner in two])
+        pair = Results(whole.family, " + ".join(two), columns, whole.seeds, of=list(two))
+        pair.about["weights"] = {}
+        found.append(pair)
+    return found
+
+
+def _two(models: Models, pair: Results) -> Models:
+    return Models(models.base, {name: models.experts[name] for name in pair.of})
+
+
 def _columns(tasks: Sequence[LabTask]) -> list[Column]:
-    return [Column(t.name, t.metric, t.best, t.expert, task_mark(t.evaluator)[1]) for t in tasks]
+    return [
+        Column(t.name, t.metric, t.best, t.expert, task_mark(t.evaluator)[1], t.owner or "")
+        for t in tasks
+    ]
 
 
 def _steps(
@@ -93,9 +126,9 @@ class Trial:
     results: Results
     journal: Journal
     progress: Progress
+    tasks: Sequence[LabTask]
 
     def __post_init__(self) -> None:
-        self.tasks = self.family.tasks(self.seed)
         models = self.models
         joint = {} if models.joint is None else {"joint": models.joint}
         states = {"base": models.base, **models.experts, **joint}
@@ -107,6 +140,12 @@ class Trial:
             "tasks": [(t.name, t.metric, task_mark(t.evaluator)[0]) for t in self.tasks],
         }
         self._warm = False
+
+    def of(self, pair: Results) -> Trial:
+        """The same with two of the experts, on their tasks."""
+        tasks = [task for task in self.tasks if task.owner in pair.of]
+        models = _two(self.models, pair)
+        return Trial(self.family, self.seed, models, pair, self.journal, self.progress, tasks)
 
     def everything(self, chosen: Sequence[Contender], grid: Sequence[float]) -> None:
         """References, then every contender."""
@@ -135,6 +174,8 @@ class Trial:
             rows[JOINT] = self._reference("joint", models.joint, "test", every)
         for name, scores in rows.items():
             self._named(name).add("reference", self.seed, Run(scores))
+        for label, name in zip(ALONE, self.results.of, strict=False):  # of a pair only
+            self._named(label).add("reference", self.seed, Run(experts[name]))
         if not self.results.one_metric:  # then tuning needs to know how far the experts came
             self.validated_base = self._reference("base", models.base, "validation", every)
             self.validated_own = self._validated_experts()
@@ -219,6 +260,7 @@ class Trial:
             asked["evidence"] = evidence_mark()
         if contender.walked:
             asked["walked"] = True
+        asked |= marks(contender)
         known = self.journal.get(asked)
         if known is not None:
             self.progress.step(contender.name, free=True)
@@ -238,19 +280,9 @@ class Trial:
         if not self._warm:  # the first merge of a process also loads the engine
             merge(experts, "linear", parameters={"weight": 1.0}, device=device)
             self._warm = True
-        evidence = evidence_of(self.family, self.seed, self.models, contender)
-        return measured(
-            lambda: merge(
-                experts,
-                contender.method,
-                evidence=evidence,
-                base=self.models.base if contender.base else None,
-                parameters=contender.at(scale),
-                seed=self.seed,
-                device=device,
-            ),
-            device,
-        )
+        given = given_of(self.family, self.seed, self.models, contender)
+        how = {"seed": self.seed, "device": device}
+        return measured(lambda: merged(self.models, contender, scale, given, **how), device)
 
     # rows
 

@@ -131,19 +131,27 @@ def markdown(results: Results) -> str:
     """The whole table, its legend, and what is not in it."""
     columns, body = cells(results)
     heads = ["method", "", *(column.head for column in columns)]
-    rows = [
-        "| " + " | ".join(heads) + " |",
-        "|---|---|" + "---:|" * len(columns),
-        *("| " + " | ".join([name, said, *row]) + " |" for name, said, row in body),
-    ]
+    rows = ruled(heads, [[name, said, *row] for name, said, row in body])
     legend = [f"* **{c.head}**: {c.meaning}" for c in columns if c.meaning]
     return "\n".join([*rows, "", *legend, *([""] if legend else []), *absent(results)]) + "\n"
 
 
+def ruled(heads: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
+    """A table in Markdown: two columns to the left, the others to the right."""
+    return [
+        "| " + " | ".join(heads) + " |",
+        "|---|---|" + "---:|" * (len(heads) - 2),
+        *("| " + " | ".join(row) + " |" for row in body),
+    ]
+
+
 def absent(results: Results) -> list[str]:
-    """Lines about methods that took no part, or failed."""
+    """Lines about methods that took no part, with two experts neither, or failed."""
     reasons: dict[str, list[str]] = {}
+    elsewhere = {row.method for pair in results.pairs for row in pair.rows}
     for name, reason in results.left_out.items():
+        if name in elsewhere:
+            continue
         reasons.setdefault(reason, []).append(name)
     said = [f"Not tried, {reason}: {', '.join(names)}." for reason, names in reasons.items()]
     failed = [row for row in results.rows if row.failure is not None]
@@ -174,10 +182,12 @@ def _printed(
     heads: Sequence[str], body: Sequence[tuple[str, str, list[str]]], picked: Sequence[int]
 ) -> list[str]:
     """Lines of equal length: names to the left, numbers to the right."""
-    rows = [
-        ["", "", *heads],
-        *([name, said, *(row[i] for i in picked)] for name, said, row in body),
-    ]
+    rows = [[name, said, *(row[i] for i in picked)] for name, said, row in body]
+    return aligned([["", "", *heads], *rows])
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of equal length: two columns to the left, the others to the right."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return [
         "  ".join(

@@ -58,6 +58,7 @@ def train(
     label: str,
     console: Console,
     bfloat16: bool = False,
+    finished: Callable[[torch.optim.AdamW], None] | None = None,
 ) -> float:
     """Train the parameters of `module` that require gradients, in place; leaves it in eval mode.
 
@@ -66,6 +67,7 @@ def train(
         loss: the mean loss of a batch, a scalar.
         label: what the progress line calls it.
         bfloat16: compute in bfloat16 where that is safe (autocast); weights stay float32.
+        finished: called with the optimizer after the last step.
 
     Returns:
         The mean loss of the last tenth of the steps.
@@ -92,7 +94,20 @@ def train(
                 last.append(value.item())
             progress.step()
     module.eval()
+    if finished is not None:
+        finished(optimizer)
     return sum(last) / max(1, len(last))
+
+
+def second_moments(module: nn.Module, optimizer: torch.optim.AdamW) -> dict[str, Tensor]:
+    """Adam's running mean of squared gradients, corrected for its start, by parameter."""
+    beta2 = optimizer.param_groups[0]["betas"][1]
+    found = {}
+    for name, parameter in module.named_parameters():
+        state = optimizer.state.get(parameter)
+        if state:
+            found[name] = state["exp_avg_sq"] / (1.0 - beta2 ** float(state["step"]))
+    return found
 
 
 def shuffled(count: int, size: int, seed: int) -> Iterator[Tensor]:

@@ -19,8 +19,9 @@ from benchmarks.lab._evidence import Calibration, Inputs, headed
 from benchmarks.lab._family import Family, Gate, LabTask, Models, Size, State
 from benchmarks.lab._images import records
 from benchmarks.lab._small import SIDE, small_images
-from benchmarks.lab._train import Schedule, kept_state, shuffled, train
+from benchmarks.lab._train import Schedule, kept_state, second_moments, shuffled, train
 from mergewise._lazy import torch
+from mergewise.errors import EvidenceError
 from mergewise.evidence._data import Data
 from mergewise.evidence._models._live import LiveModel
 from mergewise.evidence.evaluators import Task, get_evaluator
@@ -70,6 +71,7 @@ class Digits(Family):
     seeds: ClassVar[int] = 3
     budget: ClassVar[float] = 2.0
     calibrating = 256
+    optimised = True
     threads = 1  # more threads would wait for one another longer than they compute
 
     def __init__(self, data: Path | None, folder: Path, size: Size, device: str) -> None:
@@ -148,6 +150,24 @@ class Digits(Family):
     def _kept(self, seed: int, name: str, make: Callable[[], dict[str, Tensor]]) -> State:
         return kept_state(self.home(seed) / f"{name}.safetensors", self.fingerprint(seed), make)
 
+    def steps(self, expert: str) -> int:
+        return STEPS[self.size]
+
+    def moments(self, seed: int, expert: str) -> dict[str, Tensor]:
+        """By training the expert once more; seconds, and no kept model has to be made anew."""
+        from rich.console import Console
+
+        work = _Training(self, seed, Console(stderr=True, quiet=True))
+        models = self.train(seed, work.console)
+        made: dict[str, Tensor] = {}
+        again = work.tuned(models.base, [list(DOMAINS).index(expert)], BATCH, expert, moments=made)
+        if not all(torch.equal(again[name], kept) for name, kept in models.experts[expert].items()):
+            raise EvidenceError(
+                f"{expert}, trained once more, differs from the model in {self.home(seed)}, which "
+                "another machine or torch made; delete the folder to train all models here"
+            )
+        return made
+
     def live(self, state: State, name: str) -> LiveModel:
         self._module.load_state_dict(dict(state))
         return LiveModel(name, self._module)
@@ -189,13 +209,29 @@ class _Training:
         train(module, batches, self._loss, BASE, label="base", console=self.console)
         return module.state_dict()
 
-    def tuned(self, base: State, tasks: Sequence[int], batch: int, name: str) -> dict[str, Tensor]:
+    def tuned(
+        self,
+        base: State,
+        tasks: Sequence[int],
+        batch: int,
+        name: str,
+        moments: dict[str, Tensor] | None = None,
+    ) -> dict[str, Tensor]:
+        """Fine-tuned weights; Adam's second moments are put into `moments`."""
         module = new_module(self.seed)
         module.load_state_dict(dict(base))
         schedule = Schedule(steps=self.steps, rate=3e-4)
         label = f"seed {self.seed}: {name}"
         batches = self._batches(tasks, batch, 1 + tasks[0])
-        train(module, batches, self._loss, schedule, label=label, console=self.console)
+
+        def finished(optimizer: torch.optim.AdamW) -> None:
+            if moments is not None:
+                moments.update(second_moments(module, optimizer))
+
+        train(
+            module, batches, self._loss, schedule, label=label, console=self.console,
+            finished=finished,
+        )  # fmt: skip
         return module.state_dict()
 
     def _batches(self, tasks: Sequence[int], size: int, stream: int) -> Iterator[Any]:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.lab._report import LEAST
 from benchmarks.lab._results import Column, Measures, Results, Row, Run, Setting, spread
 from mergewise.checkpoint import write_file
 from mergewise.errors import MergewiseError
@@ -136,7 +137,7 @@ def figure(labs: Mapping[str, Sequence[Entry]]) -> str:
             rows.append((title, dots))
     axis = "from the base (0) to the experts (100); more is better"
     note = "The best of each family at default settings; mean over tasks and seeds."
-    return dot_rows("Families of methods", rows, axis, notes=[note])
+    return dot_rows("Families of methods", rows, axis, notes=[note], least=LEAST)
 
 
 def by_method(labs: Mapping[str, Sequence[Entry]], absent: Mapping[str, str]) -> str:

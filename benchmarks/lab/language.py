@@ -96,6 +96,9 @@ class Language(Family):
         given = [{"input_ids": torch.tensor([one], device=self.device)} for one in ids]
         return Calibration(LiveModel(expert, module, tokenizer=self.tokenizer), given)
 
+    def steps(self, expert: str) -> int:
+        return self.plan.schedule(expert).steps
+
     def checkpoint(self, seed: int, name: str) -> Path:
         return self.home(seed) / name
 

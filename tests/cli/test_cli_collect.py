@@ -58,6 +58,14 @@ def test_collect_show_merge(run, ready):
     assert [part["share"] for part in value["parts"]] == [[0, 2], [1, 2]]
 
 
+def test_records_of_a_text_file(run, ready):
+    (ready / "texts.txt").write_text("\n%%\n".join(TEXTS))
+    asked = ("collect", "input_moments", "m0", "--data", "texts.txt", "--limit", "3")
+    done = run(*asked, "--separator", r"\n%%\n", "-o", "some.evd")
+    assert done.exit_code == 0 and "3 records" in done.stderr
+    assert "1 record " in run(*asked, "-o", "one.evd").stderr
+
+
 def test_options_offload_and_a_second_model(run, ready):
     done = run(
         "collect", "cross_covariance", "m0", "--with", "m1", "--data", "texts.jsonl",

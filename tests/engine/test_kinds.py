@@ -25,8 +25,8 @@ def run(method: str, base: Any, experts: list[Any], **options: Any) -> Any:
     if "weight" in get_method(method).params:
         parameters.setdefault("weight", 1.0)
     used = None if method in NO_BASE else base
-    options.setdefault("evidence", evidence_for(get_method(method), experts))
-    options.setdefault("base_evidence", base_evidence_for(get_method(method), base))
+    options.setdefault("evidence", evidence_for(get_method(method), experts, parameters))
+    options.setdefault("base_evidence", base_evidence_for(get_method(method), base, parameters))
     return merge_state_dicts(experts, method, base=used, parameters=parameters, **options)
 
 

@@ -38,8 +38,8 @@ def in_memory(method: str, base: Any, experts: list[Any], **options: Any) -> dic
     if "weight" in get_method(method).params:
         parameters.setdefault("weight", [0.3, 0.5, 0.4][: len(experts)])
     used = None if method in NO_BASE else base
-    options.setdefault("evidence", evidence_for(get_method(method), experts))
-    options.setdefault("base_evidence", base_evidence_for(get_method(method), base))
+    options.setdefault("evidence", evidence_for(get_method(method), experts, parameters))
+    options.setdefault("base_evidence", base_evidence_for(get_method(method), base, parameters))
     return merge_state_dicts(experts, method, base=used, parameters=parameters, **options)
 
 
@@ -109,8 +109,8 @@ def test_in_memory_as_through_files(method: str, folders: Path, tmp_path: Path) 
     result = merge_state_dicts(
         experts,
         method,
-        evidence=evidence_for(get_method(method), experts),
-        base_evidence=base_evidence_for(get_method(method), load(folders / "base")),
+        evidence=evidence_for(get_method(method), experts, given),
+        base_evidence=base_evidence_for(get_method(method), load(folders / "base"), given),
         base=None if method in NO_BASE else load(folders / "base"),
         parameters=given,
         seed=11,

@@ -72,3 +72,18 @@ def test_options_of_reading_need_a_recipe_yet_to_be_read() -> None:
     recipe = load_recipe({"merge_method": "passthrough", "models": [{"model": "a"}]})
     with pytest.raises(MergewiseError, match="loaded recipe was given"):
         merge(recipe, "nowhere", overrides=["seed=1"])
+
+
+def test_evidence_that_nothing_reads_is_refused() -> None:
+    known = {"fisher": {name: torch.ones_like(t) for name, t in model(1).items()}}
+    given = {"base": model(0), "parameters": {"weight": 1.0}, "evidence": [known]}
+    for method in ("linear", "ties"):
+        with pytest.raises(MergewiseError, match=f"{method} reads no evidence.*got fisher"):
+            merge_state_dicts([model(1)], method, **given)
+    merge_state_dicts(
+        [model(1)], "ties", **given | {"parameters": {"weight": 1, "score": "fisher"}}
+    )
+    with pytest.raises(MergewiseError, match=r"no evidence of the base.*leave base_evid"):
+        merge_state_dicts([model(1)], "ties", **given | {"evidence": None, "base_evidence": known})
+    for nothing in ([], [{}], [{"fisher": {}}]):
+        merge_state_dicts([model(1)], "ties", **given | {"evidence": nothing})

@@ -15,8 +15,8 @@ from mergewise.evidence import LiveModel, collect, load_evidence
 from mergewise.evidence._objective import Example
 from mergewise.guides import collect_for, guide
 from mergewise.guides._base import Expert
-from mergewise.guides._cells import find_cells
-from mergewise.guides._effects import effects
+from mergewise.guides._measures._cells import find_cells
+from mergewise.guides._measures._effects import effects
 from mergewise.methods import Need
 from mergewise.plan import build_plan
 from mergewise.recipe import load_recipe

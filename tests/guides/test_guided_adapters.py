@@ -13,7 +13,7 @@ import mergewise
 from mergewise.errors import EvidenceError, MergewiseError
 from mergewise.evidence import Data
 from mergewise.guides import collect_for, guide, write_recipe
-from mergewise.guides._weights import pieces
+from mergewise.guides._measures._weights import pieces
 from mergewise.plan import build_plan
 
 TEXTS = {"a": ["a rose is a rose", "by any other name"], "b": ["1 + 1 = 2", "2 + 2 = 4"]}
@@ -101,7 +101,7 @@ def test_a_guide_in_the_recipe_reads_adapters_and_is_quick_the_second_time(exper
 
 def test_tensors_that_an_adapter_changes_come_in_pieces(experts, monkeypatch):
     from mergewise.checkpoint import FileReader, open_reference
-    from mergewise.guides import _weights
+    from mergewise.guides._measures import _weights
 
     monkeypatch.setattr(_weights, "_PIECE", 7)
     for name in "ab":

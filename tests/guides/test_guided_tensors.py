@@ -8,10 +8,10 @@ from safetensors.torch import save_file
 
 from mergewise.checkpoint import FileReader, open_checkpoint
 from mergewise.errors import EvidenceError, NonFiniteError
-from mergewise.guides import _weights
-from mergewise.guides._cells import find_cells
 from mergewise.guides._document import Values, _lines
-from mergewise.guides._weights import driven_square
+from mergewise.guides._measures import _weights
+from mergewise.guides._measures._cells import find_cells
+from mergewise.guides._measures._weights import driven_square
 from mergewise.recipe import load_recipe
 
 

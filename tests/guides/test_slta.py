@@ -14,8 +14,8 @@ from mergewise.errors import DataError, GuideError, RecipeError
 from mergewise.evidence import Data, LiveModel
 from mergewise.evidence._inputs import Feeder, Reading
 from mergewise.guides import guide
-from mergewise.guides._linearity import fitted, left_over, output_grams
-from mergewise.guides._outputs import Family
+from mergewise.guides._outputs._linearity import fitted, left_over, output_grams
+from mergewise.guides._outputs._submodule import Family
 from mergewise.plan import build_plan
 
 TEXTS = {"a": ["a rose is a rose", "by any other name", "would smell"], "b": ["1 + 1 = 2", "4 + 4"]}

@@ -14,8 +14,8 @@ from mergewise.errors import EvidenceError, GuideError
 from mergewise.evidence import Data, LiveModel, collect, load_evidence
 from mergewise.evidence._inputs import Feeder, Reading
 from mergewise.guides import guide, write_recipe
-from mergewise.guides._linearity import fitted, output_grams
-from mergewise.guides._outputs import Family
+from mergewise.guides._outputs._linearity import fitted, output_grams
+from mergewise.guides._outputs._submodule import Family
 from mergewise.plan import build_plan
 
 TEXTS = {"a": ["a rose is a rose", "by any other name", "would smell"], "b": ["1 + 1 = 2", "4 + 4"]}
@@ -327,7 +327,9 @@ def test_a_single_expert_and_one_twice_are_given_back(recipe, given, models, tmp
 
 
 def test_equal_weights_of_all_heads_are_the_block(recipe, given, tmp_path, monkeypatch):
-    monkeypatch.setattr("mergewise.guides._linearity.fitted", lambda grams, ridge: [0.3, 0.7])
+    monkeypatch.setattr(
+        "mergewise.guides._outputs._linearity.fitted", lambda grams, ridge: [0.3, 0.7]
+    )
     document = recipe("task_arithmetic", each={"weight": 1})
     outs = []
     for granularity in ("head", "block"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,20 +14,24 @@ import numpy
 import pytest
 import torch
 from rich.console import Console
+from safetensors.torch import save_file
 
 from benchmarks.lab._claims import SAFE
 from benchmarks.lab._contenders import Contender, contenders
 from benchmarks.lab._evidence import evidence_of
 from benchmarks.lab._exact import SMALL, checked
+from benchmarks.lab._given import base_means
 from benchmarks.lab._journal import Journal
 from benchmarks.lab._merge import merge
 from benchmarks.lab._orders import tried
+from benchmarks.lab._pairs import pair_contenders
 from benchmarks.lab._report import write_all
-from benchmarks.lab._results import Results, reference_means
+from benchmarks.lab._results import Measures, Results, reference_means
 from benchmarks.lab._run import run_family
 from benchmarks.lab._small import small_images
+from benchmarks.lab._train import MARK
 from benchmarks.lab.digits import DOMAINS, MEAN, SPREAD, Digits
-from mergewise.errors import DataError, MergewiseError
+from mergewise.errors import DataError, EvidenceError, MergewiseError
 from mergewise.methods import all_methods
 
 pytest.importorskip("sklearn")
@@ -64,7 +69,7 @@ def test_robust_orders_hold(results: Results) -> None:
 
 
 def test_every_fitting_method_is_a_row(results: Results) -> None:
-    chosen, left_out = contenders(len(DOMAINS), Digits.calibrating)
+    chosen, left_out = contenders(len(DOMAINS), Digits.calibrating, [200] * 8, True)
     assert {row.name for row in results.rows if row.method} == {c.name for c in chosen}
     assert results.left_out == left_out
     assert left_out["slerp"] == "needs two models"
@@ -76,6 +81,66 @@ def test_every_row_has_every_task_and_seed(results: Results) -> None:
         for runs in row.runs.values():
             assert set(runs) == set(SEEDS), row.name
             assert all(set(run.scores) == set(DOMAINS) for run in runs.values()), row.name
+
+
+def test_pairs_are_scored_on_their_own_tasks(results: Results) -> None:
+    assert [pair.of for pair in results.pairs] == [
+        ["upright", "rot90"], ["rot180", "mirrored"], ["flipped", "transposed"]
+    ]  # fmt: skip
+    wanted = {c.name for c in pair_contenders(len(DOMAINS), Digits.calibrating)}
+    for pair in results.pairs:
+        assert {row.name for row in pair.rows if row.method} == wanted
+        assert [(row.name, row.failure) for row in pair.rows if row.failure] == []
+        for row in pair.rows:
+            assert all(
+                set(runs) == set(SEEDS)
+                and all(set(run.scores) == set(pair.of) for run in runs.values())
+                for runs in row.runs.values()
+            ), row.name
+
+
+def test_what_is_to_be_kept_is_kept_and_what_is_to_be_forgotten_is_not(results: Results) -> None:
+    for pair in results.pairs:
+        for seed in SEEDS:
+            nais = {
+                row.name: Measures(pair).nais(run[seed].scores, seed)
+                for row in pair.rows
+                if (run := row.runs.get("default"))
+            }
+            first, second = pair.of
+            assert nais["ext_sub"][first] > 0.8 and nais["ext_sub"][second] < 0.2
+            assert min(nais["nuslerp (base)"].values()) > 0.6
+            # a small t: the first expert, nearly as it is
+            assert nais["nearswap t .001"][first] > 0.9 > 0.5 > nais["nearswap t .001"][second]
+
+
+def test_moments_are_adams_of_the_kept_expert(family: Digits, tmp_path: Path) -> None:
+    models = family.train(0, QUIET)
+    moments = family.moments(0, "rot90")
+    assert moments.keys() == models.base.keys()
+    assert all(bool((v >= 0).all()) and float(v.sum()) > 0 for v in moments.values())
+    assert not torch.equal(moments["1.weight"], family.moments(0, "upright")["1.weight"])
+    other = Digits(None, tmp_path, "fast", "cpu")
+    shutil.copytree(family.home(0), other.home(0))
+    save_file(
+        {name: tensor + 0.1 for name, tensor in models.experts["rot90"].items()},
+        other.home(0) / "rot90.safetensors",
+        metadata={MARK: other.fingerprint(0)},
+    )
+    with pytest.raises(EvidenceError, match="rot90, trained once more, differs"):
+        other.moments(0, "rot90")
+
+
+def test_the_bases_statistic_is_the_mean_over_the_experts_data(family: Digits) -> None:
+    models = family.train(0, QUIET)
+    need = all_methods()["aim"].needs_at_defaults()[0]
+    found = base_means(family, 0, models.base, need, 4 * len(DOMAINS))
+    rows = family.split(0)["training"][:4]
+    pixels = [
+        (change(family.images[rows]).float() / 255 - MEAN) / SPREAD for change in DOMAINS.values()
+    ]
+    mean = torch.stack(pixels).flatten(2).abs().mean(dim=(0, 1))
+    torch.testing.assert_close(found["1.weight"], mean, rtol=1e-4, atol=1e-5)
 
 
 def test_exact_properties_hold(family: Digits) -> None:
@@ -148,7 +213,7 @@ def test_a_method_that_fails_with_one_seed_has_no_row_of_the_others(
             raise MergewiseError("not with this seed")
         return merge(experts, method, **how)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("benchmarks.lab._run.merge", picky)
+    monkeypatch.setattr("benchmarks.lab._given.merge", picky)
     monkeypatch.setattr("benchmarks.lab._run.Journal", lambda path: Journal(path.with_name("x")))
     row = run_family(family, SEEDS, QUIET, (0.3,), ["karcher"]).row("karcher")
     assert row is not None and row.runs == {} and row.failure == "not with this seed"
@@ -161,10 +226,12 @@ def test_a_second_run_trains_and_scores_nothing(
         raise AssertionError("done again")
 
     monkeypatch.setattr("benchmarks.lab.digits.train", refuse)
-    monkeypatch.setattr("benchmarks.lab._run.merge", refuse)
+    monkeypatch.setattr("benchmarks.lab._given.merge", refuse)
     monkeypatch.setattr(Digits, "live", refuse)
     again = run_family(family, SEEDS, QUIET, grid=(0.1, 0.2, 1.0))
     assert [row.runs for row in again.rows] == [row.runs for row in results.rows]
+    for one, other in zip(again.pairs, results.pairs, strict=True):
+        assert [row.runs for row in one.rows] == [row.runs for row in other.rows]
     assert again.about["resumed"] is True
 
 
@@ -179,8 +246,9 @@ def test_reports_are_written_and_complete(family: Digits, results: Results, tmp_
     assert document["seeds"] == [0, 1]
     assert {gate["holds"] for gate in document["gates"]} == {True}
     page = (tmp_path / "a/digits.md").read_text()
-    for row in results.rows:
-        assert f"| {row.name} |" in page
+    assert "Not tried, copies one model: passthrough." in page and "needs two models" not in page
+    for row in [*results.rows, *results.pairs[0].rows]:
+        assert f"| {row.name} |" in page or row.name == "experts elsewhere"
 
 
 def test_splits_are_apart_and_differ_by_seed(family: Digits) -> None:

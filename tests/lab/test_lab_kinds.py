@@ -81,4 +81,6 @@ def test_what_is_published_is_up_to_date():
         "run: python -m benchmarks.lab.kinds --publish"
     )
     assert (PAGES / "kinds.svg").read_text("utf-8") == figure(labs)
-    assert (PAGES / MEASURED).read_text("utf-8") == by_method(labs, left_out())
+    assert (PAGES / MEASURED).read_text("utf-8") == by_method(labs, left_out()), (
+        "run: python -m benchmarks.lab.kinds --publish"
+    )

@@ -59,8 +59,8 @@ def method(request: Any) -> Method:
 
 def run(method: Method, base: State | None, experts: list[State], **more: Any) -> State:
     given = {**parameters(method, len(experts)), **more.pop("parameters", {})}
-    more.setdefault("evidence", evidence_for(method, experts))
-    more.setdefault("base_evidence", base_evidence_for(method, base))
+    more.setdefault("evidence", evidence_for(method, experts, given))
+    more.setdefault("base_evidence", base_evidence_for(method, base, given))
     return merge_state_dicts(experts, method.name, base=base, parameters=given, **more)
 
 
@@ -160,8 +160,8 @@ def test_engine_equals_the_naive_driver(method: Method) -> None:
         if method.pooled(known) or getattr(known, "granularity", "") == "model":
             continue
         merged = run(method, base, experts, parameters=more)
-        evidence = evidence_for(method, experts)
-        its = base_evidence_for(method, base)
+        evidence = evidence_for(method, experts, given)
+        its = base_evidence_for(method, base, given)
         for name in SHAPES:
             naive = merge_tensor(
                 [e[name] for e in experts],

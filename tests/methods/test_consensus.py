@@ -8,6 +8,9 @@ import pytest
 import torch
 from _driver import merge_tensor
 
+from mergewise import merge_state_dicts
+from mergewise.methods import Inputs, Settings, get_method
+
 
 def delta(method: str, *deltas: list[float], **more: Any) -> list[float]:
     """The merged task vector over a base of zeros."""
@@ -62,3 +65,27 @@ def test_magmax_takes_the_largest_change(
 ) -> None:
     assert delta("magmax", *tasks, **ONE) == expected
     assert delta("magmax", *tasks) == [v / 2 for v in expected]
+
+
+def test_the_ties_vector_is_trimmed_over_the_whole_model() -> None:
+    base = {"a": torch.zeros(2), "b": torch.zeros(2)}
+    experts = [{"a": torch.tensor([1.0, 2.0]), "b": torch.tensor([9.0, 8.0])}] * 2
+    given = {"merged": "ties", "density": 0.5, "lambda": 1.0}
+    merged = merge_state_dicts(experts, "consensus", base=base, parameters=given)
+    assert merged["a"].tolist() == [0, 0]
+    assert merged["b"].tolist() == [18, 16]
+
+
+def test_what_only_ties_would_use_is_not_asked_for() -> None:
+    consensus = get_method("consensus")
+    defaults = Settings({name: param.default for name, param in consensus.params.items()})
+    x = Inputs()
+    assert consensus.scores(x, defaults) == []
+    for more in ({"score": "fisher"}, {"granularity": "row"}):
+        changed = Settings({**vars(defaults), **more})
+        assert not consensus.needs(changed) and not consensus.ranked(changed)
+
+
+def test_a_normalized_sum_is_divided_and_its_masks_are_not() -> None:
+    tasks = [1.0, -2.0, 3.0], [2.0, 1.0, -1.0]
+    assert delta("consensus", *tasks, weight=2.0, normalize=True, **ONE) == [1.5, -0.5, 0]

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from _driver import merge_tensor
+from small_models import load, save
 
-from mergewise import merge_state_dicts
+from mergewise import merge, merge_state_dicts
 from mergewise.methods import MatrixMethod, all_methods
 from mergewise.methods.iso_cts import own_rank
 
@@ -266,3 +268,22 @@ def test_experts_that_share_inputs_share_them_after_rounding_too() -> None:
     assert torch.linalg.matrix_rank(delta("tsv_m", *deltas)) == 2
     values = torch.linalg.svdvals(merged.double() - base.double())
     assert float(values[2:].max()) < 1e-3 * float(values[0])
+
+
+@pytest.mark.parametrize("method", ["iso_c", "tsv_m"])
+def test_a_filter_leaves_a_matrix_to_the_policy(method: str, tmp_path: Path) -> None:
+    # as the authors of Iso-C and TSV-M leave CLIP's text_projection to the mean
+    one, other = "text_projection.weight", "layers.0.fc.weight"
+    states = [{n: random(3, 3, seed=9 * i) for n in (one, other)} for i in range(3)]
+    paths = [str(save(tmp_path / f"m{i}", state)) for i, state in enumerate(states)]
+    found = []
+    for first in ("none", "matrices"):
+        tensors = [{"filter": "text_projection", "value": first}, {"value": "matrices"}]
+        models = [{"model": path} for path in paths[1:]]
+        document = {"merge_method": method, "base_model": paths[0], "models": models}
+        merge(document | {"parameters": {"tensors": tensors}}, tmp_path / first)
+        found.append(load(tmp_path / first))
+    mean = (states[1][one] + states[2][one]) / 2
+    torch.testing.assert_close(found[0][one], mean)
+    assert torch.equal(found[0][other], found[1][other])
+    assert not torch.allclose(found[1][one], mean)

@@ -45,7 +45,8 @@ def test_one_expert_is_returned(name: str, given: dict[str, Any]) -> None:
     method, base, expert = get_method(name), drawn(0), drawn(1)
     merged = merge_state_dicts(
         [expert], name, base=base if method.base != "ignored" else None, parameters=given,
-        evidence=evidence_for(method, [expert]), base_evidence=base_evidence_for(method, base),
+        evidence=evidence_for(method, [expert], given),
+        base_evidence=base_evidence_for(method, base, given),
     )  # fmt: skip
     torch.testing.assert_close(merged, expert, rtol=1e-4, atol=1e-5)
 

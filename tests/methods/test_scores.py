@@ -31,7 +31,7 @@ def kept(
         method,
         base={"w": base},
         parameters=parameters | {"score": score} | more,
-        evidence=evidence,
+        evidence=evidence if score != "magnitude" else None,
     )["w"]
 
 

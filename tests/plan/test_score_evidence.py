@@ -99,3 +99,15 @@ def test_pages_say_so(root: Path, tmp_path: Path, monkeypatch: Any) -> None:
     explain = ["plan", str(file), "--explain", "model.norm.weight"]
     page = CliRunner().invoke(cli, explain).stdout
     assert "no evidence describes it: ranked by magnitude" in page
+
+
+def test_evidence_without_effect_is_told(tmp_path: Path) -> None:
+    root = family(tmp_path / "models")
+    given = recipe(root, "fisher")["models"]
+    document = recipe(root, "ties", parameters={"density": 0.5})
+    for source, known in zip(document["models"], given, strict=True):
+        source["evidence"] = known["evidence"]
+    [warning] = plan(document).warnings
+    assert "expert_a, " in warning and "has no effect: ties reads none" in warning
+    document["parameters"]["score"] = "fisher"
+    assert not [w for w in plan(document).warnings if "no effect" in w]

@@ -88,6 +88,19 @@ def test_a_line_is_inside_the_axis_even_where_no_dot_is():
     assert max(float(t) for t in texts(svg) if re.fullmatch(r"[\d.]+", t)) >= 9
 
 
+def test_what_lies_far_below_is_told_and_does_not_stretch_the_axis():
+    rows = [("a", {"s": -410.2, "t": 20.0}), ("b", {"s": 0.0}), ("c", {"s": (-30.0, -90.0, 9.0)})]
+    svg = dot_rows("t", rows, "score", least=-50)
+    assert "◂ −410" in texts(svg) and "−400" not in texts(svg) and "−40" in texts(svg)
+    _, zero, cut = marks_at(svg)  # the first is of the legend
+    assert cut < zero
+    [(low, _)] = re.findall(r"M([\d.]+) [\d.]+v8m0 -4H([\d.]+)", svg)
+    unit = (zero - cut) / 30
+    assert float(low) == pytest.approx(zero - 50 * unit, abs=0.3)
+    near = [("a", {"s": 1.0})]
+    assert dot_rows("t", near, "score", least=-50) == dot_rows("t", near, "score")
+
+
 def test_series_differ_in_colour_and_shape_and_can_be_given():
     svg = dot_rows(
         "t", [("a", {"one": 1, "two": 2, "three": 3})], "x", marks={"two": ("#123456", "bar")}

@@ -59,6 +59,12 @@ def test_a_page_says_what_the_lab_measured():
     assert "lab" not in pages["karcher.md"]
 
 
+def test_a_page_says_how_to_come_by_evidence():
+    pages = method_pages()
+    assert "`mergewise collect input_gram MODEL --data DATA -o FILE`" in pages["regmean.md"]
+    assert "collect" not in pages["ties.md"].partition("## Parameters")[0]
+
+
 def test_letters_of_formulas_are_explained():
     assert symbols(get_method("task_arithmetic")) == (
         "b: the base; d_i: model i less the base, its task vector; w_i: the weight of model i"

@@ -87,6 +87,7 @@ def _settings(
 @click.option("--rows", metavar="A:B", callback=_rows, help="Which records, from 0.")
 @click.option("--share", metavar="K/N", callback=_share, help="Every N-th record, for one worker.")
 @click.option("--split", default="train", show_default=True, help="Of .npz files and datasets.")
+@click.option("--separator", help="Between the records of a text file, such as '\\n%%\\n'.")
 @click.option("--template", help="Text of a record, such as '{question} {answer}'.")
 @click.option(
     "--prepare", multiple=True, metavar="KEY=VALUE", callback=scalars("mean=0.5", "NAME=VALUE"),
@@ -157,9 +158,11 @@ def _run(
 ) -> Evidence:
     out.when_interrupted = lambda: f"interrupted; nothing was written to {output}"
     with terminable(), collecting(out) as report:
-        from mergewise.evidence import collect
+        from mergewise.evidence import Data, collect
 
-        source = data if data.startswith("datasets:") else Path(data)
+        path = data if data.startswith("datasets:") else Path(data)
+        between = (options.pop("separator") or "").replace("\\n", "\n")
+        source = Data(path, split=options["split"], separator=between)
         found = collect(statistics, checkpoint, source, output, progress=report, **options)
     _tell(out, found)
     return found

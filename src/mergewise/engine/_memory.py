@@ -206,6 +206,7 @@ def _check_evidence(
     """One for each model, each with all that the method needs of it."""
     needs = [need for need in every if need.of == "experts"]
     if not needs:
+        _refuse_unread(method, evidence or (), "evidence", "the models")
         return ()
     wanted = ", ".join(need.statistic for need in needs)
     asked = "".join(f" for `{need.asked_by}`" for need in needs[:1] if need.asked_by)
@@ -226,7 +227,19 @@ def _check_evidence(
     return evidence
 
 
+def _refuse_unread(method: Method, given: Sequence[Statistics], key: str, whose: str) -> None:
+    """Evidence that would have no effect is not what its giver expects."""
+    if any(any(model.values()) for model in given):
+        names = ", ".join(dict.fromkeys(name for model in given for name in model))
+        raise MergewiseError(
+            f"{method.name} reads no evidence of {whose} with these parameters, and got {names}; "
+            f"leave {key}= out, or choose what reads it: mergewise methods {method.name}"
+        )
+
+
 def _check_base_evidence(method: Method, needs: Sequence[Need], given: Statistics | None) -> None:
+    if given and all(need.of != "base" for need in needs):
+        _refuse_unread(method, [given], "base_evidence", "the base")
     for need in needs:
         if need.of == "base" and not (given or {}).get(need.statistic):
             have = ", ".join(given or {}) or "nothing"

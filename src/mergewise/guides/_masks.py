@@ -17,10 +17,10 @@ from mergewise.errors import DataError, GuideError
 from mergewise.evidence import Evidence, fingerprint_of
 from mergewise.evidence.statistics._collect import role_of
 from mergewise.guides._base import Ask, Expert, Guide, Guided, Map
-from mergewise.guides._cells import find_cells, map_of
 from mergewise.guides._document import explicit
 from mergewise.guides._evidence import earlier
 from mergewise.guides._lines import Lines
+from mergewise.guides._measures._cells import find_cells, map_of
 from mergewise.guides._names import file_name
 from mergewise.plan import TensorPlan
 from mergewise.recipe import Recipe

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 
 from mergewise.errors import EvidenceError
 from mergewise.guides._base import Ask, Expert, Map
-from mergewise.guides._cells import Cell, map_of
 from mergewise.guides._densities import hold_mean
+from mergewise.guides._measures._cells import Cell, map_of
 from mergewise.guides._variants import SCORES, has_density
 
 

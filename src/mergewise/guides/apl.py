@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 
 from mergewise.errors import EvidenceError
 from mergewise.guides._base import Ask, Expert, Guide, Guided, Map, Needs
-from mergewise.guides._cells import Cell, find_cells, map_of
 from mergewise.guides._densities import hold_mean, spread
 from mergewise.guides._document import Values, explicit
-from mergewise.guides._effects import STATISTIC, effects
-from mergewise.guides._norms import shares, single_labels
+from mergewise.guides._measures._cells import Cell, find_cells, map_of
+from mergewise.guides._measures._effects import STATISTIC, effects
+from mergewise.guides._measures._norms import shares, single_labels
 from mergewise.guides._takes import cannot_write
 from mergewise.methods import Param, Settings
 from mergewise.recipe import Recipe

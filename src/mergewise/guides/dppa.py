@@ -8,10 +8,10 @@ from typing import Any
 from mergewise.errors import GuideError
 from mergewise.guides._base import Ask, Expert, Guide, Guided, Needs
 from mergewise.guides._by_layer import conditions
-from mergewise.guides._cells import Cell, find_cells, map_of
 from mergewise.guides._densities import hold_mean, spread
 from mergewise.guides._document import Values, explicit
-from mergewise.guides._outliers import outlier_shares
+from mergewise.guides._measures._cells import Cell, find_cells, map_of
+from mergewise.guides._measures._outliers import outlier_shares
 from mergewise.guides._takes import cannot_write, sets
 from mergewise.methods import Param, Settings
 from mergewise.plan import MergePlan

@@ -7,10 +7,10 @@ from dataclasses import replace
 from typing import Any
 
 from mergewise.guides._base import Ask, Expert, Guide, Guided, Map, Needs
-from mergewise.guides._cells import Cell, find_cells, map_of
-from mergewise.guides._changes import STATISTIC, Changes, pruned_by
 from mergewise.guides._densities import hold_mean, shares, spread
 from mergewise.guides._document import Values, explicit
+from mergewise.guides._measures._cells import Cell, find_cells, map_of
+from mergewise.guides._measures._changes import STATISTIC, Changes, pruned_by
 from mergewise.guides._takes import cannot_write
 from mergewise.guides._thresholds import Threshold
 from mergewise.guides._variants import SCORES, VARIANTS, contradiction, lacks_density, resolved

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from mergewise.guides._base import Ask, Guide, Guided, Needs
-from mergewise.guides._cells import find_cells, tensor_map
 from mergewise.guides._document import Values, explicit_alike
 from mergewise.guides._layers import by_depth
+from mergewise.guides._measures._cells import find_cells, tensor_map
 from mergewise.guides._takes import (
     INSTEAD,
     MERGED,

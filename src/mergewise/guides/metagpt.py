@@ -6,7 +6,7 @@ import math
 
 from mergewise.guides._base import Ask, Guide, Guided
 from mergewise.guides._document import Values, explicit
-from mergewise.guides._norms import shares, single_labels, squared_norms
+from mergewise.guides._measures._norms import shares, single_labels, squared_norms
 from mergewise.guides._takes import cannot_weigh
 from mergewise.methods import Settings
 from mergewise.recipe import Recipe

@@ -8,9 +8,9 @@ from mergewise._lazy import torch
 from mergewise.errors import EvidenceError
 from mergewise.evidence._models._masked import StoredTensors
 from mergewise.guides._base import Ask, Expert, Guide, Guided, Map, Needs
-from mergewise.guides._cells import find_cells, tensor_map
 from mergewise.guides._document import explicit
 from mergewise.guides._evidence import OPTIONS, given_options, name_files, options_problem
+from mergewise.guides._measures._cells import find_cells, tensor_map
 from mergewise.methods import Param, Settings
 from mergewise.methods.model_tailor import tailored
 from mergewise.recipe import Recipe

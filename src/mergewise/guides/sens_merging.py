@@ -10,8 +10,8 @@ from mergewise.errors import EvidenceError
 from mergewise.guides._base import Ask, Expert, Guide, Guided, Map, Needs
 from mergewise.guides._by_layer import by_layer
 from mergewise.guides._document import explicit
-from mergewise.guides._effects import STATISTIC, mean_of
 from mergewise.guides._logits import logit_distances
+from mergewise.guides._measures._effects import STATISTIC, mean_of
 from mergewise.guides._takes import cannot_weigh
 from mergewise.methods import Param, Settings
 from mergewise.recipe import Recipe

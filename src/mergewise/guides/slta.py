@@ -11,7 +11,9 @@ from mergewise.errors import EvidenceError, GuideError
 from mergewise.evidence._models._masked import StoredTensors
 from mergewise.guides._base import Ask, Expert, Guide, Guided, Map, Needs
 from mergewise.guides._document import Values, explicit
-from mergewise.guides._factors import (
+from mergewise.guides._lines import Lines
+from mergewise.guides._losses import feeder, look_at, opened
+from mergewise.guides._outputs._factors import (
     STATISTIC,
     Found,
     Weights,
@@ -22,8 +24,6 @@ from mergewise.guides._factors import (
     see_folder,
     with_factors,
 )
-from mergewise.guides._lines import Lines
-from mergewise.guides._losses import feeder, look_at, opened
 from mergewise.guides._takes import cannot_weigh, refuse_normalized
 from mergewise.methods import Param, Settings
 from mergewise.plan import MergePlan
@@ -32,7 +32,7 @@ from mergewise.recipe import Recipe
 if TYPE_CHECKING:
     from mergewise.evidence import LiveModel
     from mergewise.evidence._models._call import Fed
-    from mergewise.guides._outputs import Family, Outputs
+    from mergewise.guides._outputs._submodule import Family, Outputs
 
 
 class Slta(Guide):
@@ -157,7 +157,7 @@ def _measured(ask: Ask) -> dict[str, Found]:
         DataError: if an expert's data is empty.
         MergewiseError: as models are opened, and their outputs are measured.
     """
-    from mergewise.guides._outputs import Family
+    from mergewise.guides._outputs._submodule import Family
 
     if ask.options.get("offload"):
         raise GuideError("weights are exchanged in memory; leave out `offload`")
@@ -176,7 +176,7 @@ def _measured(ask: Ask) -> dict[str, Found]:
 
 
 def _of_task(ask: Ask, expert: Expert, family: Family) -> dict[str, Outputs]:
-    from mergewise.guides._linearity import output_grams
+    from mergewise.guides._outputs._linearity import output_grams
 
     model, batches = _opened(ask, expert)
     lines = Lines(ask)
@@ -218,7 +218,7 @@ def _map(expert: Expert, index: int, weights: Mapping[str, Sequence[float]]) -> 
 
 
 def _told(found: Mapping[str, Found], weights: Mapping[str, Sequence[float]]) -> str:
-    from mergewise.guides._linearity import left_over
+    from mergewise.guides._outputs._linearity import left_over
 
     each = [left_over(one.grams, weights[path]) for path, one in found.items()]
     shares = [error / whole for error, whole in each if whole > 0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from mergewise.methods._base import Access, Inputs, Method, Need
 from mergewise.methods._matrix import MatrixMethod, PlacedMethod, placed
+from mergewise.methods._names import spelled
 from mergewise.methods._params import REQUIRED, Param, Settings
 from mergewise.methods._registry import all_methods, get_method
 from mergewise.methods._score import SCORES, element_score, score_needs
@@ -26,4 +27,5 @@ __all__ = [
     "kept_count",
     "placed",
     "score_needs",
+    "spelled",
 ]

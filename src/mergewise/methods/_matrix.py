@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _KINDS: Mapping[str, frozenset[str]] = {
+    "none": frozenset(),
     "linear": frozenset(("matrix", "stack")),
     "matrices": frozenset(("matrix", "stack", "convolution")),
     "all": frozenset(("matrix", "stack", "convolution", "embedding")),
@@ -44,7 +45,8 @@ def matrix_params(tensors: str, otherwise: str, scale: float = 1.0) -> dict[str,
         "lambda": Param(float, scale, "factor on the merged task vector"),
         "tensors": Param(
             str, tensors, "what it is for: weights of linear layers, convolutions too (as "
-            "matrices with a row for each output channel), or embeddings and heads as well",
+            "matrices with a row for each output channel), or embeddings and heads as well; none, "
+            "with a filter, leaves tensors to `otherwise`",
             choices=tuple(_KINDS), native=True,
         ),
         "otherwise": Param(

@@ -7,6 +7,7 @@ import functools
 from mergewise._registry import chosen, registered
 from mergewise.errors import UnknownMethodError
 from mergewise.methods._base import Method
+from mergewise.methods._names import spelled
 
 
 @functools.cache
@@ -24,6 +25,8 @@ def get_method(name: str) -> Method:
     """The method called `name`.
 
     Raises:
-        UnknownMethodError: with the closest names, if there is none.
+        UnknownMethodError: with what it is here, or the closest names, if there is none.
     """
+    if name not in all_methods() and (here := spelled(name)):
+        raise UnknownMethodError(f"no merge method is called {name!r}; here that is {here}")
     return chosen("merge method", name, all_methods(), "mergewise methods", UnknownMethodError)

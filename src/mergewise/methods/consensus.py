@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 from mergewise._lazy import torch
-from mergewise.methods._base import Inputs
-from mergewise.methods._delta import SIGN, DeltaMethod, delta_params, elect, factored
+from mergewise.methods._base import Inputs, Need
+from mergewise.methods._delta import SIGN, DeltaMethod, delta_params, elect, factored, shared_out
 from mergewise.methods._params import Param, Settings
-from mergewise.methods._select import Largest
+from mergewise.methods._select import GRANULARITY, Largest
 from mergewise.methods._weights import total
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+_PARAMS = delta_params(normalize=False, rescale=False, **Largest.params, sign=SIGN)
+del _PARAMS["rescale"]  # nothing is made up for: what is dropped is not wanted
 
 
 class Consensus(DeltaMethod):
@@ -34,8 +40,11 @@ class Consensus(DeltaMethod):
         "b + lambda [sum_i m_i >= least] T"
     )
     source = "TALL-masks and Consensus (Wang et al. 2024, arXiv 2405.07813)"
-    variant = "official code (strictly greater; the paper has >=)"
-    params = delta_params(normalize=False, rescale=False, **Largest.params, sign=SIGN) | {
+    variant = (
+        "official code (strictly greater; the paper has >=), which trims over the whole model for "
+        "`merged: ties`"
+    )
+    params = _PARAMS | {
         "weight": Param(
             float, 1.0, "factor on this model's task vector", per_model=True, native=True
         ),
@@ -43,6 +52,7 @@ class Consensus(DeltaMethod):
             float, 0.2, "with `merged: ties`, share of the task vector's elements to keep",
             per_model=True, ge=0, le=1,
         ),
+        "granularity": replace(GRANULARITY, default="model"),
         "lambda": Param(
             float, 0.3, "factor on the merged task vector; the authors choose it on validation data"
         ),
@@ -72,6 +82,31 @@ models:
 parameters: {lambda: 0.5}
 """
 
+    def problem(self, p: Settings, experts: int) -> str | None:
+        return super().problem(p, experts) if _trims(p) else None
+
+    def needs(self, p: Settings) -> tuple[Need, ...]:
+        return super().needs(p) if p.factors or _trims(p) else ()
+
+    def scores(self, x: Inputs, s: Settings) -> list[Tensor]:
+        return super().scores(x, s) if _trims(s) else []
+
+    def ranks(self, p: Settings, n: int, nonzero: Sequence[int]) -> list[list[int]]:
+        return super().ranks(p, n, nonzero) if _trims(p) else []
+
+    def ranked(self, p: Settings) -> bool:
+        return _trims(p) and super().ranked(p)
+
+    def masks(self, x: Inputs, s: Settings) -> list[Tensor]:
+        return super().masks(x, s) if _trims(s) else []
+
+    def terms(self, x: Inputs, s: Settings) -> dict[str, Tensor]:
+        return {}
+
+    def coefficients(self, totals: Mapping[str, float], p: Settings, n: int) -> dict[str, Any]:
+        # an election divides by the weights of those that take part
+        return {"scale": p.lambda_ * (1.0 if _trims(p) else shared_out([1.0], p)[0])}
+
     def combine(self, x: Inputs, s: Settings) -> Tensor:
         assert x.base is not None
         deltas = factored(x, s, x.deltas)
@@ -82,7 +117,7 @@ parameters: {lambda: 0.5}
             for part, tall in zip(parts, s.tall, strict=True)
         ]
         kept = torch.where(total(users) >= s.least, merged, torch.zeros_like(merged))
-        return x.base + kept * s.lambda_
+        return x.base + kept * s.scale
 
     def _merged(self, x: Inputs, s: Settings, parts: list[Tensor]) -> Tensor:
         if s.merged == "sum":
@@ -92,3 +127,8 @@ parameters: {lambda: 0.5}
         trimmed = [part * weight for part, weight in zip(kept, s.weight, strict=True)]
         votes = [torch.sign(part) for part in trimmed] if s.sign == "count" else trimmed
         return elect(trimmed, votes, s.weight, s.normalize)
+
+
+def _trims(p: Settings) -> bool:
+    """Whether elements are selected at all."""
+    return bool(p.merged == "ties")

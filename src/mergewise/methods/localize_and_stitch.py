@@ -37,7 +37,10 @@ class LocalizeAndStitch(Method):
         "b + sum_i m_i d_i / max(1, sum_i m_i), m_i = trained, or [|d_i| > 0 in the top density]"
     )
     source = "Localize-and-Stitch (He et al. 2024, arXiv 2408.13656)"
-    variant = "paper: the mean over owners; exactly the share asked for, ties by position"
+    variant = (
+        "paper: the mean over owners; exactly the share asked for, ties by position. The authors "
+        "leave out embeddings and heads, of language models all but the layers: `exclude` them"
+    )
     params = {
         "localize": Param(
             str,

@@ -22,7 +22,7 @@ class Lota(DeltaMethod):
     This is the part without training: the authors find the mask on a first run (calibration),
     then train again from the base within it. Experts trained so have sparse task vectors already;
     then `density: 1` keeps them as they are. They mask weights of attention and MLP layers only;
-    a recipe's filters can do the same.
+    a recipe's `exclude` can leave out all others, which then keep the base's values.
     """
 
     name = "lota"
@@ -37,9 +37,10 @@ class Lota(DeltaMethod):
     )
     source = "Lottery Ticket Adaptation (Panda et al. 2024, arXiv 2406.16797)"
     variant = (
-        "masks over the whole model as in the authors' code, exactly the share asked for; training "
-        "within the masks is not part of it. With overlap: first, elements that an earlier expert "
-        "keeps are dropped; the authors' constrained masks choose others in their place"
+        "masks over the whole model as in the authors' code, exactly the share asked for; theirs "
+        "are of weights of attention and MLP alone: `exclude` the others. Training within the "
+        "masks is not part of it. With overlap: first, elements that an earlier expert keeps are "
+        "dropped; the authors' constrained masks choose others in their place"
     )
     params = delta_params(normalize=False, rescale=False, **Largest.params) | {
         "weight": Param(

@@ -52,7 +52,8 @@ class TsvM(MatrixMethod):
     variant = (
         "paper; columns that the authors' code leaves zero where the rank does not divide by the "
         "experts are left out here, and of experts of low rank (LoRA) vectors without a singular "
-        "value, unless `null: fill`"
+        "value, unless `null: fill`. R-TSVM (arXiv 2502.06876) adds weights from outliers and "
+        "ranks from sparsity, which could not be verified and are not built"
     )
     beside = 12
     params = matrix_params("matrices", "mean") | {"null": _NULL}

@@ -57,6 +57,7 @@ class Fates:
         self._missing: dict[str, list[str]] = {}
         self._alike: dict[Hashable, tuple[Diagnostic, list[str]]] = {}
         self._described = [0, 0]
+        self._unread = True
         self._needs: dict[Need, None] = {}
         self._given: dict[str, Given] = {}
         self._lacking: dict[str, list[str]] = {}
@@ -124,6 +125,7 @@ class Fates:
         for found, more in self._alike.values():
             also = f" ({_count(more)} more likewise: {_some(more)})" if more else ""
             self.problems.append(replace(found, message=found.message + also))
+        self._judge_unread()
         self._judge_evidence()
         for models, names in self._missing.items():
             self._add(
@@ -131,6 +133,16 @@ class Fates:
                 "merge models of one architecture, `exclude` these names, or set "
                 "`missing: available` (merge the models that have them) or `missing: copy`"
                 + self.hint()
+            )
+
+    def _judge_unread(self) -> None:
+        slices = [slice_ for module in self.stage.modules for slice_ in module.slices]
+        given = [str(s.model) for slice_ in slices for s in slice_.sources if s.evidence]
+        if given and self._unread and not self.stage.guide:
+            self.warnings.append(
+                f"the evidence of {_some(list(dict.fromkeys(given)))} has no effect: "
+                f"{self.method.name} reads none with these parameters "
+                f"(mergewise methods {self.method.name})"
             )
 
     def _judge_evidence(self) -> None:
@@ -296,8 +308,9 @@ class Fates:
         self, slot: Slot, planned: TensorPlan, experts: Sequence[int]
     ) -> TensorPlan | None:
         """The plan with what the method reads beside the weights."""
-        needs = self.method.needs(Settings(planned.values)) if self._reads else ()
-        if not needs:
+        needs = self.method.needs(Settings(planned.values))
+        self._unread = self._unread and not needs
+        if not needs or not self._reads:
             return planned
         if any(item.rows for item in planned.inputs):
             otherwise = next((f": {n.otherwise}" for n in needs if n.otherwise), "")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from typing import Literal
 
-from mergewise.methods import Method, all_methods
+from mergewise.methods import Method, all_methods, spelled
 from mergewise.recipe import _keys
 from mergewise.recipe._fields import (
     read_batch_norm,
@@ -122,6 +122,11 @@ class _StageReader:
             self.problems.error(node.position, f"merge_method: a name expected, got {node.kind}")
         elif node.raw in methods:
             return methods[node.raw]
+        elif here := spelled(node.raw):
+            self.problems.error(
+                node.position,
+                f"no merge method is called {shorten(node.raw)!r}; here that is {here}",
+            )
         else:
             word = node.raw[:64].lower().replace("-", "_")
             near = difflib.get_close_matches(word, methods, n=2, cutoff=0.6)

@@ -32,11 +32,13 @@ def dot_panel(
     marks: Marks | None = None,
     lines: Mapping[str, float] | None = None,
     width: float = 520,
+    least: float | None = None,
 ) -> Panel:
     """The axis with its dots, without the rows' names; see `chart.dot_rows`."""
     lines = {name: value for name, value in (lines or {}).items() if is_number(value)}
     dots = [{name: _spread(value) for name, value in row.items()} for row in rows]
     series = _styles(dots, marks or {})
+    dots, below = _cut(dots, least)
     numbers = [n for row in dots for spread in row.values() if spread for n in spread]
     numbers += lines.values()
     at = ticks(min(numbers, default=0.0), max(numbers, default=1.0))
@@ -46,6 +48,7 @@ def dot_panel(
     parts = [*legend, *_grid(at, x, top, bottom, format)]
     parts += [_dashed(x(value), top, bottom, i) for i, value in enumerate(lines.values())]
     for i, row in enumerate(dots):
+        parts += _off(below[i], row, series, x, top + ROW * (i + 0.5), format)
         parts += _row(row, series, x, top + ROW * (i + 0.5))
     words = text_width(axis, SIZE - 1)
     parts.append(label(max(width, words) / 2, bottom + 34, axis, anchor="middle", fill=GREY,
@@ -60,6 +63,21 @@ def _spread(value: Dot) -> Spread | None:
         return None
     mean, low, high = (float(part) for part in triple)  # type: ignore[arg-type]
     return mean, low, high
+
+
+def _cut(
+    rows: Sequence[Mapping[str, Spread | None]], least: float | None
+) -> tuple[list[dict[str, Spread | None]], list[dict[str, float]]]:
+    """What is on an axis that begins at `least`, error bars cut there, and the means below it."""
+    on: list[dict[str, Spread | None]] = [{} for _ in rows]
+    below: list[dict[str, float]] = [{} for _ in rows]
+    for i, row in enumerate(rows):
+        for name, spread in row.items():
+            if spread and least is not None and spread[0] < least:
+                below[i][name] = spread[0]
+            else:
+                on[i][name] = spread and (spread[0], max(spread[1], least or spread[1]), spread[2])
+    return on, below
 
 
 def _styles(
@@ -137,6 +155,28 @@ def _row(
         if low < high:
             parts.append(_error_bar(x(low), x(high), at, colour))
         parts.append(mark(shape, x(mean), at, colour))
+    return parts
+
+
+def _off(
+    below: Mapping[str, float],
+    row: Mapping[str, Spread | None],
+    series: Mapping[str, tuple[str, str]],
+    x: Callable[[float], float],
+    y: float,
+    format: str,
+) -> list[str]:
+    """Arrows out of the axis, with the numbers that lie there."""
+    parts, left = [], 4.0
+    for name, mean in below.items():
+        words = f"◂ {mean:.0f}" if format == "g" else f"◂ {mean:{format}}"
+        parts.append(
+            label(left, y + 4, words.replace("-", "−"), fill=series[name][0], size=SIZE - 1)
+        )
+        left += text_width(words, SIZE - 1) + 6
+    means = [spread[0] for spread in row.values() if spread]
+    if below and means and x(min(means)) > left:
+        parts.insert(0, f'<path d="M{left:.1f} {y:.1f}H{x(min(means)):.1f}" stroke="#bbbbbb"/>')
     return parts
 
 

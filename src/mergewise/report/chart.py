@@ -50,6 +50,7 @@ def dot_rows(
     format: str = "g",
     marks: Marks | None = None,
     lines: Mapping[str, float] | None = None,
+    least: float | None = None,
 ) -> str:
     """For every row a mark for each series, all on one axis.
 
@@ -61,6 +62,8 @@ def dot_rows(
         format: how the axis' numbers are written.
         marks: colour and shape (one of `SHAPES`) of some series; the others take the next free.
         lines: named dashed lines at fixed values, such as the base model's score.
+        least: where the axis begins at the latest; a mean below is an arrow with its number, so
+            that one bad value does not press all others together.
     """
-    dots = dot_panel([values for _, values in rows], axis, format, marks, lines)
+    dots = dot_panel([values for _, values in rows], axis, format, marks, lines, least=least)
     return document(title, beside([name_panel([name for name, _ in rows]), dots]), notes)

@@ -65,13 +65,32 @@ def _page(method: Method, found: Mapping[str, Any]) -> Iterator[str]:
         yield from (f"{meant}.", "")
     if method.advice:
         yield from (f"**When to use it.** {method.advice}", "")
-    yield from (f"**Needs** {models_needed(method)}.", "")
+    yield from (f"**Needs** {models_needed(method)}.{_collected(method)}", "")
     yield from (f"**From** {_linked(method.source)}. Variant: {method.variant}.", "")
     yield from lab_lines(method.name, found)
     yield from _parameters(method)
     yield from ("## Example", "", "```yaml", method.example.strip(), "```", "")
     title = FAMILIES[family_of(method)][0]
     yield f"Family: {title}. [All methods]({INDEX})"
+
+
+def _collected(method: Method) -> str:
+    """How to come by the evidence."""
+    from mergewise.evidence.statistics import get_statistic
+
+    names = dict.fromkeys(need.statistic for need in method.needs_at_defaults())
+    if not names:
+        return ""
+    if any(get_statistic(name).need == "file" for name in names):
+        return (
+            f" Read by `mergewise collect {','.join(names)} MODEL --data CHECKPOINT -o FILE` from "
+            f"a trainer's checkpoint ([how](../guides.md#{method.name}))."
+        )
+    return (
+        f" Collected by `mergewise collect {','.join(names)} MODEL --data DATA -o FILE` "
+        f"([how](../guide.md#merge-with-evidence)), or of all models by the guide "
+        "[calibrate](../guides.md#calibrate)."
+    )
 
 
 def _sentence(summary: str) -> str:

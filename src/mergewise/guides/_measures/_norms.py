@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from mergewise.checkpoint import FileReader, TensorRef
 from mergewise.errors import GuideError, NonFiniteError
 from mergewise.guides._base import Ask
-from mergewise.guides._weights import pieces
+from mergewise.guides._measures._weights import pieces
 from mergewise.plan import TensorPlan
 
 

@@ -10,8 +10,8 @@ from mergewise._lazy import torch
 from mergewise.checkpoint import Checkpoint, FileReader
 from mergewise.errors import EvidenceError
 from mergewise.evidence import Evidence
-from mergewise.guides._cells import Cell
-from mergewise.guides._weights import driven_square
+from mergewise.guides._measures._cells import Cell
+from mergewise.guides._measures._weights import driven_square
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from mergewise._lazy import torch
 from mergewise.errors import NonFiniteError
 from mergewise.evidence._models._sites import Sites, Tokens
-from mergewise.guides._heads import Heads
+from mergewise.guides._outputs._heads import Heads
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

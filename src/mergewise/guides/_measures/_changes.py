@@ -8,8 +8,8 @@ from mergewise.checkpoint import Checkpoint
 from mergewise.errors import EvidenceError
 from mergewise.evidence import Evidence
 from mergewise.guides._base import Ask, Expert
-from mergewise.guides._cells import Cell
-from mergewise.guides._importance import Importance
+from mergewise.guides._measures._cells import Cell
+from mergewise.guides._measures._importance import Importance
 
 STATISTIC = {
     "wanda": "input_moments",

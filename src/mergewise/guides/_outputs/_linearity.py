@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Literal
 from mergewise._lazy import torch
 from mergewise.evidence._models._sites import Sites, Tokens, sites_of
 from mergewise.evidence._models._walk import Layer, Walk
-from mergewise.guides._head_outputs import HeadMeasure
-from mergewise.guides._heads import attends
-from mergewise.guides._outputs import Family, Measure, Outputs, Submodule, is_whole
+from mergewise.guides._outputs._head_outputs import HeadMeasure
+from mergewise.guides._outputs._heads import attends
+from mergewise.guides._outputs._submodule import Family, Measure, Outputs, Submodule, is_whole
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from mergewise._lazy import torch
 from mergewise.evidence._models._sites import Site, Sites
-from mergewise.guides._heads import Heads, Weights, find_heads, inner, output_of
-from mergewise.guides._outputs import Family, Measure, Outputs, Submodule, products
+from mergewise.guides._outputs._heads import Heads, Weights, find_heads, inner, output_of
+from mergewise.guides._outputs._submodule import Family, Measure, Outputs, Submodule, products
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -12,7 +12,7 @@ from mergewise.errors import EvidenceError, NonFiniteError
 from mergewise.evidence import Evidence
 from mergewise.evidence._models._masked import StoredTensors
 from mergewise.guides._base import Expert
-from mergewise.guides._cells import Cell
+from mergewise.guides._measures._cells import Cell
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -29,7 +29,7 @@ from mergewise.recipe import Recipe
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from mergewise.guides._outputs import Outputs
+    from mergewise.guides._outputs._submodule import Outputs
 
 Weights = Mapping[str, Sequence[float]]
 """By submodule, one for each expert."""
@@ -94,7 +94,7 @@ class Found:
 
     def weights(self, ridge: float) -> list[float]:
         """One for each expert."""
-        from mergewise.guides._linearity import fitted
+        from mergewise.guides._outputs._linearity import fitted
 
         return fitted(self.grams, ridge)
 

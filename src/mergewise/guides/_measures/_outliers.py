@@ -9,7 +9,7 @@ from mergewise.checkpoint import Checkpoint
 from mergewise.errors import NonFiniteError
 from mergewise.evidence._models._masked import StoredTensors
 from mergewise.guides._base import Ask
-from mergewise.guides._cells import Cell
+from mergewise.guides._measures._cells import Cell
 
 
 def outlier_shares(ask: Ask, cells: Sequence[Cell], multiple: float) -> list[dict[Cell, float]]:
