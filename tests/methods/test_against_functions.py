@@ -93,7 +93,7 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "gradient_matching_no_base": (
         "gradient_matching",
         {"weight": 1.0, "scale": [1.0, 2.0, 3.0], "base_scale": 0.0, "delta": 0.01},
-        CURVES,
+        {"evidence": CURVES["evidence"]},
     ),
     "ota": ("ota", {}, ADAM),
     "ota_threshold": ("ota", {"threshold": 5e-4}, ADAM),
