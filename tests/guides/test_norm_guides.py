@@ -132,6 +132,20 @@ def test_weights_that_all_share_are_not_divided_by_their_sum(deep, name, setting
     guide(deep, name, **settings)
 
 
+@pytest.mark.parametrize(
+    ("method", "way"),
+    [
+        ("multislerp", "`normalize_weights` divides .* write `normalize_weights: false`"),
+        ("geometric_median", "`geometric_median` divides .* start from another method"),
+        ("knots", "`rule` divides .* choose another `rule`"),
+    ],
+)
+def test_neither_where_a_method_has_another_word_for_it(deep, method, way):
+    deep["merge_method"] = method
+    with pytest.raises(GuideError, match=way):
+        guide(deep, "lines", beta=1.0)
+
+
 def test_densities_do_not_care_for_normalize(deep, tmp_path):
     deep["merge_method"] = "ties"
     made = guide(deep, "layer_schedule", points="0.2,1", parameter="density")

@@ -71,12 +71,12 @@ def test_the_slope_is_the_loss_s(shape: tuple[int, int]) -> None:
     moved = 0.1 * random(*shape, seed=2).double()
     m = (start + moved).requires_grad_()
     loss(m, deltas).backward()
-    torch.testing.assert_close(Interference(start, deltas)._slope()(moved), m.grad)
+    torch.testing.assert_close(Interference.of(deltas, "sum")._slope()(moved), m.grad)
 
 
 def test_wide_layers_take_the_smaller_gram_matrix_to_the_same_result() -> None:
     deltas = [random(3, 40).double(), random(3, 40, seed=1).double()]
-    problem = Interference(started(deltas, "sum"), deltas)
+    problem = Interference.of(deltas, "sum")
     values, vectors = problem.spectrum()
     assert vectors.shape == (40, 6)
     stack = torch.cat([d / d.norm() for d in deltas])

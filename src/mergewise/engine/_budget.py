@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -91,7 +92,6 @@ class _Need:
         types = {tensor.meta.dtype, *(item.meta.dtype for item in tensor.inputs)}
         fusible = access is Access.FLAT and not method.unfused and "F64" not in types
         compiled = compiled and fusible and len(tensor.inputs) <= MOST_INPUTS
-        self.unfused = method.unfused
         needs = method.needs(settings)
         sides = self._sides(needs)
         # of both sides at once, all matrices are held in float64
@@ -104,11 +104,18 @@ class _Need:
             block = self.elements
         elif access is Access.ROWS or ranked:
             block = max(block, row_length(tensor.meta.shape))
-        plain = access is Access.WHOLE or not compiled
         block = min(block, self.elements)
-        self.held = self._solving(block, sides) if sides else block * self._bytes(plain, ranked)
-        if isinstance(method, PlacedMethod) and access is Access.WHOLE:
-            self.held += block * 8 * (method.beside + method.solving * len(tensor.experts))
+        if sides:
+            self.held = self._solving(block, sides)
+        elif isinstance(method, PlacedMethod) and access is Access.WHOLE:
+            room = method.room(tensor.meta.shape, len(tensor.experts), settings)
+            self.held = block * self._bytes(self._widened())
+            self.held += math.ceil(room) * (16 if "F64" in types else 8)
+        else:
+            # widened inputs, and intermediate results of each
+            plain = access is Access.WHOLE or not compiled
+            copies = (max(2, method.unfused) * len(tensor.inputs) + 4) * plain
+            self.held = block * (self._bytes(copies) + self._choosing(ranked))
 
     def _sides(self, needs: Sequence[Need]) -> list[int]:
         """Of each statistic that is a matrix: its number of rows."""
@@ -126,14 +133,19 @@ class _Need:
         matrices = sum(4 * n * n for n in sides) + held
         return block * (stored + widened) + matrices
 
-    def _bytes(self, plain: bool, ranked: bool) -> int:
-        """Bytes for one element of a block."""
+    def _widened(self) -> int:
+        """How many inputs are converted to be computed with."""
+        types = [item.meta.dtype for item in self.tensor.inputs]
+        computed = "F64" if "F64" in (*types, self.tensor.meta.dtype) else "F32"
+        return sum(dtype != computed for dtype in types)
+
+    def _bytes(self, copies: int) -> int:
+        """Bytes for one element of a block: as stored, and so many copies to compute with."""
         tensor = self.tensor
         types = [item.meta.dtype for item in tensor.inputs] + [tensor.meta.dtype]
         wide = 8 if "F64" in types else 4
         stored = sum(BITS[dtype] for dtype in types) // 8
-        if plain:  # widened inputs, and intermediate results of each
-            stored += wide * (max(2, self.unfused) * len(tensor.inputs) + 4)
+        stored += wide * copies
         # what an adapter changes is computed in float32 unless the recipe has a type for it;
         # the base's block is held beside
         stored += 2 * wide * any(isinstance(r, ChangedRef) for r in self._refs)
@@ -141,12 +153,14 @@ class _Need:
         # dequantised in float32, from codes and scales widened to as much
         stored += _DEQUANTISING * sum(bool(r and r.stored_as) for r in self._refs)
         # sums as stored, and means
-        stored += 8 * sum(len(each) for each in tensor.statistics)
-        if ranked:  # scores, ranks and masks
-            stored += (_RANKING + 4 + 4 + 1) * len(tensor.experts)
-        if self.selections:  # scores, and the keys of one of them
-            stored += 4 * len(tensor.experts) + 8
-        return stored
+        return stored + 8 * sum(len(each) for each in tensor.statistics)
+
+    def _choosing(self, ranked: bool) -> int:
+        """Bytes for one element of a block, of what elements are chosen by."""
+        experts = len(self.tensor.experts)
+        masks = (_RANKING + 4 + 4 + 1) * experts if ranked else 0
+        # scores, and the keys of one of them
+        return masks + (4 * experts + 8 if self.selections else 0)
 
 
 def _selections(method: Method, settings: Settings, tensor: TensorPlan) -> int:

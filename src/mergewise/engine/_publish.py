@@ -39,6 +39,7 @@ from mergewise.checkpoint import (
     write_file,
 )
 from mergewise.engine._journal import Workspace
+from mergewise.engine._record import stage_records
 from mergewise.errors import OutputError
 from mergewise.methods import get_method
 from mergewise.plan import MergePlan
@@ -196,6 +197,7 @@ def _provenance(
         outputs={placed(name): space.done[name] for name in names},
         config={"recipe_digest": plan.recipe.digest, **settings},
     )
+    record["stages"] = stage_records(plan)
     for model, checkpoint in zip(record["inputs"], plan.checkpoints.values(), strict=True):
         model.update(_origins(checkpoint))
     if plan.evidence:

@@ -84,7 +84,7 @@ def pair_of(name: str, ask: Ask, old: str | None) -> Pair:
     experts = ask.experts
     if ask.base is not None:
         if not shares_alpha(ask.plan.recipe):
-            why = "`normalize` divides by the sum of weights, so that of one expert has no effect"
+            why = "{} divides by the sum of weights, so that of one expert has no effect"
             refuse_normalized(name, ask.plan, why)
         base = str(ask.plan.recipe.output.base_model)
         _place(old, [base])

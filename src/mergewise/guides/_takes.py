@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from mergewise.errors import GuideError
-from mergewise.methods import Method, Param, all_methods, get_method
+from mergewise.methods import Method, Param, Settings, all_methods, get_method
 from mergewise.plan import MergePlan
 from mergewise.recipe import Recipe
 
-SAME = "`normalize` divides weights by their sum, so that weights all experts share have no effect"
+SAME = "{} divides weights by their sum, so that weights all experts share have no effect"
 INSTEAD = ", or let it write lambda (parameter=lambda), where the method has that"
 
 
@@ -50,14 +50,23 @@ def refuse_normalized(name: str, plan: MergePlan, why: str, instead: str = "") -
 
     Args:
         name: of the guide.
-        why: what that would do.
+        why: what that would do, with {} for what divides.
         instead: another way out.
 
     Raises:
         GuideError: if it does so for some tensor.
     """
-    if sets(plan, "normalize"):
-        raise GuideError(f"{name}: {plan.recipe.path}: {why}; write `normalize: false`{instead}")
+    method = get_method(plan.recipe.output.method)
+    merged = (one for one in plan.output.tensors.values() if one.fate == "merge")
+    by = next(filter(None, (method.normalized(Settings(one.values)) for one in merged)), "")
+    if not by:
+        return
+    param = method.params.get(by)
+    if param is None:
+        way = "start from another method"
+    else:
+        way = f"write `{by}: false`" if param.kind is bool else f"choose another `{by}`"
+    raise GuideError(f"{name}: {plan.recipe.path}: {why.format(f'`{by}`')}; {way}{instead}")
 
 
 def sets(plan: MergePlan, parameter: str) -> bool:

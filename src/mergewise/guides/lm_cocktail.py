@@ -117,7 +117,7 @@ def _models(ask: Ask) -> dict[str, Checkpoint]:
     found = {expert.label: expert.checkpoint for expert in ask.experts}
     if ask.settings.base:
         refuse_normalized(
-            "lm_cocktail", ask.plan, "`normalize` divides by the sum of weights, which leaves "
+            "lm_cocktail", ask.plan, "{} divides by the sum of weights, which leaves "
             "nothing for the base",
         )  # fmt: skip
         found[str(ask.plan.recipe.output.base_model)] = ask.foundation

@@ -84,7 +84,7 @@ class Slta(Guide):
         Raises:
             GuideError: if the recipe divides weights by their sum.
         """
-        refuse_normalized("slta", plan, "`normalize` would divide the weights by their sum")
+        refuse_normalized("slta", plan, "{} would divide the weights by their sum")
         if settings.granularity == "head":
             refuse_scored("slta", plan)
         return self.needs(settings)

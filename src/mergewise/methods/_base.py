@@ -110,6 +110,12 @@ class Inputs:
         assert self.base is not None
         return [expert - self.base for expert in self.experts]
 
+    def weighted(self, weights: Sequence[Any]) -> list[Tensor]:
+        """Task vectors times the experts' weights."""
+        assert self.base is not None
+        pairs = zip(self.experts, weights, strict=True)
+        return [(expert - self.base) * weight for expert, weight in pairs]
+
     def noise(self, expert: int) -> Tensor:
         """Uniform numbers in [0, 1), a function of (seed, tensor, expert, position) alone."""
         raise NotImplementedError
@@ -258,6 +264,14 @@ class Method(ABC):
         return (
             [part / sum(found) for part in found] if sum(found) else [1 / len(found)] * len(found)
         )
+
+    def normalized(self, p: Settings) -> str:
+        """What divides the weights by their sum, so that a factor on all of them has no effect.
+
+        The parameter that does (a switch, or one with another choice), the method's own name if
+        it always does, or nothing.
+        """
+        return "normalize" if "weight" in self.params and getattr(p, "normalize", False) else ""
 
     def summed(self, p: Settings) -> list[float] | None:
         """Factors of the task vectors, if the result is the base plus their weighted sum.

@@ -13,7 +13,7 @@ product, however many experts there are, and the minimum is known in C's eigenve
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from mergewise._lazy import torch
@@ -49,38 +49,55 @@ class Interference:
 
     Args:
         start: [outputs, inputs]; the result's type.
-        deltas: the task vectors, whose norms are the weights; not all zero.
-        targets, guards: T_i and L_i ([any, inputs]); by default the task vectors.
+        parts: T_i [outputs, inputs] and L_i / |d_i| [any, inputs] in float64, taken one by one.
+        rows: of all L_i together.
     """
 
-    def __init__(
-        self,
-        start: Tensor,
-        deltas: Sequence[Tensor],
-        targets: Sequence[Tensor] | None = None,
-        guards: Sequence[Tensor] | None = None,
-    ) -> None:
+    def __init__(self, start: Tensor, parts: Iterable[tuple[Tensor, Tensor]], rows: int) -> None:
         self.start = start
         self._inputs = start.shape[1]
         self.pull = torch.zeros_like(start, dtype=torch.float64)
-        every = guards or deltas
         # one matrix over the inputs if that is the smaller, else all guards' rows
-        self._curved = self._inputs <= max(len(guard) for guard in every)
-        held: list[Tensor] = []
-        for delta, target, guard in zip(deltas, targets or deltas, every, strict=True):
-            size = float(delta.double().norm())
-            if size > 0:
-                self._take(start.double() - target.double(), guard.double() / size, held)
-        self._held = held[0] if self._curved else torch.cat(held)
+        self._curved = self._inputs <= rows
+        self._held = self.pull.new_zeros(min(self._inputs, rows), self._inputs)
+        at = 0
+        for target, guard in parts:
+            self._take(start.to(torch.float64, copy=True).sub_(target), guard, at)
+            at += len(guard)
 
-    def _take(self, away: Tensor, guard: Tensor, held: list[Tensor]) -> None:
-        if not self._curved:
-            self.pull += away @ guard.mT @ guard
-            held.append(guard)
+    @classmethod
+    def of(cls, deltas: Sequence[Tensor], how: str) -> Interference:
+        """WUDI's, from the start that `START` names; some task vectors are not zero."""
+        sizes = [float(delta.double().norm()) for delta in deltas]
+        parts = ((d, d.double() / size) for d, size in zip(deltas, sizes, strict=True) if size > 0)
+        rows = sum(size > 0 for size in sizes) * len(deltas[0])
+        return cls(started(deltas, how), parts, rows)
+
+    @staticmethod
+    def room(outputs: int, inputs: int, rows: int, descends: bool) -> float:
+        """How many numbers of 8 bytes it takes, its start's and its result's too."""
+        size, side, curved = outputs * inputs, min(inputs, rows), inputs <= rows
+        held = side * inputs + 1.5 * size
+        building = 3.0 * size + curved * inputs**2
+        if descends:
+            factor = inputs**2 if inputs <= 2 * rows else side * inputs
+            begun = 1.5 * factor * (not curved)
+            return held + max(building, begun, factor / 2 + 4.5 * size)
+        minimising = side * (side + inputs) + 1.5 * size
+        return held + max(building, (3.0 if curved else 4.0) * side**2, minimising)
+
+    def _take(self, away: Tensor, guard: Tensor, at: int) -> None:
+        # the cheaper of x (L^T L) and (x L^T) L
+        if self._curved and self._inputs <= 2 * len(guard):
+            gram = guard.mT @ guard
+            self._held += gram
+            self.pull.addmm_(away, gram)
             return
-        gram = guard.mT @ guard
-        self.pull += away @ gram
-        held[:] = [held[0] + gram if held else gram]
+        self.pull.addmm_(away @ guard.mT, guard)
+        if self._curved:
+            self._held.addmm_(guard.mT, guard)
+        else:
+            self._held[at : at + len(guard)] = guard
 
     def descended(self, optimiser: str, steps: int, learning_rate: float) -> Tensor:
         """The start after some steps of `adam` or `sgd` (momentum 0.9), in the start's type."""
@@ -93,34 +110,37 @@ class Interference:
     def _slope(self) -> _Slope:
         # the cheaper of x (C) and (x S^T) S
         if self._curved or self._inputs <= 2 * len(self._held):
-            factors = [self._curvature()]
+            factors = [self._curvature().to(self.start.dtype)]
         else:
-            factors = [self._held.mT, self._held]
-        kind = self.start.dtype
-        return _Slope(self.pull.to(kind), [factor.to(kind) for factor in factors])
+            guards = self._held.to(self.start.dtype)
+            factors = [guards.mT, guards]
+        return _Slope(self.pull.to(self.start.dtype), factors)
 
     def spectrum(self) -> tuple[Tensor, Tensor]:
         """C's eigenvalues [r], descending, and vectors [inputs, r], of the smaller Gram matrix.
 
         With fewer rows than inputs only directions are given in which C is not zero.
         """
-        if self._curved or self._inputs <= len(self._held):
+        if self._curved:
             values, vectors = torch.linalg.eigh(self._curvature())
             return values.flip(0).clamp(min=0), vectors.flip(1)
         stack = self._held
         values, left = torch.linalg.eigh(stack @ stack.mT)
         kept = values > _ROUNDING * values[-1]
         values, left = values[kept].flip(0), left[:, kept].flip(1)
-        return values, stack.mT @ left / values.sqrt()
+        return values, (stack.mT @ left).div_(values.sqrt())
 
     def _curvature(self) -> Tensor:
         return self._held if self._curved else self._held.mT @ self._held
 
     def minimised(self, values: Tensor, vectors: Tensor, factors: Tensor) -> Tensor:
-        """The start moved to the minimum, along each eigenvector by its factor of the way."""
-        used = vectors[:, factors > 0]
-        steps = (factors / values.clamp(min=FLOOR))[factors > 0]
-        step = (self.pull @ used) * steps
+        """The start moved to the minimum, along each eigenvector by its factor of the way.
+
+        Factors that are zero come last.
+        """
+        count = int((factors > 0).sum())
+        used = vectors[:, :count]
+        step = (self.pull @ used).mul_((factors / values.clamp(min=FLOOR))[:count])
         return self.start - (step @ used.mT).to(self.start.dtype)
 
 
@@ -135,7 +155,7 @@ class _Slope:
         out = moved
         for factor in self._factors:
             out = out @ factor
-        return (out + self._pull).mul_(2)
+        return out.add_(self._pull).mul_(2)
 
 
 RANK_RULE = Param(

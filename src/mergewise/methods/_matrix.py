@@ -63,8 +63,12 @@ class PlacedMethod(Method):
     `checkpoint.tensor_kind`), and `turned`, whether it is stored [inputs, outputs].
     """
 
-    beside: ClassVar[int] = 0
-    """Matrices in float64 held at once beside `solving` of each expert."""
+    def room(self, shape: Sequence[int], experts: int, p: Settings) -> float:
+        """How many numbers of 8 bytes its functions hold at once beside a whole tensor's inputs.
+
+        Half a number stands for one of float32. LAPACK's workspace counts.
+        """
+        return 2.0 * (experts + 1) * math.prod(shape)
 
     def elsewhere(self, p: Settings) -> str:
         """What becomes of a tensor that the method is not for, and why; empty if it is."""
@@ -79,10 +83,6 @@ class MatrixMethod(PlacedMethod):
 
     base = "required"
     family = "subspaces"
-    solving: ClassVar[int] = 2
-    """Matrices in float64, of each expert, that `update` holds at once."""
-    beside: ClassVar[int] = 6
-    """As many beside those (decompositions, the result), whatever the number of experts."""
     weighted: ClassVar[bool] = True
     """Whether `update` is given task vectors multiplied by their weights; else it sees to them."""
 
@@ -97,12 +97,22 @@ class MatrixMethod(PlacedMethod):
 
     def combine(self, x: Inputs, s: Settings) -> Tensor:
         assert x.base is not None
-        parts = x.deltas
         within = inside(s)
-        if self.weighted or not within:
-            parts = [delta * weight for delta, weight in zip(parts, s.weight, strict=True)]
+        parts = x.weighted(s.weight) if self.weighted or not within else x.deltas
         merged = self._updated(x.base, parts, s) if within else _rest(parts, s.otherwise)
         return x.base + merged * self.factor(s)
+
+    def room(self, shape: Sequence[int], experts: int, p: Settings) -> float:
+        count, outputs, inputs = matrix_shape(shape, p)
+        elements = math.prod(shape)
+        results = elements / 2 if count > 1 else 0.0
+        taken = results + self.update_room(outputs, inputs, experts, p)
+        return experts * elements / 2 + max(taken, 1.5 * elements)
+
+    def update_room(self, outputs: int, inputs: int, experts: int, p: Settings) -> float:
+        """As `room`: what `update` holds beside the task vectors, its result included."""
+        size, longer = outputs * inputs, max(outputs, inputs)
+        return (experts + 4.0) * size + 5.0 * longer * longer
 
     def factor(self, s: Settings) -> Any:
         """What the merged task vector is multiplied by."""
@@ -159,11 +169,18 @@ def inside(p: Settings) -> bool:
 
 def as_matrices(tensor: Tensor, s: Settings) -> Tensor:
     """A tensor as [count, outputs, inputs], whatever its kind and however it is stored."""
-    shape = tuple(tensor.shape) or (1,)
-    count, outputs = shape[:2] if s.kind == "stack" else (1, shape[0])
-    width = math.prod(shape[1 + (s.kind == "stack") :])
-    matrices = tensor.reshape(count, outputs, width)
-    return matrices.mT if s.turned else matrices
+    count, outputs, inputs = matrix_shape(tensor.shape, s)
+    if s.turned:
+        return tensor.reshape(count, inputs, outputs).mT
+    return tensor.reshape(count, outputs, inputs)
+
+
+def matrix_shape(shape: Sequence[int], p: Settings) -> tuple[int, int, int]:
+    """Count, outputs and inputs of a tensor's matrices."""
+    whole = tuple(shape) or (1,)
+    count, rows = whole[:2] if p.kind == "stack" else (1, whole[0])
+    columns = math.prod(whole[1 + (p.kind == "stack") :])
+    return (count, columns, rows) if p.turned else (count, rows, columns)
 
 
 def as_stored(matrices: Tensor, shape: Sequence[int], s: Settings) -> Tensor:

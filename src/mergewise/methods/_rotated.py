@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from mergewise._lazy import torch
@@ -10,6 +11,9 @@ from mergewise.methods._select import kept_count
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+_PIECE = 1 << 14
+"""Elements that are merged at a time."""
 
 
 def threshold(values: Tensor, density: float) -> float:
@@ -20,12 +24,32 @@ def threshold(values: Tensor, density: float) -> float:
     return float(values.abs().flatten().kthvalue(values.numel() - count + 1).values)
 
 
-def trimmed(values: Tensor, least: float) -> Tensor:
-    """`values` with those of magnitude below `least` set to zero."""
-    return torch.where(values.abs() >= least, values, torch.zeros_like(values))
+def ties(
+    parts: Sequence[Tensor], least: Sequence[float], weights: list[Any], rounded: bool = False
+) -> Tensor:
+    """TIES' rule: of the large elements, the weighted mean of those with the weighted sum's sign.
+
+    Args:
+        parts: of one shape; some rows are taken at a time.
+        least: for each part, the magnitude that an element must reach.
+        rounded: magnitudes count as rounded to float32.
+    """
+    out = torch.empty_like(parts[0])
+    step = max(1, _PIECE // max(1, parts[0][:1].numel()))
+    for start in range(0, len(out), step):
+        rows = slice(start, start + step)
+        pairs = zip(parts, least, strict=True)
+        kept = [_trimmed(part[rows], limit, rounded) for part, limit in pairs]
+        weighed = [part * weight for part, weight in zip(kept, weights, strict=True)]
+        out[rows] = elect(weighed, weighed, weights, normalize=True)
+    return out
 
 
-def elected(parts: list[Tensor], weights: list[Any]) -> Tensor:
-    """The weighted mean of those that have the sign of the weighted sum, element by element."""
-    weighed = [part * weight for part, weight in zip(parts, weights, strict=True)]
-    return elect(weighed, weighed, weights, normalize=True)
+def _trimmed(values: Tensor, least: float, rounded: bool) -> Tensor:
+    size = values.float().abs() if rounded else values.abs()
+    return torch.where(size >= least, values, torch.zeros_like(values))
+
+
+def ties_room(size: int, experts: int) -> float:
+    """How many numbers `threshold` or `ties` holds beside the parts, in float64."""
+    return max(3.0 * size, size + 4.0 * (experts + 1) * min(size, _PIECE))

@@ -41,8 +41,12 @@ class Spectrum(NamedTuple):
         """Its first `rank` triples."""
         return Spectrum(self.u[:, :rank], self.s[:rank], self.vh[:rank])
 
-    def whole(self) -> Tensor:
-        return (self.u * self.s) @ self.vh
+    def whole(self, values: Tensor | None = None) -> Tensor:
+        """The matrix, or that of other singular values."""
+        s = self.s if values is None else values
+        if len(self.u) > self.vh.shape[1]:
+            return self.u @ (s[:, None] * self.vh)
+        return (self.u * s) @ self.vh
 
     @property
     def rank(self) -> int:
@@ -50,9 +54,13 @@ class Spectrum(NamedTuple):
         return int((self.s > NOTHING * self.s[0]).sum()) if len(self.s) else 0
 
 
-def full_svd(matrix: Tensor) -> Spectrum:
-    """All min(rows, columns) triples, with any orthonormal vectors where the matrix is zero."""
-    return Spectrum(*torch.linalg.svd(matrix.double(), full_matrices=False))
+def full_svd(matrix: Tensor, most: int | None = None) -> Spectrum:
+    """All min(rows, columns) triples, with any orthonormal vectors where the matrix is zero.
+
+    Or the first `most` of them.
+    """
+    found = Spectrum(*torch.linalg.svd(matrix.double(), full_matrices=False))
+    return found if most is None else Spectrum(*(part.clone() for part in found.top(most)))
 
 
 def svd(matrix: Tensor, most: int | None = None, least: float = 0.0) -> Spectrum:
@@ -65,33 +73,38 @@ def svd(matrix: Tensor, most: int | None = None, least: float = 0.0) -> Spectrum
     Returns:
         As many as the numerical rank: none for a matrix of zeros.
     """
-    wide = matrix.double()
     if matrix.shape[0] > matrix.shape[1]:
-        found = _in_stages(wide.mT, most, least)
+        found = _in_stages(matrix.double().mT, most, least)
         return Spectrum(found.vh.mT, found.s, found.u.mT)
-    return _in_stages(wide, most, least)
+    return _in_stages(matrix.double(), most, least)
 
 
-def _in_stages(matrix: Tensor, most: int | None, least: float) -> Spectrum:
-    """The spectrum of a matrix that is not tall."""
-    left = len(matrix) if most is None else min(most, len(matrix))
-    parts = [Spectrum(matrix[:, :0], matrix[:0, 0], matrix[:0])]
-    rest, basis, floor = matrix, None, 0.0
+def _in_stages(rest: Tensor, most: int | None, least: float) -> Spectrum:
+    """The spectrum of a matrix that is not tall; `rest` is what is not decomposed yet."""
+    left = len(rest) if most is None else min(most, len(rest))
+    if left <= 0:
+        return Spectrum(rest.new_empty(len(rest), 0), rest.new_empty(0), rest[:0].clone())
+    parts: list[Spectrum] = []
+    basis, floor = None, 0.0
     while left > 0:
         u, s = left_vectors([rest])
         floor = floor or max(least, NOTHING * float(s[0]))
         clear = int((s > CLEAR * s[0]).sum())
         known = min(left, int((s[:clear] > floor).sum()))
-        vh = (u[:, :known].mT @ rest) / s[:known, None]
-        parts.append(Spectrum(_within(basis, u[:, :known]), s[:known], vh))
+        vh = (u[:, :known].mT @ rest).div_(s[:known, None])
+        # a view would keep all of u
+        parts.append(Spectrum(_within(basis, u[:, :known].contiguous()), s[:known], vh))
         left -= known
         if known < clear or clear == len(s):
             break
         basis = _within(basis, u[:, clear:])
         rest = u[:, clear:].mT @ rest
-        rest = rest - (rest @ vh.mT) @ vh
+        rest.addmm_(rest @ vh.mT, vh, alpha=-1)
         if float(rest.norm()) <= floor:
             break
+    if len(parts) == 1:
+        return parts[0]
+    del rest, u, basis  # the parts are about to be copied
     us, values, vhs = zip(*parts, strict=True)
     return Spectrum(torch.cat(us, 1), torch.cat(values), torch.cat(vhs))
 
@@ -110,6 +123,7 @@ def left_vectors(matrices: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     for matrix in matrices:
         wide = matrix.double()
         gram += wide @ wide.mT
+    del matrix, wide
     if not bool(gram.isfinite().all()):  # LAPACK may not come back
         return torch.full_like(gram, torch.nan), torch.full_like(gram[0], torch.nan)
     squares, vectors = torch.linalg.eigh(gram)
@@ -121,7 +135,7 @@ def joint_vectors(matrices: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     rows, columns = matrices[0].shape
     if rows <= columns * len(matrices):
         return left_vectors(matrices)
-    found = svd(torch.cat([matrix.double() for matrix in matrices], 1))
+    found = svd(torch.cat(list(matrices), 1))
     return found.u, found.s
 
 
@@ -152,7 +166,7 @@ def isotropic(matrix: Tensor, fill: bool = False, least: float = 0.0) -> Tensor:
     Directions in which it is zero, or stretches no more than `least`, are zero, unless `fill`.
     """
     found = full_svd(matrix) if fill else svd(matrix, least=least)
-    return (found.u @ found.vh) * (found.s.sum() / min(matrix.shape))
+    return (found.u @ found.vh).mul_(found.s.sum() / min(matrix.shape))
 
 
 def unsure(part: Spectrum, rounding: float) -> float:
@@ -169,3 +183,30 @@ def decorrelated(parts: Sequence[Spectrum], rounding: float = 0.0) -> Tensor:
     u = polar(torch.cat([part.u for part in parts], 1), least=least)
     vh = polar(torch.cat([part.vh for part in parts], 0), least=least)
     return (u * torch.cat([part.s for part in parts])) @ vh
+
+
+# How many numbers the functions hold at once, each argument taken for one in float64.
+
+
+def svd_room(rows: int, columns: int, fill: bool = False) -> float:
+    """Of `svd`, or of `full_svd`; of `isotropic`, too."""
+    size, square = rows * columns, min(rows, columns) ** 2
+    if fill:
+        return 3.0 * size + 5.0 * square
+    return size + max(5.0 * square, size + 2.0 * square)
+
+
+def decorrelated_room(rows: int, columns: int, fill: bool = False) -> float:
+    """Of spectra being found, of full rank together, and made orthonormal; see `decorrelated`."""
+    size, square = rows * columns, min(rows, columns) ** 2
+    left, right = min(rows, columns) * rows, min(rows, columns) * columns
+    last = left + max(svd_room(rows, columns, fill), 3.0 * right + square)
+    return left + right + max(svd_room(rows, columns, fill), last, 2.0 * left + right + size)
+
+
+def joint_room(rows: int, columns: int, matrices: int) -> float:
+    """Of `joint_basis` and `joint_vectors`, of so many matrices of float32."""
+    if rows <= columns * matrices:
+        return max(4.0 * rows**2, rows * columns + 2.0 * rows**2)
+    size = rows * columns * matrices
+    return size / 2 + svd_room(rows, columns * matrices)

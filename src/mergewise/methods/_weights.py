@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mergewise.errors import MergewiseError
@@ -39,17 +39,16 @@ def shares(weights: Sequence[float], switch: str = "normalize") -> list[float]:
     return [w / whole for w in weights]
 
 
-def total(vectors: Sequence[Tensor]) -> Tensor:
-    """The sum, added in order."""
-    out = vectors[0]
-    for vector in vectors[1:]:
+def total(vectors: Iterable[Tensor]) -> Tensor:
+    """The sum, added in order; of a generator no more than two are held at once."""
+    each = iter(vectors)
+    out = next(each)
+    for vector in each:
         out = out + vector
+        del vector  # or it is held while the next is made
     return out
 
 
-def combination(vectors: Sequence[Tensor], weights: Sequence[Any]) -> Tensor:
+def combination(vectors: Iterable[Tensor], weights: Sequence[Any]) -> Tensor:
     """``sum_i weights[i] * vectors[i]``, added in order."""
-    out = vectors[0] * weights[0]
-    for vector, weight in zip(vectors[1:], weights[1:], strict=True):
-        out = out + vector * weight
-    return out
+    return total(vector * weight for vector, weight in zip(vectors, weights, strict=True))

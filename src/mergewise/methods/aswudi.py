@@ -10,7 +10,6 @@ from mergewise.methods._interference import (
     Interference,
     counted,
     first,
-    started,
 )
 from mergewise.methods._matrix import MatrixMethod, matrix_params
 from mergewise.methods._params import Settings
@@ -31,7 +30,6 @@ class Aswudi(MatrixMethod):
         "The aim of wudi in closed form with nothing to choose. It solves a system the size "
         "of each matrix's inputs, and rests on a recent preprint."
     )
-    solving = 7
     formula = (
         "as swudi, with f = 1 on the K largest of the eigenvalues l and 0 elsewhere, "
         "K = ceil((sum sqrt(l))^2 / sum l)"
@@ -49,8 +47,11 @@ models:
   - model: expert_b
 """
 
+    def update_room(self, outputs: int, inputs: int, experts: int, p: Settings) -> float:
+        return Interference.room(outputs, inputs, experts * outputs, descends=False)
+
     def update(self, deltas: list[Tensor], s: Settings) -> Tensor:
-        problem = Interference(started(deltas, s.start), deltas)
+        problem = Interference.of(deltas, s.start)
         values, vectors = problem.spectrum()
         count = counted(values, deltas[0].shape[1], s.rank_rule)
         return problem.minimised(values, vectors, first(values, count))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from mergewise.methods._matrix import MatrixMethod, matrix_params
 from mergewise.methods._params import Param, Settings
-from mergewise.methods._spectrum import svd
+from mergewise.methods._spectrum import svd, svd_room
 from mergewise.methods._weights import total
 
 if TYPE_CHECKING:
@@ -57,8 +57,11 @@ models:
     def factor(self, s: Settings) -> Any:
         return 1.0
 
+    def update_room(self, outputs: int, inputs: int, experts: int, p: Settings) -> float:
+        return outputs * inputs * (1 + (experts > 1)) + svd_room(outputs, inputs)
+
     def update(self, deltas: list[Tensor], s: Settings) -> Tensor:
         mean = total(deltas).double() / len(deltas)
         rank = math.ceil(s.rank * min(mean.shape))
-        tops = [svd(delta - mean, rank).whole() for delta in deltas]
-        return mean + total(tops) * s.lambda_
+        tops = total(svd(delta - mean, rank).whole() for delta in deltas)
+        return mean + tops.mul_(s.lambda_)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from mergewise._lazy import torch
@@ -64,6 +66,9 @@ parameters: {width: 0.5, offset: 0.25}
 
     def access(self, p: Settings) -> Access:
         return Access.WHOLE
+
+    def room(self, shape: Sequence[int], experts: int, p: Settings) -> float:
+        return 1.0 * math.prod(shape)
 
     def mixture(self, p: Settings, base: bool, experts: int) -> list[float]:
         return [1.0 - p.width, p.width] if base else super().mixture(p, base, experts)

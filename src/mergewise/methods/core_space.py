@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from mergewise.methods._matrix import MatrixMethod, matrix_params
+from mergewise.methods._matrix import MatrixMethod, inside, matrix_params
 from mergewise.methods._params import Param, Settings
-from mergewise.methods._rotated import elected, threshold, trimmed
-from mergewise.methods._spectrum import isotropic, joint_basis
-from mergewise.methods._weights import combination
+from mergewise.methods._rotated import threshold, ties, ties_room
+from mergewise.methods._spectrum import decorrelated_room, isotropic, joint_basis, joint_room
+from mergewise.methods._weights import combination, total
 from mergewise.methods.tsv_m import task_spaces
 
 if TYPE_CHECKING:
@@ -61,8 +61,6 @@ class CoreSpace(MatrixMethod):
         ),
     }  # fmt: skip
     weighted = False
-    solving = 3
-    beside = 15
     example = """
 merge_method: core_space
 base_model: base
@@ -70,6 +68,18 @@ models:
   - model: expert_a
   - model: expert_b
 """
+
+    def normalized(self, p: Settings) -> str:
+        return "rule" if p.rule == "ties" and inside(p) else ""
+
+    def update_room(self, outputs: int, inputs: int, experts: int, p: Settings) -> float:
+        size = outputs * inputs
+        rows, columns = min(outputs, experts * inputs), min(inputs, experts * outputs)
+        left, right, core = outputs * rows, inputs * columns, rows * columns
+        found = joint_room(outputs, inputs, experts), joint_room(inputs, outputs, experts)
+        rule = ties_room(core, experts) if p.rule == "ties" else decorrelated_room(rows, columns)
+        cores = experts * core + max(2.0 * size, rule)
+        return max(found[0], left + max(found[1], right + cores))
 
     def update(self, deltas: list[Tensor], s: Settings) -> Tensor:
         left = joint_basis(deltas, s.tolerance, s.rounding)
@@ -79,13 +89,14 @@ models:
 
 
 def _by_rule(cores: list[Tensor], s: Settings) -> Tensor:
+    """What the rule makes of the cores, which are changed."""
     if s.rule == "ties":
-        parts = [trimmed(c, threshold(c, d)) for c, d in zip(cores, s.density, strict=True)]
-        return elected(parts, s.weight)
-    weighed = [core * weight for core, weight in zip(cores, s.weight, strict=True)]
+        least = [threshold(core, d) for core, d in zip(cores, s.density, strict=True)]
+        return ties(cores, least, s.weight)
+    weighed = [core.mul_(weight) for core, weight in zip(cores, s.weight, strict=True)]
     if s.rule in ("sum", "mean"):
         return combination(weighed, [1.0 if s.rule == "sum" else 1.0 / len(cores)] * len(cores))
     if s.rule == "iso":
-        return isotropic(combination(cores, s.weight))
+        return isotropic(total(weighed))
     merged = task_spaces(weighed)
     return isotropic(merged) if s.rule == "tsv_iso" else merged

@@ -59,7 +59,6 @@ class Crossover(PlacedMethod):
     source = "sd-mecha (ljleb), crossover"
     variant = "sd-mecha 1.1.5 for tilt in [0, 1]; swap the models for the other half"
     symmetric = False
-    solving = 4
     params = {
         "alpha": Param(float, 0.5, "share of the expert: 0 the base, 1 the expert", ge=0, le=1),
         "tilt": Param(
@@ -76,6 +75,9 @@ parameters: {alpha: 0.5, tilt: 0.2}
 
     def access(self, p: Settings) -> Access:
         return Access.WHOLE
+
+    def room(self, shape: Sequence[int], experts: int, p: Settings) -> float:
+        return 2.5 * math.prod(shape)
 
     def mixture(self, p: Settings, base: bool, experts: int) -> list[float]:
         return [1.0 - p.alpha, p.alpha] if base else super().mixture(p, base, experts)

@@ -32,7 +32,6 @@ class Doge(MatrixMethod):
         "affordable. It has more settings than most, and whether they carry over to other "
         "models is open."
     )
-    solving = 7
     formula = (
         "l_i = lambda / |d_i|; a by Adam on sum_i |rowsum(d_i * (d_i - sum_k l_k (d_k + a)))|^2, "
         "gradient off the top min(m, n) // subspace left singular vectors that the d_i share; "
@@ -81,14 +80,15 @@ models:
         assert x.base is not None
         if not inside(s):
             return super().combine(x, s)
-        kept = [
-            x.at_least(delta.abs(), s.thresholds[i][0], i).to(delta.dtype)
-            for i, delta in enumerate(x.deltas)
-        ]
+        kept = [x.at_least(delta.abs(), s.thresholds[i][0], i) for i, delta in enumerate(x.deltas)]
         return x.base + self._updated(x.base, [*x.deltas, *kept], s)
 
     def factor(self, s: Settings) -> float:
         return 1.0  # lambda is a length here
+
+    def update_room(self, outputs: int, inputs: int, experts: int, p: Settings) -> float:
+        size = outputs * inputs
+        return experts * size * 0.75 + 5.0 * size
 
     def update(self, deltas: list[Tensor], s: Settings) -> Tensor:
         vectors, masks = deltas[: len(s.weight)], deltas[len(s.weight) :]
@@ -99,7 +99,8 @@ models:
         slope = _Slope(vectors, lengths, _shared(vectors, s.subspace))
         descend = adam if s.optimizer == "adam" else sgd
         correction = descend(slope, torch.zeros_like(vectors[0]), s.iterations, s.learning_rate)
-        parts = [(vector + correction) * mask for vector, mask in zip(vectors, masks, strict=True)]
+        pairs = zip(vectors, masks, strict=True)
+        parts = ((vector + correction) * mask for vector, mask in pairs)
         return combination(parts, [w * own for w, own in zip(s.weight, lengths, strict=True)])
 
 

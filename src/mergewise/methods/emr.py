@@ -50,7 +50,7 @@ parameters: {lambda: 0.5}
 
     def combine(self, x: Inputs, s: Settings) -> Tensor:
         assert x.base is not None
-        parts = [delta * weight for delta, weight in zip(x.deltas, s.weight, strict=True)]
+        parts = x.weighted(s.weight)
         positive = total(parts) > 0
         largest = torch.zeros_like(parts[0])
         for part in parts:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from mergewise._lazy import torch
@@ -63,6 +65,9 @@ models:
 
     def access(self, p: Settings) -> Access:
         return Access.WHOLE if p.kind == "stack" or p.turned else Access.ROWS
+
+    def room(self, shape: Sequence[int], experts: int, p: Settings) -> float:
+        return 3.0 * math.prod(shape)
 
     def combine(self, x: Inputs, s: Settings) -> Tensor:
         assert x.base is not None

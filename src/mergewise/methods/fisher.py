@@ -66,6 +66,9 @@ models:
     evidence: expert_b.fisher.safetensors
 """
 
+    def normalized(self, p: Settings) -> str:
+        return self.name
+
     def needs(self, p: Settings) -> tuple[Need, ...]:
         if p.information == "fisher_nodes":
             return (replace(_NEED, statistic="fisher_nodes", per="spread"),)

@@ -82,6 +82,9 @@ models:
   - model: base
 """
 
+    def normalized(self, p: Settings) -> str:
+        return self.name
+
     def problem(self, p: Settings, experts: int) -> str | None:
         return None if sum(p.weight) > 0 else "all weights are 0; give one expert a weight above 0"
 

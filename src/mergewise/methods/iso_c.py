@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from mergewise.methods._matrix import NULL, MatrixMethod, matrix_params
 from mergewise.methods._params import Settings
-from mergewise.methods._spectrum import isotropic
+from mergewise.methods._spectrum import isotropic, svd_room
 from mergewise.methods._weights import total
 
 if TYPE_CHECKING:
@@ -37,6 +37,9 @@ models:
   - model: expert_a
   - model: expert_b
 """
+
+    def update_room(self, outputs: int, inputs: int, experts: int, p: Settings) -> float:
+        return outputs * inputs * (experts > 1) / 2 + svd_room(outputs, inputs, p.null == "fill")
 
     def update(self, deltas: list[Tensor], s: Settings) -> Tensor:
         return isotropic(total(deltas), s.null == "fill", s.rounding)

@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING
 from mergewise._lazy import torch
 from mergewise.methods._matrix import NULL, MatrixMethod, matrix_params
 from mergewise.methods._params import Param, Settings
-from mergewise.methods._spectrum import NOTHING, Spectrum, full_svd, polar, svd, unsure
+from mergewise.methods._spectrum import (
+    NOTHING,
+    Spectrum,
+    decorrelated_room,
+    full_svd,
+    polar,
+    svd,
+    unsure,
+)
 from mergewise.methods._weights import total
 
 if TYPE_CHECKING:
@@ -38,7 +46,6 @@ class IsoCts(MatrixMethod):
     )
     source = "Isotropic model merging (Marczak et al. 2025, arXiv 2502.04959)"
     variant = "paper; directions of rounding are not raised, unless `null: fill`"
-    beside = 13
     params = matrix_params("matrices", "mean") | {
         "common_space_fraction": Param(
             float, 0.8, "share of the rank that is the sum's", ge=0, le=1, native=True
@@ -53,18 +60,24 @@ models:
   - model: expert_b
 """
 
+    def update_room(self, outputs: int, inputs: int, experts: int, p: Settings) -> float:
+        return decorrelated_room(outputs, inputs, p.null == "fill")
+
     def update(self, deltas: list[Tensor], s: Settings) -> Tensor:
         rank, fill = min(deltas[0].shape), s.null == "fill"
         own = own_rank(rank, len(deltas), s.common_space_fraction)
         common = _first(total(deltas), rank - own * len(deltas), fill, s.rounding)
-        left = common.u.mT
-        outside = [delta - common.u @ (left @ delta) for delta in (d.double() for d in deltas)]
         least = _sticking_out(deltas, common, s.rounding)
-        parts = [*(_first(delta, own, fill, least) for delta in outside), common]
+        parts = [*(_first(_outside(d, common.u), own, fill, least) for d in deltas), common]
         turned = max(unsure(part, least) for part in parts)
         u = polar(torch.cat([part.u for part in parts], 1), fill, turned)
         vh = polar(torch.cat([part.vh for part in parts], 0), fill, turned)
-        return (u @ vh) * (sum(part.s.sum() for part in parts) / rank)
+        return (u @ vh).mul_(sum(part.s.sum() for part in parts) / rank)
+
+
+def _outside(delta: Tensor, basis: Tensor) -> Tensor:
+    wide = delta.double()
+    return wide - basis @ (basis.mT @ wide)
 
 
 def own_rank(rank: int, experts: int, fraction: float) -> int:
@@ -73,7 +86,7 @@ def own_rank(rank: int, experts: int, fraction: float) -> int:
 
 
 def _first(matrix: Tensor, rank: int, fill: bool, least: float) -> Spectrum:
-    return full_svd(matrix).top(rank) if fill else svd(matrix, rank, least)
+    return full_svd(matrix, rank) if fill else svd(matrix, rank, least)
 
 
 def _sticking_out(deltas: list[Tensor], common: Spectrum, rounding: float) -> float:

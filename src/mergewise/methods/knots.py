@@ -15,10 +15,10 @@ from mergewise.methods._matrix import (
     matrix_params,
 )
 from mergewise.methods._params import Param, Settings
-from mergewise.methods._rotated import elected, threshold, trimmed
+from mergewise.methods._rotated import threshold, ties, ties_room
 from mergewise.methods._select import kept_count
-from mergewise.methods._spectrum import joint_vectors
-from mergewise.methods._weights import combination
+from mergewise.methods._spectrum import joint_room, joint_vectors
+from mergewise.methods._weights import combination, total
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -72,8 +72,6 @@ class Knots(MatrixMethod):
         ),
     }  # fmt: skip
     weighted = False
-    solving = 5
-    beside = 9
     example = """
 merge_method: knots
 base_model: base
@@ -99,6 +97,18 @@ models:
             return []
         return [[kept_count(d, k) if k else 0] for d, k in zip(p.density, nonzero, strict=True)]
 
+    def normalized(self, p: Settings) -> str:
+        return "rule" if p.rule == "ties" and inside(p) else ""
+
+    def update_room(self, outputs: int, inputs: int, experts: int, p: Settings) -> float:
+        rows, columns = outputs, inputs
+        if p.shared == "inputs":
+            rows, columns = inputs, outputs
+        rank = min(rows, experts * columns)
+        merging = max(ties_room(rank * columns, experts), 2.0 * rows * columns)
+        held = rank * rows + experts * rank * columns
+        return max(joint_room(rows, columns, experts), held + merging)
+
     def update(self, deltas: list[Tensor], s: Settings) -> Tensor:
         basis, parts = _coordinates(deltas, s)
         merged = basis @ _by_rule(parts, s)
@@ -107,12 +117,13 @@ models:
 
 def _coordinates(deltas: list[Tensor], s: Settings) -> tuple[Tensor, list[Tensor]]:
     """The common vectors [rows, r], and each task vector in them [r, columns]."""
-    seen = [d.double() if s.shared == "outputs" else d.double().mT for d in deltas]
+    seen = deltas if s.shared == "outputs" else [delta.mT for delta in deltas]
     vectors, _ = joint_vectors(seen)
-    turned = [vectors.mT @ delta for delta in seen]
+    turned = [vectors.mT @ delta.double() for delta in seen]
     # the rows' lengths are the singular values, without the loss of digits of squares
-    lengths = combination([(t * t).sum(1) for t in turned], [1.0] * len(turned)).sqrt()
-    kept = lengths > s.epsilon
+    kept = total((t * t).sum(1) for t in turned).sqrt() > s.epsilon
+    if bool(kept.all()):
+        return vectors, turned
     return vectors[:, kept], [t[kept] for t in turned]
 
 
@@ -129,12 +140,7 @@ def _by_rule(parts: list[Tensor], s: Settings) -> Tensor:
         share = 1.0 if s.rule == "sum" else 1.0 / len(parts)
         return combination(parts, [weight * share for weight in s.weight])
     if s.granularity == "model":
-        least = [float(thresholds[0].value) for thresholds in s.thresholds]
         # thresholds are picked among float32 scores
-        kept = [
-            torch.where(part.float().abs() >= limit, part, torch.zeros_like(part))
-            for part, limit in zip(parts, least, strict=True)
-        ]
-    else:
-        kept = [trimmed(p, threshold(p, d)) for p, d in zip(parts, s.density, strict=True)]
-    return elected(kept, s.weight)
+        least = [float(thresholds[0].value) for thresholds in s.thresholds]
+        return ties(parts, least, s.weight, rounded=True)
+    return ties(parts, [threshold(p, d) for p, d in zip(parts, s.density, strict=True)], s.weight)

@@ -45,7 +45,7 @@ parameters: {lambda: 0.5}
 
     def combine(self, x: Inputs, s: Settings) -> Tensor:
         assert x.base is not None
-        parts = [delta * weight for delta, weight in zip(x.deltas, s.weight, strict=True)]
+        parts = x.weighted(s.weight)
         largest = parts[0]
         for part in parts[1:]:
             largest = torch.where(part.abs() >= largest.abs(), part, largest)

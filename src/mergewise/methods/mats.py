@@ -95,6 +95,9 @@ models:
 parameters: {metric: kfac}
 """
 
+    def normalized(self, p: Settings) -> str:
+        return self.name
+
     def needs(self, p: Settings) -> tuple[Need, ...]:
         return _NEEDS[p.metric]
 

@@ -50,6 +50,9 @@ models:
     parameters: {weight: 0.5}
 """
 
+    def normalized(self, p: Settings) -> str:
+        return "normalize_weights" if p.normalize_weights else ""
+
     def problem(self, p: Settings, experts: int) -> str | None:
         if p.normalize_weights and experts > 1 and cancel(p.weight):
             return no_share(p.weight, "normalize_weights")

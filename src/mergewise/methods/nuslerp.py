@@ -67,6 +67,9 @@ models:
     parameters: {weight: 0.3}
 """
 
+    def normalized(self, p: Settings) -> str:
+        return self.name
+
     def access(self, p: Settings) -> Access:
         if p.nuslerp_flatten:
             return Access.FLAT

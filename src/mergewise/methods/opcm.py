@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from mergewise.methods._base import Inputs
 from mergewise.methods._matrix import MatrixMethod, inside, matrix_params
 from mergewise.methods._params import Param, Settings
-from mergewise.methods._spectrum import svd
+from mergewise.methods._spectrum import svd, svd_room
 from mergewise.methods._weights import total
 
 if TYPE_CHECKING:
@@ -42,7 +42,6 @@ class Opcm(MatrixMethod):
     )
     experts = (1, None)
     symmetric = False
-    solving = 5
     formula = (
         "N_1 = w_1 d_1; N_t = N_{t-1} + U P V^T, P = U^T w_t d_t V with diagonal and P[:r, :r] "
         "zeroed, N_{t-1} = U S V^T; b + lambda N_T mean_t |w_t d_t| / |N_T|, whole-model norms"
@@ -100,9 +99,8 @@ models:
         if not _running(s):
             return {}
         parts = _weighted(x, s)
-        squares = {f"{i}": part * part for i, part in enumerate(parts)}
         merged = self._sum(x, parts, s)
-        return {"merged": merged * merged, **squares}
+        return {"merged": merged * merged, **{f"{i}": p * p for i, p in enumerate(parts)}}
 
     def coefficients(self, totals: Mapping[str, float], p: Settings, n: int) -> dict[str, Any]:
         return {"shrink": 1.0 / self.recorded(totals, p)["divisor"]}
@@ -132,10 +130,15 @@ models:
         assert x.base is not None
         return self._updated(x.base, parts, s) if inside(s) else total(parts)
 
+    def update_room(self, outputs: int, inputs: int, experts: int, p: Settings) -> float:
+        size = outputs * inputs
+        squares = (experts / 2 + 1.0) * size
+        return max(squares, 2.5 * size + svd_room(outputs, inputs)) if experts > 1 else squares
+
     def update(self, deltas: list[Tensor], s: Settings) -> Tensor:
         running = deltas[0].double()
         for delta in deltas[1:]:
-            running = running + _without(delta.double(), running, s)
+            running = running + _without(delta.to(running, copy=True), running, s)
         return running
 
 
@@ -150,12 +153,12 @@ def _divisor(p: Settings) -> float:
 
 def _weighted(x: Inputs, s: Settings) -> list[Tensor]:
     """Task vectors; that of a merge as long as it was before it was divided."""
-    parts = [delta * weight for delta, weight in zip(x.deltas, s.weight, strict=True)]
+    parts = x.weighted(s.weight)
     return parts if s.merged == 1 and s.divisor is None else [parts[0] * _divisor(s), *parts[1:]]
 
 
 def _without(delta: Tensor, running: Tensor, s: Settings) -> Tensor:
-    """A task vector without what repeats the running sum: see `Opcm`."""
+    """A task vector without what repeats the running sum: see `Opcm`. Changes `delta`."""
     found = svd(running, least=s.rounding * _divisor(s))
     if not len(found.s):
         return delta
@@ -164,4 +167,4 @@ def _without(delta: Tensor, running: Tensor, s: Settings) -> Tensor:
     inner = found.u.mT @ delta @ found.vh.mT
     repeated = inner.diagonal().diag()
     repeated[:block, :block] = inner[:block, :block]
-    return delta - found.u @ repeated @ found.vh
+    return delta.addmm_(found.u @ repeated, found.vh, alpha=-1)

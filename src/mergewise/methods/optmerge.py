@@ -15,7 +15,7 @@ from mergewise.methods._interference import (
 )
 from mergewise.methods._matrix import MatrixMethod, matrix_params
 from mergewise.methods._params import Param, Settings
-from mergewise.methods._spectrum import Spectrum, svd
+from mergewise.methods._spectrum import Spectrum, svd, svd_room
 from mergewise.methods._weights import total
 
 if TYPE_CHECKING:
@@ -39,7 +39,6 @@ class OptMerge(MatrixMethod):
         "As aswudi, with task vectors cut to their top directions and their mean as the start. "
         "It solves a system the size of each matrix's inputs, or takes steps if asked to."
     )
-    solving = 10
     formula = (
         "S_i V_i^T, T_i: top k of d_i; b + lambda M, M from mean_i w_i d_i by descent on (or at "
         "the minimum of) sum_i |(M - T_i) (S_i V_i^T)^T|^2 / |d_i|^2"
@@ -73,12 +72,18 @@ models:
   - model: expert_b
 """
 
+    def update_room(self, outputs: int, inputs: int, experts: int, p: Settings) -> float:
+        size, rank = outputs * inputs, min(outputs, inputs)
+        descends = p.solver != "closed"
+        # the start, the loss, and the top directions
+        held = 2.5 * size + rank * inputs + rank**2
+        building = 4.0 * size
+        if p.target == "centred":
+            building = max(5.0 * size, 2.0 * size + svd_room(outputs, inputs))
+        return max(held + building, Interference.room(outputs, inputs, rank, descends))
+
     def update(self, deltas: list[Tensor], s: Settings) -> Tensor:
-        rank = max(1, min(deltas[0].shape) // len(deltas))
-        parts = [svd(delta, rank) for delta in deltas]
-        guards = [part.s[:, None] * part.vh for part in parts]
-        targets = self._targets(deltas, parts, rank, s.target)
-        problem = Interference(started(deltas, s.start), deltas, targets, guards)
+        problem = _problem(deltas, s)
         if s.solver != "closed":
             rate = s.learning_rate or _RATES[s.solver]
             return problem.descended(s.solver, s.iterations, rate)
@@ -86,10 +91,19 @@ models:
         count = counted(values, deltas[0].shape[1], s.rank_rule)
         return problem.minimised(values, vectors, first(values, count))
 
-    def _targets(
-        self, deltas: list[Tensor], parts: list[Spectrum], rank: int, target: str
-    ) -> list[Tensor]:
-        if target == "low_rank":
-            return [part.whole() for part in parts]
-        mean = total(deltas).double() / len(deltas)
-        return [mean + svd(delta.double() - mean, rank).whole() for delta in deltas]
+
+def _problem(deltas: list[Tensor], s: Settings) -> Interference:
+    rank = max(1, min(deltas[0].shape) // len(deltas))
+    tops = [svd(delta, rank) for delta in deltas]
+    rows = sum(len(top.s) for top in tops)
+    mean = total(deltas).double() / len(deltas) if s.target == "centred" else None
+    parts = (
+        (_target(delta, top, mean, rank), (top.s[:, None] * top.vh).div_(delta.double().norm()))
+        for delta, top in zip(deltas, tops, strict=True)
+        if len(top.s)
+    )
+    return Interference(started(deltas, s.start), parts, rows)
+
+
+def _target(delta: Tensor, top: Spectrum, mean: Tensor | None, rank: int) -> Tensor:
+    return top.whole() if mean is None else svd(delta - mean, rank).whole() + mean

@@ -53,6 +53,9 @@ models:
     evidence: expert_b.gram.safetensors
 """
 
+    def normalized(self, p: Settings) -> str:
+        return self.name
+
     def needs(self, p: Settings) -> tuple[Need, ...]:
         return (Need("input_gram", "gram", "tokens", "matrix", otherwise="the weighted mean"),)
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from mergewise._lazy import torch
 from mergewise.methods._base import Access, Inputs
-from mergewise.methods._matrix import PlacedMethod, by_matrix
+from mergewise.methods._matrix import PlacedMethod, by_matrix, matrix_shape
 from mergewise.methods._params import Param, Settings
 
 if TYPE_CHECKING:
@@ -90,6 +91,20 @@ def rotated(base: Tensor, expert: Tensor, s: Settings) -> Tensor:
     return out + torch.lerp(means[0], means[1], s.alignment)
 
 
+def _is_kernel(shape: Sequence[int], p: Settings) -> bool:
+    return p.kind == "convolution" and len(shape) == 4 and math.prod(shape[2:]) > 1
+
+
+def _turning_room(rows: int, columns: int, alignment: float) -> float:
+    """How many numbers of float64 `rotated` holds at once."""
+    size, side = rows * columns, min(rows, columns)
+    if alignment == 1:
+        return max(6.0 * size + 10.0 * side**2, 8.0 * size + 4.0 * side**2)
+    if 2 * rows < columns:
+        return 6.0 * size + 36.0 * rows**2
+    return max(5.0 * size + 7.0 * columns**2, 6.0 * size + 2.0 * columns**2)
+
+
 class Rotate(PlacedMethod):
     """Turns the base's rows as one body, by the rotation that brings them nearest to the expert's.
 
@@ -118,7 +133,6 @@ class Rotate(PlacedMethod):
         "the Stiefel manifold, here all inputs are turned, those unknown as little as can be"
     )
     symmetric = False
-    solving = 24  # measured: 20 beside both inputs, for half as many rows as columns
     params = {
         "alignment": Param(
             float, 1.0, "how far to turn: 0 not at all, 1 to the nearest", ge=0, le=1, native=True
@@ -140,6 +154,16 @@ parameters: {alignment: 1.0, alpha: 0.0}
     def elsewhere(self, p: Settings) -> str:
         return "" if p.kind != "vector" else "vector, not turned: interpolated by `alpha`"
 
+    def room(self, shape: Sequence[int], experts: int, p: Settings) -> float:
+        count, rows, columns = matrix_shape(shape, p)
+        if _is_kernel(shape, p):
+            columns = math.prod(shape[2:])
+            rows = math.prod(shape) // columns
+        elements = math.prod(shape)
+        # the task vector, and the results of more than one
+        held = elements * (0.5 if count == 1 else 1.0)
+        return held + max(_turning_room(rows, columns, p.alignment), elements / 2)
+
     def combine(self, x: Inputs, s: Settings) -> Tensor:
         assert x.base is not None
         [delta] = x.deltas
@@ -148,7 +172,7 @@ parameters: {alignment: 1.0, alpha: 0.0}
         if s.alignment == 0 and s.alpha == 0:
             return x.base.clone()
         pair = [x.base, x.experts[0]]
-        if s.kind == "convolution" and delta.dim() == 4 and delta[0, 0].numel() > 1:
+        if _is_kernel(delta.shape, s):
             pair = [m.reshape(-1, delta[0, 0].numel()) for m in pair]
 
         def one(matrices: list[Tensor]) -> Tensor:

@@ -52,6 +52,9 @@ models:
     parameters: {weight: 0.5}
 """
 
+    def normalized(self, p: Settings) -> str:
+        return self.name
+
     def problem(self, p: Settings, experts: int) -> str | None:
         return no_share(p.weight, "sparse_soup") if cancel(p.weight) else None
 

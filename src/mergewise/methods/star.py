@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from mergewise._lazy import torch
 from mergewise.methods._matrix import MatrixMethod, matrix_params
 from mergewise.methods._params import Param, Settings
-from mergewise.methods._spectrum import svd
+from mergewise.methods._spectrum import svd, svd_room
 from mergewise.methods._weights import total
 
 if TYPE_CHECKING:
@@ -40,8 +40,11 @@ models:
   - model: expert_b
 """
 
+    def update_room(self, outputs: int, inputs: int, experts: int, p: Settings) -> float:
+        return outputs * inputs * (experts > 1) + svd_room(outputs, inputs)
+
     def update(self, deltas: list[Tensor], s: Settings) -> Tensor:
-        return total([truncated(delta, s.eta) for delta in deltas]) / len(deltas)
+        return total(truncated(delta, s.eta) for delta in deltas) / len(deltas)
 
 
 def truncated(delta: Tensor, eta: float) -> Tensor:
@@ -52,4 +55,4 @@ def truncated(delta: Tensor, eta: float) -> Tensor:
     whole = found.s.sum()
     rank = int(torch.searchsorted(found.s.cumsum(0), whole * eta)) + 1
     kept = found.top(rank)
-    return kept.whole() * (whole / kept.s.sum())
+    return kept.whole().mul_(whole / kept.s.sum())

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from mergewise._lazy import torch
 from mergewise.methods._matrix import NULL, MatrixMethod, matrix_params
 from mergewise.methods._params import Param, Settings
-from mergewise.methods._spectrum import full_svd, svd
+from mergewise.methods._spectrum import full_svd, svd, svd_room
 from mergewise.methods._weights import total
 
 if TYPE_CHECKING:
@@ -56,6 +56,9 @@ models:
 parameters: {lambda: 0.5}
 """
 
+    def update_room(self, outputs: int, inputs: int, experts: int, p: Settings) -> float:
+        return outputs * inputs * (experts > 1) / 2 + svd_room(outputs, inputs, p.null == "fill")
+
     def update(self, deltas: list[Tensor], s: Settings) -> Tensor:
         merged = total(deltas)
         found = full_svd(merged) if s.null == "fill" else svd(merged, least=s.rounding)
@@ -63,4 +66,4 @@ parameters: {lambda: 0.5}
             return merged
         reached = torch.searchsorted(found.s.cumsum(0), found.s.sum() * s.beta)
         least = found.s[min(int(reached), len(found.s) - 1)]
-        return (found.u * found.s.clamp(min=float(least))) @ found.vh
+        return found.whole(found.s.clamp(min=float(least)))

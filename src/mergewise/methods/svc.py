@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from mergewise._lazy import torch
 from mergewise.methods._matrix import MatrixMethod, matrix_params
 from mergewise.methods._params import Param, Settings
-from mergewise.methods._spectrum import svd
+from mergewise.methods._spectrum import svd, svd_room
 from mergewise.methods._weights import combination
 
 if TYPE_CHECKING:
@@ -63,6 +63,11 @@ models:
             return "calibrate: last needs the models that were merged, before the merge; give two"
         return None
 
+    def update_room(self, outputs: int, inputs: int, experts: int, p: Settings) -> float:
+        size, side = outputs * inputs, min(outputs, inputs)
+        responses = 2.0 * size + side**2 + 2.0 * side * inputs
+        return size / 2 + max(svd_room(outputs, inputs), responses)
+
     def update(self, deltas: list[Tensor], s: Settings) -> Tensor:
         merged, tasks = combination(deltas, s.weight), deltas
         if s.calibrate == "last":
@@ -71,7 +76,7 @@ models:
         whole = found.s[:, None] * found.vh
         parts = [_response(whole, found.u.mT @ task.double(), s.alpha) for task in tasks]
         factor = len(parts) / torch.stack(parts).sum(0)
-        return (found.u * (found.s * factor)) @ found.vh
+        return found.whole(found.s * factor)
 
 
 def _response(merged: Tensor, own: Tensor, alpha: float) -> Tensor:

@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 from mergewise._lazy import torch
-from mergewise.methods._interference import FLOOR, START, Interference, first, started
+from mergewise.methods._interference import FLOOR, START, Interference, first
 from mergewise.methods._matrix import MatrixMethod, matrix_params
 from mergewise.methods._params import Param, Settings
 
@@ -28,7 +28,6 @@ class Swudi(MatrixMethod):
         "The aim of wudi in closed form, with a filter whose strength is to be chosen. It "
         "solves a system the size of each matrix's inputs."
     )
-    solving = 7
     formula = (
         "C = sum_i d_i^T d_i / |d_i|^2 = V l V^T; f = 1 - exp(-time l) on the largest l, else 0; "
         "b + lambda (D0 (I - V f V^T) + sum_i d_i d_i^T d_i / |d_i|^2 V (f / l) V^T), "
@@ -54,8 +53,11 @@ models:
   - model: expert_b
 """
 
+    def update_room(self, outputs: int, inputs: int, experts: int, p: Settings) -> float:
+        return Interference.room(outputs, inputs, experts * outputs, descends=False)
+
     def update(self, deltas: list[Tensor], s: Settings) -> Tensor:
-        problem = Interference(started(deltas, s.start), deltas)
+        problem = Interference.of(deltas, s.start)
         values, vectors = problem.spectrum()
         kept = first(values, math.ceil(deltas[0].shape[1] * s.rank_ratio - 1e-9))
         factors = -torch.expm1(-s.time * values.clamp(min=FLOOR))

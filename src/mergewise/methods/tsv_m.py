@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from mergewise.methods._matrix import MatrixMethod, matrix_params
 from mergewise.methods._params import Param, Settings
-from mergewise.methods._spectrum import decorrelated, full_svd, svd
+from mergewise.methods._spectrum import decorrelated, decorrelated_room, full_svd, svd
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,7 +26,7 @@ def task_spaces(deltas: list[Tensor], fill: bool = False, least: float = 0.0) ->
     """TSV-M of matrices: the top of each, an equal share of the rank, decorrelated."""
     rank = max(1, min(deltas[0].shape) // len(deltas))
     if fill:
-        return decorrelated([full_svd(delta).top(rank) for delta in deltas])
+        return decorrelated([full_svd(delta, rank) for delta in deltas])
     return decorrelated([svd(delta, rank, least) for delta in deltas], least)
 
 
@@ -55,7 +55,6 @@ class TsvM(MatrixMethod):
         "value, unless `null: fill`. R-TSVM (arXiv 2502.06876) adds weights from outliers and "
         "ranks from sparsity, which could not be verified and are not built"
     )
-    beside = 12
     params = matrix_params("matrices", "mean") | {"null": _NULL}
     example = """
 merge_method: tsv_m
@@ -64,6 +63,9 @@ models:
   - model: expert_a
   - model: expert_b
 """
+
+    def update_room(self, outputs: int, inputs: int, experts: int, p: Settings) -> float:
+        return decorrelated_room(outputs, inputs, p.null == "fill")
 
     def update(self, deltas: list[Tensor], s: Settings) -> Tensor:
         return task_spaces(deltas, s.null == "fill", s.rounding)

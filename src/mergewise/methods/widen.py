@@ -86,27 +86,32 @@ models:
 
     def combine(self, x: Inputs, s: Settings) -> Tensor:
         assert x.base is not None
-        parts = [delta * weight for delta, weight in zip(x.deltas, s.weight, strict=True)]
+        parts = x.weighted(s.weight)
         if inside(s):
             return x.base + self._updated(x.base, [x.base, *parts], s) * s.lambda_
         if s.otherwise != _SCORED:
             return super().combine(x, s)
         return x.base + _by_element(parts, s) * s.lambda_
 
+    def update_room(self, outputs: int, inputs: int, experts: int, p: Settings) -> float:
+        size = outputs * inputs
+        return 5.5 * size
+
     def update(self, deltas: list[Tensor], s: Settings) -> Tensor:
-        base, *parts = (part.double() for part in deltas)
         if s.kind == "embedding" and s.embeddings == "tokens":
-            base, parts = base.mT, [part.mT for part in parts]
-            return _by_column(base, parts, s).mT
-        return _by_column(base, parts, s)
+            return _by_column([part.mT for part in deltas], s).mT
+        return _by_column(deltas, s)
 
 
-def _by_column(base: Tensor, parts: Sequence[Tensor], s: Settings) -> Tensor:
+def _by_column(matrices: Sequence[Tensor], s: Settings) -> Tensor:
+    """The merged task vector, in float64, of the base and task vectors."""
+    base, parts = matrices[0].double(), matrices[1:]
     moved = [_moved(base, base + part) for part in parts]
+    del base
     sizes, directions = (
         _scores(torch.stack([_ranks(each[k], s.equal) for each in moved]), s) for k in (0, 1)
     )
-    return combination(parts, list((sizes + directions) / 2))
+    return combination((part.double() for part in parts), list((sizes + directions) / 2))
 
 
 def _moved(base: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:

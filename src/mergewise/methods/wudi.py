@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from mergewise.methods._descent import MOST_STEPS
-from mergewise.methods._interference import START, Interference, started
+from mergewise.methods._interference import START, Interference
 from mergewise.methods._matrix import MatrixMethod, matrix_params
 from mergewise.methods._params import Param, Settings
 
@@ -27,7 +27,6 @@ class Wudi(MatrixMethod):
         "For experts without data, when a few hundred steps of Adam on each matrix are "
         "affordable. Swudi and aswudi solve much the same in closed form."
     )
-    solving = 7
     formula = (
         "b + lambda M, M from sum_i w_i d_i by 300 steps of Adam on "
         "sum_i |(M - d_i) d_i^T|^2 / |d_i|^2"
@@ -50,6 +49,9 @@ models:
   - model: expert_b
 """
 
+    def update_room(self, outputs: int, inputs: int, experts: int, p: Settings) -> float:
+        return Interference.room(outputs, inputs, experts * outputs, descends=True)
+
     def update(self, deltas: list[Tensor], s: Settings) -> Tensor:
-        problem = Interference(started(deltas, s.start), deltas)
+        problem = Interference.of(deltas, s.start)
         return problem.descended("adam", s.iterations, s.learning_rate)

@@ -21,6 +21,7 @@ from mergewise.plan._layouts import in_one_layout
 from mergewise.plan._model import MergePlan, StagePlan, TensorPlan, View
 from mergewise.plan._patterns import idle_patterns
 from mergewise.plan._prefix import prefix_between
+from mergewise.plan._rounded import rounded_changes
 from mergewise.plan._slots import Slot
 from mergewise.plan._tokenizers import Tokenizers, stage_vocabulary
 from mergewise.plan._views import describe, open_view, tokenizer_view
@@ -251,6 +252,7 @@ class _Builder:
                 *fates.warnings,
                 *(f"config.json: {text}" for text in lost),
                 *idle_patterns(stage, names),
+                *rounded_changes(stage, views.values()),
                 *_config_warnings(donor, list(views.values()), mapped=vocabulary is not None),
             ),
         )
