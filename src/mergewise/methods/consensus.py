@@ -86,8 +86,8 @@ parameters: {lambda: 0.5}
         if p.least > experts:
             few = "1 model takes" if experts == 1 else f"{experts} models take"
             return (
-                f"`least` is {p.least} and {few} part, so that nothing would be kept and the result "
-                "be the base; lower `least`, or name more models"
+                f"`least` is {p.least} and {few} part, so that nothing would be kept and the "
+                "result be the base; lower `least`, or name more models"
             )
         return super().problem(p, experts) if _trims(p) else None
 
