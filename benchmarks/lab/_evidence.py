@@ -71,8 +71,8 @@ def headed(
 def evidence_mark() -> str:
     """Identifies the code that collects statistics: 64 hexadecimal digits."""
     folder = PACKAGE / "evidence"
-    files = [*folder.glob("_*.py"), *(folder / "statistics").glob("*.py"), Path(__file__)]
-    return digest_of(files)
+    parts = ("_*.py", "_models/*.py", "statistics/*.py")
+    return digest_of([Path(__file__), *(file for part in parts for file in folder.glob(part))])
 
 
 def evidence_of(

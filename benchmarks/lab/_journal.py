@@ -102,7 +102,9 @@ def code_mark(method: str | None) -> str:
 
     The file of another method does not count, so that adding one leaves known scores valid.
     """
-    files = [*(PACKAGE / "evidence").glob("_*.py"), *(PACKAGE / "evidence/evaluators").glob("*.py")]
+    folder = PACKAGE / "evidence"
+    parts = ("_*.py", "_models/*.py", "evaluators/*.py")
+    files = [file for part in parts for file in folder.glob(part)]
     if method is not None:
         from mergewise.methods import get_method
 
@@ -115,10 +117,9 @@ def code_mark(method: str | None) -> str:
 @functools.cache
 def scoring_mark() -> str:
     """Identifies the code that scores given weights: evaluators, and what they read with."""
-    files = [*(PACKAGE / "evidence/evaluators").glob("*.py")]
-    return digest_of(
-        [*files, *(PACKAGE / "evidence" / f"_{n}.py" for n in ("data", "live", "text"))]
-    )
+    names = ("_data.py", "_models/_live.py", "_text.py")
+    folder = PACKAGE / "evidence"
+    return digest_of([*folder.glob("evaluators/*.py"), *(folder / name for name in names)])
 
 
 def digest_of(files: Iterable[Path]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import resource
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,15 @@ from benchmarks.lab.__main__ import main
 from benchmarks.lab._claims import CLAIMS, Claim
 from benchmarks.lab._contenders import SUM, contenders, tuned_parameter
 from benchmarks.lab._cost import _process_peak, measured
-from benchmarks.lab._journal import Journal, weights_mark
+from benchmarks.lab._evidence import evidence_mark
+from benchmarks.lab._journal import (
+    _SOURCES,
+    PACKAGE,
+    Journal,
+    code_mark,
+    scoring_mark,
+    weights_mark,
+)
 from benchmarks.lab._merge import merge
 from benchmarks.lab._orders import tried
 from benchmarks.lab._progress import clock
@@ -303,3 +312,13 @@ def test_an_interrupted_merge_is_an_interrupt(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("benchmarks.lab._merge.merge_state_dicts", stopped)
     with pytest.raises(KeyboardInterrupt):
         merge([], "linear")
+
+
+def test_marks_know_the_code_that_runs_models() -> None:
+    live = PACKAGE / "evidence/_models/_live.py"
+    for mark in (partial(code_mark.__wrapped__, "ties"), scoring_mark.__wrapped__,
+                 evidence_mark.__wrapped__):  # fmt: skip
+        with pytest.MonkeyPatch.context() as patch:
+            before = mark()
+            patch.setitem(_SOURCES, live, b"other code")
+            assert mark() != before

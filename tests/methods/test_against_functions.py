@@ -48,6 +48,10 @@ def pruned() -> list[Model]:
     return [{k: v * masks[k] for k, v in model(i).items()} for i in EXPERTS]
 
 
+def multipliers() -> list[Model]:
+    return [{k: v + 0.5 for k, v in positive(i).items()} for i in (81, 82, 83)]
+
+
 GRAMS = [gram(i, 5) for i in (21, 22, 23)]
 BOTH = [
     {"input_gram": one, "output_gradient_gram": other}
@@ -89,7 +93,7 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "gradient_matching_no_base": (
         "gradient_matching",
         {"weight": 1.0, "scale": [1.0, 2.0, 3.0], "base_scale": 0.0, "delta": 0.01},
-        CURVES,
+        {"evidence": CURVES["evidence"]},
     ),
     "ota": ("ota", {}, ADAM),
     "ota_threshold": ("ota", {"threshold": 5e-4}, ADAM),
@@ -106,6 +110,7 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
         {"weight": [1.0, -0.5], "density": [1.0, 10.5 / 36], "gamma": 0, **MODEL},
         {"experts": [model(2), model(1)]},
     ),
+    "adamergex": ("adamergex", {"lambda": 0.8}, {"experts": multipliers()}),
     "chat_vector": (
         "task_arithmetic",
         {"weight": [1.0, 0.7]},

@@ -122,7 +122,7 @@ def _numbers(ctx: click.Context, param: click.Parameter, value: str | None) -> l
 def merge(
     out: Output, adapters: tuple[str, ...], output: Path, as_json: bool, **options: Any
 ) -> None:
-    """Merge LoRAs of one base into one LoRA.
+    """Merge LoRAs of one base into one LoRA, or IA3 adapters into one.
 
     Without --rank and --energy it is their weighted sum exactly, of all their ranks together.
     """
@@ -186,6 +186,8 @@ def _show(out: Output, layers: tuple[LayerError, ...], error: float) -> None:
     for heading in ("weight", "rank", "change", "error"):
         table.add_column(heading, justify="left" if heading == "weight" else "right")
     for layer in layers:
-        table.add_row(layer.name, str(layer.rank), f"{layer.change:.4g}", f"{layer.error:.2%}")
+        table.add_row(
+            layer.name, str(layer.rank or ""), f"{layer.change:.4g}", f"{layer.error:.2%}"
+        )
     table.add_row("all", "", "", f"{error:.2%}")
     out.data(table)

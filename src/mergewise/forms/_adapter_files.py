@@ -8,7 +8,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from mergewise._lazy import torch
 from mergewise.checkpoint import (
@@ -33,6 +33,10 @@ if TYPE_CHECKING:
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 RECIPE_FILE, PROVENANCE_FILE = "mergekit_config.yml", "mergewise_provenance.json"
+_BY_RECIPE = (
+    "merge the models BASE+ADAPTER by a recipe (for an adapter again, with `form: {name: adapter, "
+    "rank: 16}`)"
+)
 _OURS = {CONFIG_FILE, WEIGHTS_FILE, RECIPE_FILE, PROVENANCE_FILE, "README.md"}
 
 
@@ -67,22 +71,20 @@ class AdapterFactors:
         self._reader = FileReader(adapter.stamps)
 
     def _refuse(self) -> None:
-        odd = next(iter(self.adapter.replaced), None)
+        refuse_whole(self.adapter, self.label)
         parts = {part for module in self.adapter.modules.values() for part in module}
         beyond = parts - {"lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B"}
-        if odd is None and not beyond and self.adapter.config.kind == "LORA":
+        if not beyond and self.adapter.config.kind == "LORA":
             return
-        what = f"whole tensors ({odd})" if odd else f"{', '.join(sorted(beyond)) or 'IA3'}"
+        if "lora_magnitude_vector" in beyond:
+            what = "is a DoRA, which scales whole rows of the base's weights"
+        else:
+            kind = self.adapter.config.kind
+            what = f"holds {', '.join(sorted(beyond)) or f'an adapter of kind {kind}'}"
         raise NotBuiltYetError(
-            f"{self.label}: it holds {what}, beyond the factors of a plain LoRA, which are all "
-            f"that is compared and merged here; {self._instead(odd is not None)}"
+            f"{self.label}: it {what}, beyond the factors of a plain LoRA, which are all that is "
+            f"compared and merged here; {_BY_RECIPE}"
         )
-
-    @staticmethod
-    def _instead(whole: bool) -> str:
-        merged = "merge the models BASE+ADAPTER by a recipe"
-        again = ", or extract it again with --rest skip (rest='skip')"
-        return f"{merged}{again * whole}"
 
     def _check(self, module: str) -> None:
         parts = self.adapter.modules[module]
@@ -115,12 +117,34 @@ class AdapterFactors:
         return Factors(b.mul_(scale), a, embeds)
 
     def _tensor(self, ref: TensorRef) -> Tensor:
-        value = read_tensor(self._reader, ref)
-        if not torch.isfinite(value).all():
-            raise NonFiniteError(
-                f"tensor {ref.name} of adapter {self.label} holds NaN or infinity; repair it"
-            )
-        return value
+        return finite_tensor(self._reader, ref, self.label)
+
+
+def refuse_whole(adapter: Adapter, label: str) -> None:
+    """Refuse an adapter that replaces tensors of its base.
+
+    Raises:
+        NotBuiltYetError: naming one of them.
+    """
+    if odd := next(iter(adapter.replaced), None):
+        raise NotBuiltYetError(
+            f"{label}: it holds whole tensors ({odd}), which are not merged here; {_BY_RECIPE}, or "
+            "extract it again with --rest skip (rest='skip')"
+        )
+
+
+def finite_tensor(reader: FileReader, ref: TensorRef, label: str) -> Tensor:
+    """A whole tensor of an adapter, as `read_tensor` gives it.
+
+    Raises:
+        NonFiniteError: if it holds NaN or infinity.
+    """
+    value = read_tensor(reader, ref)
+    if not torch.isfinite(value).all():
+        raise NonFiniteError(
+            f"tensor {ref.name} of adapter {label} holds NaN or infinity; repair it"
+        )
+    return value
 
 
 def read_tensor(reader: FileReader, ref: TensorRef) -> Tensor:
@@ -129,9 +153,17 @@ def read_tensor(reader: FileReader, ref: TensorRef) -> Tensor:
     return value.to(torch.float64 if value.dtype == torch.float64 else torch.float32)
 
 
+class Written(Protocol):
+    """What `write_adapter` writes."""
+
+    def tensors(self, dtype: torch.dtype) -> dict[str, Tensor]: ...
+
+    def settings(self) -> dict[str, Any]: ...
+
+
 @dataclass
 class NewAdapter:
-    """An adapter to be written.
+    """A LoRA to be written.
 
     Attributes:
         factors: by module.
@@ -190,7 +222,7 @@ def check_folder(out: Path, overwrite: bool) -> None:
         raise OutputError(f"{out}: {what}; choose an empty folder")
 
 
-def write_adapter(out: Path, made: NewAdapter, dtype: torch.dtype, origin: str) -> int:
+def write_adapter(out: Path, made: Written, dtype: torch.dtype, origin: str) -> int:
     """Write the folder, its config last; returns the bytes of the weights.
 
     Args:

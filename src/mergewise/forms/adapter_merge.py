@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -20,10 +21,12 @@ from mergewise.forms._adapter_files import (
     write_adapter,
 )
 from mergewise.forms._factor_space import merged_alone
-from mergewise.forms._svd import Rank, cut, product_norm, truncated
+from mergewise.forms._ia3 import NewIA3, all_ia3, merged_vectors, refuse_options
+from mergewise.forms._span import Pair, flat_factors, merged_in_span
+from mergewise.forms._svd import Rank, cut, product_norm, recompressed, truncated
 from mergewise.forms._units import REWEIGHT, Reweight, merged_units
 from mergewise.forms.lora_extract import LayerError
-from mergewise.methods import get_method
+from mergewise.methods import Settings, get_method
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -74,7 +77,7 @@ def merge_adapters(
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> MergedAdapter:
-    """Merge LoRAs of one base into one LoRA, in PEFT's format.
+    """Merge LoRAs of one base into one LoRA, or IA3 adapters into one, in PEFT's format.
 
     In the space of deltas, which is the default, the merged adapter's ``B @ A`` is the weighted
     sum of the adapters' ``s * B @ A``: exactly, by concatenating their factors (ranks add up), or
@@ -113,6 +116,13 @@ def merge_adapters(
     share = 1.0 if space == "units" else 1 / max(1, len(opened))
     each = list(weights) if weights is not None else [share] * len(opened)
     wanted = Rank(rank, energy)
+    multiplies = all_ia3(opened)
+    if multiplies:
+        refuse_options({
+            "method": method is not None, "parameters": bool(parameters), "space": space != "delta",
+            "rank": rank is not None, "energy": energy is not None, "negate_b": negate_b,
+            "reweight": reweight != "both",
+        })  # fmt: skip
     _check(opened, each, method, space, wanted)
     if reweight not in REWEIGHT:
         raise MergewiseError(f"reweight: {', '.join(REWEIGHT)} expected, got {reweight!r}")
@@ -120,12 +130,29 @@ def merge_adapters(
         raise MergewiseError("negate_b belongs to weighted sums in space factor, and to no method")
     _refuse_own_inputs(Path(out), opened)
     check_folder(Path(out), overwrite)
+    codes = {ref.dtype for a in opened for module in a.modules.values() for ref in module.values()}
+    kind: torch.dtype = getattr(torch, dtype or usual_dtype(codes))
+    if multiplies:
+        shared = _shared_config(opened)
+        shared.pop("ensure_weight_tying", None)
+        vectors = dict(merged_vectors(opened, [str(path) for path in adapters], each))
+        return _written(Path(out), NewIA3(vectors, shared), kind, opened)
     known = [AdapterFactors(a, str(p)) for a, p in zip(opened, adapters, strict=True)]
     merging = _Merging(known, each, method, dict(parameters or {}), wanted, seed)
     merging.negate_b, merging.reweight = negate_b, reweight
-    codes = {ref.dtype for a in opened for module in a.modules.values() for ref in module.values()}
-    kind: torch.dtype = getattr(torch, dtype or usual_dtype(codes))
     return merging.run(Path(out), space, kind, progress)
+
+
+def _written(
+    out: Path, made: NewIA3, kind: torch.dtype, adapters: Sequence[Adapter]
+) -> MergedAdapter:
+    """Write merged vectors, and say how far each is from 1."""
+    size = write_adapter(out, made, kind, ", ".join(adapter.folder.name for adapter in adapters))
+    layers = tuple(
+        LayerError(f"{module}.ia3_l", 0, float((vector - 1).norm()), 0.0)
+        for module, vector in made.vectors.items()
+    )
+    return MergedAdapter(out, layers, 0.0, size, tuple(_warnings(adapters)))
 
 
 def _refuse_own_inputs(out: Path, adapters: Sequence[Adapter]) -> None:
@@ -144,7 +171,7 @@ def _check(
     space: str,
     rank: Rank,
 ) -> None:
-    if len(adapters) < 2:
+    if len(adapters) < 2 and not (adapters and all(a.config.kind == "IA3" for a in adapters)):
         raise MergewiseError(f"two or more adapters expected, got {len(adapters)}")
     if len(weights) != len(adapters) or not all(-1e9 < w < 1e9 for w in weights):
         raise MergewiseError(
@@ -236,30 +263,49 @@ class _Merging:
 
     def _delta(self, module: str, each: Sequence[Factors | None], kind: torch.dtype) -> Factors:
         like = next(f for f in each if f)
-        pairs = [(w, f) for w, f in zip(self.weights, each, strict=True) if f]
-        b = torch.cat([w * f.b.flatten(1) for w, f in pairs], dim=1)
-        a = torch.cat([f.a.flatten(1) for _, f in pairs])
-        if self.method is None:
-            size = sum(abs(w) * product_norm(f.b.flatten(1), f.a.flatten(1)) for w, f in pairs)
-            new = cut(b, a, size, self.rank)
-            new_b, new_a = (part.to(kind).to(b.dtype) for part in new)
-            lost = product_norm(torch.cat([b, new_b], dim=1), torch.cat([a, -new_a]))
-            self._note(module, len(new_a), product_norm(b, a), lost)
-        else:
+        if self.method is not None and not any(turns := self._turns(like)):
             wanted = self._merged_delta(module, each, like)
             new = truncated(wanted, self.rank, self.seed)
             new_b, new_a = (part.to(kind).to(wanted.dtype) for part in new)
             change = float(wanted.double().norm())
             self._note(module, len(new_a), change, float((wanted - new_b @ new_a).norm()))
+        else:
+            if self.method is None:
+                b, a, new = self._weighted(each)
+            else:
+                merge = partial(self._merged_matrices, module)
+                b, a = merged_in_span(flat_factors(each), turns, merge)
+                new = recompressed(b, a, self.rank)
+            new_b, new_a = (part.to(kind).to(b.dtype) for part in new)
+            lost = product_norm(torch.cat([b, new_b], dim=1), torch.cat([a, -new_a]))
+            self._note(module, len(new_a), product_norm(b, a), lost)
         kernel = like.a.shape[1:]
         ones = like.b.shape[2:]
         return Factors(
             new_b.reshape(*new_b.shape, *ones), new_a.reshape(len(new_a), *kernel), like.embeds
         )
 
+    def _weighted(self, each: Sequence[Factors | None]) -> tuple[Tensor, Tensor, Pair]:
+        """The factors of the weighted sum side by side, and cut."""
+        pairs = [(w, f) for w, f in zip(self.weights, each, strict=True) if f]
+        b = torch.cat([w * f.b.flatten(1) for w, f in pairs], dim=1)
+        a = torch.cat([f.a.flatten(1) for _, f in pairs])
+        size = sum(abs(w) * product_norm(f.b.flatten(1), f.a.flatten(1)) for w, f in pairs)
+        return b, a, cut(b, a, size, self.rank)
+
+    def _turns(self, like: Factors) -> tuple[bool, bool]:
+        """What may be turned by the method, see `Method.turns`; nothing of embeddings."""
+        chosen = get_method(self.method or "")
+        known = {name: param.default for name, param in chosen.params.items()}
+        turns = chosen.turns(Settings({**known, **self.parameters}))
+        return (False, False) if like.embeds else turns
+
     def _merged_delta(self, module: str, each: Sequence[Factors | None], like: Factors) -> Tensor:
         shape = (like.b.shape[0], like.a.flatten(1).shape[1])
         deltas = [f.b.flatten(1) @ f.a.flatten(1) if f else torch.zeros(shape) for f in each]
+        return self._merged_matrices(module, deltas)
+
+    def _merged_matrices(self, module: str, deltas: Sequence[Tensor]) -> Tensor:
         return self._apply({f"{module}.weight": deltas})[f"{module}.weight"]
 
     def _factor(self, module: str, each: Sequence[Factors | None], kind: torch.dtype) -> Factors:
@@ -301,19 +347,27 @@ class _Merging:
         self._layers.append(LayerError(f"{module}.weight", rank, change, relative(lost, change)))
 
     def _config(self) -> dict[str, Any]:
-        """What the adapters say alike; where they differ, what is plain."""
-        raws = [known.adapter.config.raw for known in self.known]
-        same = {
-            key: raws[0].get(key)
-            for key in ("base_model_name_or_path", "task_type", "ensure_weight_tying")
-            if all(raw.get(key) == raws[0].get(key) for raw in raws)
-        }
-        return {**same, "fan_in_fan_out": any(raw.get("fan_in_fan_out") for raw in raws)}
+        return _shared_config([known.adapter for known in self.known])
 
     def _warnings(self) -> list[str]:
-        named = [k.adapter.config.raw.get("base_model_name_or_path") for k in self.known]
-        bases = {name for name in named if isinstance(name, str) and name}
-        if len(bases) > 1:
-            listed = ", ".join(repr(name[:200]) for name in sorted(bases))
-            return [f"the adapters name different bases: {listed}"]
-        return []
+        return _warnings([known.adapter for known in self.known])
+
+
+def _shared_config(adapters: Sequence[Adapter]) -> dict[str, Any]:
+    """What the adapters say alike; where they differ, what is plain."""
+    raws = [adapter.config.raw for adapter in adapters]
+    same = {
+        key: raws[0].get(key)
+        for key in ("base_model_name_or_path", "task_type", "ensure_weight_tying")
+        if all(raw.get(key) == raws[0].get(key) for raw in raws)
+    }
+    return {**same, "fan_in_fan_out": any(raw.get("fan_in_fan_out") for raw in raws)}
+
+
+def _warnings(adapters: Sequence[Adapter]) -> list[str]:
+    named = [adapter.config.raw.get("base_model_name_or_path") for adapter in adapters]
+    bases = {name for name in named if isinstance(name, str) and name}
+    if len(bases) > 1:
+        listed = ", ".join(repr(name[:200]) for name in sorted(bases))
+        return [f"the adapters name different bases: {listed}"]
+    return []

@@ -281,6 +281,15 @@ class Method(ABC):
         """
         return None
 
+    def turns(self, p: Settings) -> tuple[bool, bool]:
+        """Whether a matrix's result turns with its task vectors: with their outputs, and inputs.
+
+        ``f(U d_1, ..., U d_n) = U f(d_1, ..., d_n)``, and likewise from the right, for any U with
+        orthonormal columns, however large the matrices are. Adapters, which span little, can then
+        be merged within what they span.
+        """
+        return False, False
+
     def coefficients(self, totals: Mapping[str, float], p: Settings, n: int) -> dict[str, Any]:
         """Scalars for `combine`: floats, or lists of floats. `n` counts the tensor's elements.
 

@@ -30,9 +30,10 @@ class Bcwi(Method):
     )
     experts = (1, 1)
     formula = "(alpha F b + (1 - alpha) x) / (alpha F + 1 - alpha), F of the old model"
-    source = "Backward Compatibility via Weight Interpolation (2024)"
+    source = "BCWI (Schumann et al. 2024, arXiv 2301.10546)"
     variant = (
-        "UNVERIFIED: the Fisher form is from memory; dividing F by its mean over the model is ours"
+        "UNVERIFIED: the abstract has weights by importance, their form is from memory; dividing F "
+        "by its mean over the model is ours"
     )
     params = {
         "alpha": Param(float, 0.5, "share of the old model", ge=0, le=1, native=True),

@@ -83,6 +83,12 @@ parameters: {lambda: 0.5}
 """
 
     def problem(self, p: Settings, experts: int) -> str | None:
+        if p.least > experts:
+            few = "1 model takes" if experts == 1 else f"{experts} models take"
+            return (
+                f"`least` is {p.least} and {few} part, so that nothing would be kept and the "
+                "result be the base; lower `least`, or name more models"
+            )
         return super().problem(p, experts) if _trims(p) else None
 
     def needs(self, p: Settings) -> tuple[Need, ...]:

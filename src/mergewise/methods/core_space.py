@@ -69,6 +69,9 @@ models:
   - model: expert_b
 """
 
+    def turns(self, p: Settings) -> tuple[bool, bool]:
+        return True, True
+
     def normalized(self, p: Settings) -> str:
         return "rule" if p.rule == "ties" and inside(p) else ""
 

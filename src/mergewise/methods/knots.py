@@ -80,6 +80,9 @@ models:
   - model: expert_b
 """
 
+    def turns(self, p: Settings) -> tuple[bool, bool]:
+        return p.shared == "outputs", p.shared == "inputs"
+
     def scores(self, x: Inputs, s: Settings) -> list[Tensor]:
         if not inside(s) or s.granularity != "model":
             return []

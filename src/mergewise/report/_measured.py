@@ -16,7 +16,7 @@ _PLAIN = "linear"
 _COMPARED = "`linear`, to compare"
 _SAID = (
     "**In the lab**: how far from the base (0) to the experts (100) merges of several come, as set "
-    "by default{} ([how](../lab.md), [others](../results/kinds.md))."
+    "by default when that was measured{} ([how](../lab.md), [others](../results/kinds.md))."
 )
 
 

@@ -54,8 +54,9 @@ class RepresentationSurgery(Transform):
     source = "Representation Surgery, Yang et al. 2024, arXiv 2402.02705"
     variant = (
         "the encoder is frozen, and features are computed once; batches are drawn by shuffling. "
-        "The initial D is uniform within 1/sqrt(width), as torch.nn.Linear starts; that the "
-        "authors' code does the same is UNVERIFIED. The paper trains on the stream of test inputs"
+        "D's start (uniform within 1/sqrt(width)), rank, rate, batch and loss are those of the "
+        "authors' code (EnnengYang/RepresentationSurgery 5df3f4e), which takes 500 steps. The "
+        "paper trains on the stream of test inputs"
     )
     params = {
         "rank": Param(int, 16, "rows of D", ge=1),
