@@ -137,19 +137,24 @@ def _of_one(pair: Results, place: int) -> Measure:
 
 
 def _mean(pairs: Pairs, line: Line, measure: Callable[[Results], Measure]) -> Spread | None:
-    """Over pairs, with its spread over seeds; None where it is not known of every pair."""
+    """Over pairs, with its spread over seeds; None where a pair has no such row.
+
+    Pairs in which it is not defined (no expert gained enough to measure by) are left out.
+    """
     by_pair = [_by_seed(pair, line, measure(pair)) for pair in pairs]
     known = [values for values in by_pair if values]
-    if len(known) < len(pairs):
+    if None in by_pair or not known:
         return None
     return Spread.of([statistics.fmean(values) for values in zip(*known, strict=True)])
 
 
-def _by_seed(pair: Results, line: Line, measure: Measure) -> list[float]:
-    """A measure of a row for every seed; empty if it is not known of all."""
+def _by_seed(pair: Results, line: Line, measure: Measure) -> list[float] | None:
+    """A measure of a row for every seed, empty if it is not defined; None without the row."""
     row = pair.row(line[0])
     runs = row.runs.get(line[1], {}) if row else {}
-    values = [measure(runs[seed].scores, seed) if seed in runs else None for seed in pair.seeds]
+    if not runs.keys() >= set(pair.seeds):
+        return None
+    values = [measure(runs[seed].scores, seed) for seed in pair.seeds]
     known = [value for value in values if value is not None]
     return known if len(known) == len(pair.seeds) else []
 

@@ -123,6 +123,15 @@ def test_the_table_has_pairs_means_and_each_place() -> None:
     assert absent(results) == ["Not tried, copies one model: passthrough."]
 
 
+def test_an_expert_that_gained_nothing_is_left_out_of_the_means() -> None:
+    pairs = [_pair("ab", 0.7), _pair("cd", 0.6)]
+    flat = pairs[1].row(TUNED)
+    assert flat is not None
+    flat.add("reference", 0, Run({"c": 0.2, "d": 0.7}))
+    page = "\n".join(two_experts(Results("digits", "Digits", [], [0], pairs=pairs)))
+    assert "| slerp | default | 60.0 | 20.0 | 40.0 | 47.5 | 100.0 | 20.0 |" in page
+
+
 def test_a_pair_that_failed_leaves_no_mean() -> None:
     pairs = [_pair("ab", 0.7), _pair("cd", 0.6)]
     row = pairs[1].row("slerp")

@@ -9,6 +9,7 @@ import torch
 from _driver import merge_tensor
 
 from mergewise import merge_state_dicts
+from mergewise.errors import MergewiseError
 from mergewise.methods import Inputs, Settings, get_method
 
 
@@ -27,7 +28,18 @@ def test_consensus_drops_what_one_task_alone_uses() -> None:
     tasks = [1.0, 0.0, 2.0], [0.0, 1.0, -1.0]
     assert delta("consensus", *tasks, tall=0.4, **ONE) == [0, 0, 1]
     assert delta("consensus", *tasks, tall=0.4, least=1, **ONE) == [1, 1, 1]
-    assert delta("consensus", *tasks, tall=0.4, least=3, **ONE) == [0, 0, 0]
+    assert delta("consensus", *tasks, [0.0, 0.0, 0.0], tall=0.4, least=3, **ONE) == [0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("count", "least", "told"), [(1, {}, "1 model takes"), (2, {"least": 3}, "2 models take")]
+)
+def test_more_users_than_models_are_refused(count: int, least: dict[str, int], told: str) -> None:
+    base, experts = {"w": torch.zeros(3)}, [{"w": torch.ones(3)}] * count
+    with pytest.raises(MergewiseError, match=told):
+        merge_state_dicts(experts, "consensus", base=base, parameters=least)
+    enough = merge_state_dicts(experts, "consensus", base=base, parameters={"least": count})
+    assert enough["w"].tolist() == pytest.approx([0.3 * count] * 3)
 
 
 def test_a_mask_depends_on_its_own_threshold() -> None:

@@ -79,7 +79,25 @@ def test_evidence_is_a_path_or_paths(folders: Path, value: Any) -> None:
 def test_absent_files_are_refused(folders: Path) -> None:
     document = recipe(folders, "fisher")
     document["models"][0]["evidence"] = "nowhere.safetensors"
-    assert "nowhere.safetensors: no such file" in problems(document)
+    told = problems(document)
+    assert "nowhere.safetensors: no such file; check the path, or collect it (" in told
+    assert "collect fisher " in told and told.endswith("--data DATA -o nowhere.safetensors)")
+
+
+def test_an_absent_file_that_nothing_reads_is_not_to_be_collected(folders: Path) -> None:
+    document = recipe(folders, "fisher")
+    document["merge_method"] = "linear"
+    document["models"][0]["parameters"] = {"weight": 1.0}
+    document["models"][0]["evidence"] = "nowhere.safetensors"
+    assert problems(document).endswith("nowhere.safetensors: no such file; check the path")
+
+
+def test_evidence_of_a_training_is_read_not_collected(folders: Path) -> None:
+    document = recipe(folders, "ota")
+    document["models"][0]["evidence"] = "nowhere.safetensors"
+    told = problems(document)
+    assert "collect adam " in told and told.endswith("or let a guide do so (mergewise guides)")
+    assert "--data THAT_FILE -o nowhere.safetensors)" in told
 
 
 def test_provenance_names_the_evidence(folders: Path, tmp_path: Path) -> None:

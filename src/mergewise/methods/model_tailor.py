@@ -29,9 +29,10 @@ class ModelTailor(Method):
     name = "model_tailor"
     summary = "keeps the most telling tenth of each expert's changes, and makes up for the rest"
     advice = (
-        "To keep an old ability when one expert is added to a base, by keeping few of its "
-        "changes and making up for the rest. What is made up for can bring forgetting back; "
-        "see the measurements of its guide."
+        "To keep an old ability when one expert is added to a base, by keeping few of its changes "
+        "and making up for the rest. Not for several experts, whose changes are added up: in the "
+        "lab five to eight did no better than the base. What is made up for can bring forgetting "
+        "back; see its guide's measurements."
     )
     formula = (
         "b + sum_i w_i e_i; e_i = argmin |X_i (e - d_i)^T|^2 over e zero outside m_i, m_i = top of "

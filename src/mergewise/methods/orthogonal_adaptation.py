@@ -23,8 +23,9 @@ class OrthogonalAdaptation(Method):
     name = "orthogonal_adaptation"
     summary = "the sum of task vectors trained in orthogonal subspaces"
     advice = (
-        "For LoRAs that were trained in orthogonal subspaces, whose sum disturbs none. For "
-        "any others it is plain task arithmetic."
+        "For LoRAs that were trained in orthogonal subspaces, whose sum disturbs none. For any "
+        "others it is plain task arithmetic: with the lab's five to eight experts lambda 0.2 to "
+        "0.3 was best, and lambda 1 gave less than the base."
     )
     family = "subspaces"
     formula = "b + lambda sum_i w_i d_i"

@@ -28,7 +28,9 @@ class SubspaceBoosting(MatrixMethod):
     summary = "the sum of task vectors, or another merge, with its weak directions raised"
     advice = (
         "For many experts, or after another merge, when the result has collapsed to a few "
-        "directions. It raises weak directions whatever they hold."
+        "directions. It starts from the sum of all task vectors and raises weak directions "
+        "whatever they hold: lower lambda first. With the lab's five to eight experts 0.1 to 0.3 "
+        "was best, and lambda 1 gave less than the base."
     )
     formula = (
         "sum_i w_i d_i = U S V^T; j the first with sum(S[:j]) >= beta sum(S); "

@@ -26,7 +26,9 @@ class Svc(MatrixMethod):
     summary = "a merge's singular values, lessened where tasks share directions"
     advice = (
         "After any merge of experts that share directions, to undo what is counted more than "
-        "once. It only changes singular values, so directions that are wrong stay wrong."
+        "once; wrong directions stay wrong. It starts from the sum of all task vectors: lambda "
+        "0.7 to 1 was best for the lab's image experts, but 0.2 for its five language experts, "
+        "whose merge at 1 was far worse than the base."
     )
     formula = (
         "D = sum_i w_i d_i, or the last model's; D = U S V^T; "

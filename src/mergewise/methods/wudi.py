@@ -25,7 +25,9 @@ class Wudi(MatrixMethod):
     summary = "moves the sum of task vectors, by Adam, to where it disturbs each of them least"
     advice = (
         "For experts without data, when a few hundred steps of Adam on each matrix are "
-        "affordable. Swudi and aswudi solve much the same in closed form."
+        "affordable; swudi and aswudi solve much the same in closed form. It starts from the sum "
+        "of all task vectors: with the lab's five to eight experts lambda 0.2 to 0.7 was best, "
+        "and at 1 two of three merges were worse than the base."
     )
     formula = (
         "b + lambda M, M from sum_i w_i d_i by 300 steps of Adam on "

@@ -15,7 +15,7 @@ from mergewise.methods import get_method
 from mergewise.plan._assemble import Assembly, assemble
 from mergewise.plan._chat import Told, stage_template
 from mergewise.plan._config_facts import differing
-from mergewise.plan._evidence import open_evidence
+from mergewise.plan._evidence_files import open_files
 from mergewise.plan._fates import Fates
 from mergewise.plan._layouts import in_one_layout
 from mergewise.plan._model import MergePlan, StagePlan, TensorPlan, View
@@ -26,7 +26,7 @@ from mergewise.plan._slots import Slot
 from mergewise.plan._tokenizers import Tokenizers, stage_vocabulary
 from mergewise.plan._views import describe, open_view, tokenizer_view
 from mergewise.plan._vocabulary import StageVocabulary, asked_at
-from mergewise.recipe import ModelRef, Position, Recipe, Source, Stage, load_recipe
+from mergewise.recipe import ModelRef, Position, Recipe, Stage, load_recipe
 
 
 def build_plan(
@@ -93,22 +93,7 @@ class _Builder:
                     self.views[str(ref)] = open_view(ref, self.recipe)
                 except MergewiseError as error:
                     self._problem(position, describe(error))
-        for source in self._sources():
-            for text in source.evidence:
-                try:
-                    self.evidence.setdefault(text, open_evidence(text, self.recipe))
-                except MergewiseError as error:
-                    self._problem(source.position, f"evidence: {describe(error)}")
-
-    def _sources(self) -> list[Source]:
-        """Every model of every stage, as often as it is named."""
-        return [
-            source
-            for stage in self.recipe.stages
-            for module in stage.modules
-            for slice_ in module.slices
-            for source in slice_.sources
-        ]
+        self.evidence = open_files(self.recipe, self._problem)
 
     def _view(self, ref: ModelRef, stage: Stage) -> View:
         earlier = self.recipe.stage_of(ref, stage)

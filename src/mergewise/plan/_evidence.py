@@ -65,9 +65,13 @@ def open_evidence(text: str, recipe: Recipe) -> Evidence:
     Raises:
         MergewiseError: if it is no evidence file.
     """
+    return load_evidence(evidence_path(text, recipe) or text)
+
+
+def evidence_path(text: str, recipe: Recipe) -> Path | None:
+    """Where a file named in a recipe is; None if it is nowhere."""
     path = expanded(text)
-    beside = Path(recipe.path).parent / path
-    return load_evidence(beside if not exists(path) and exists(beside) else path)
+    return next((p for p in (path, Path(recipe.path).parent / path) if exists(p)), None)
 
 
 def lacking(
@@ -86,23 +90,23 @@ def lacking(
         whose = "the base" if need.of == "base" else "every model"
         return (
             f"{source.model}: {reader} reads {need.statistic} of {whose}, and {got}; "
-            f"{_how(need.statistic, str(source.model))} and {place}"
+            f"{how_to_collect([need.statistic], str(source.model))} and {place}"
         )
     return ""
 
 
-def _how(statistic: str, model: str) -> str:
-    """How a model's statistic is had."""
+def how_to_collect(statistics: Sequence[str], model: str, out: str = "FILE") -> str:
+    """How a model's statistics are had."""
     from mergewise.evidence.statistics import all_statistics
 
-    known = all_statistics().get(statistic)
-    command = f"mergewise collect {statistic} {model}"
-    if known is not None and known.need == "file":
+    known = [all_statistics().get(name) for name in statistics]
+    command = f"mergewise collect {','.join(statistics)} {model}"
+    if any(statistic is not None and statistic.need == "file" for statistic in known):
         return (
             f"read it from the file in which training left it ({command} --data THAT_FILE -o "
-            "FILE), or let a guide do so (mergewise guides),"
+            f"{out}), or let a guide do so (mergewise guides),"
         )
-    return f"collect it ({command} --data DATA -o FILE)"
+    return f"collect it ({command} --data DATA -o {out})"
 
 
 def find_statistics(
