@@ -17,8 +17,6 @@ from mergewise.engine._block import Block, Keys, Threshold
 from mergewise.engine._kernels import Kernels
 from mergewise.engine._memory import complete_parameters
 from mergewise.methods import (
-    Access,
-    Method,
     PlacedMethod,
     Settings,
     all_methods,
@@ -26,17 +24,11 @@ from mergewise.methods import (
     placed,
 )
 
-
-def sees_all(method: Method) -> bool:
-    """Whether it is given whole matrices, so that what it holds is `PlacedMethod.room`."""
-    if not isinstance(method, PlacedMethod):
-        return False
-    experts = max(method.experts[0], 1)
-    p = Settings(placed(method, complete_parameters(method, {}, experts), "matrix"))
-    return method.access(p) is Access.WHOLE
-
-
-METHODS = [name for name, method in all_methods().items() if sees_all(method)]
+METHODS = [
+    name
+    for name, method in all_methods().items()
+    if isinstance(method, PlacedMethod) and not isinstance(method, ElementMethod)
+]
 OTHERS = [
     ("core_space", {"rule": "ties"}),
     ("iso_c", {"null": "fill"}),
