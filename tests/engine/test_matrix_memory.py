@@ -16,13 +16,8 @@ from mergewise.engine import estimate
 from mergewise.engine._block import Block, Keys, Threshold
 from mergewise.engine._kernels import Kernels
 from mergewise.engine._memory import complete_parameters
-from mergewise.methods import (
-    PlacedMethod,
-    Settings,
-    all_methods,
-    get_method,
-    placed,
-)
+from mergewise.methods import PlacedMethod, Settings, all_methods, get_method, placed
+from mergewise.methods._elements import ElementMethod
 
 METHODS = [
     name
