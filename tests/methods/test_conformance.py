@@ -20,7 +20,6 @@ from mergewise.methods import Method, all_methods
 METHODS = sorted(all_methods())
 SHAPES = {"matrix": (24, 40), "vector": (37,), "scalar": (), "one": (1, 1), "conv": (6, 5, 3, 3)}
 NEEDS_ROWS = ("nuslerp", "model_stock", "arcee_fusion", "ext_sub")
-UNRECORDED = ("pcb",)  # exp and tanh are not among what can be fused
 # what some methods must be told to take tensors that are zero in one model alone
 WITH_ZEROS = {"sparse_soup": {"masks": "union"}}
 State = dict[str, torch.Tensor]
@@ -187,7 +186,7 @@ def test_flat_methods_can_be_fused(
             patch.setattr(_memory, "FUSE_FROM_ELEMENTS", 0)
             fused = run(method, base, experts, parameters=more)
         torch.testing.assert_close(fused, plain, rtol=1e-5, atol=1e-6)
-    if method.name not in NEEDS_ROWS + UNRECORDED:
+    if method.name not in NEEDS_ROWS:
         assert "plain torch" not in caplog.text
 
 

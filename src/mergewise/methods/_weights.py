@@ -6,11 +6,13 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mergewise.errors import MergewiseError
+from mergewise.methods._params import Param
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 _CANCELLED = 1e-9
+WEIGHT = Param(float, 1.0, "factor on this model's task vector", per_model=True, native=True)
 
 
 def cancel(weights: Sequence[float]) -> bool:

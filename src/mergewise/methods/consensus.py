@@ -11,7 +11,7 @@ from mergewise.methods._base import Inputs, Need
 from mergewise.methods._delta import SIGN, DeltaMethod, delta_params, elect, factored, shared_out
 from mergewise.methods._params import Param, Settings
 from mergewise.methods._select import GRANULARITY, Largest
-from mergewise.methods._weights import total
+from mergewise.methods._weights import WEIGHT, total
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -45,9 +45,7 @@ class Consensus(DeltaMethod):
         "`merged: ties`"
     )
     params = _PARAMS | {
-        "weight": Param(
-            float, 1.0, "factor on this model's task vector", per_model=True, native=True
-        ),
+        "weight": WEIGHT,
         "density": Param(
             float, 0.2, "with `merged: ties`, share of the task vector's elements to keep",
             per_model=True, ge=0, le=1,

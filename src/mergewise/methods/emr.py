@@ -9,7 +9,7 @@ from mergewise._lazy import torch
 from mergewise.errors import MergewiseError
 from mergewise.methods._base import Inputs, Method
 from mergewise.methods._params import Param, Settings
-from mergewise.methods._weights import total
+from mergewise.methods._weights import WEIGHT, total
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,9 +34,7 @@ class Emr(Method):
     source = "EMR-Merging (Huang et al. 2024, arXiv 2405.17461)"
     variant = "paper and code: the unified vector alone, without the tasks' masks and rescalers"
     params = {
-        "weight": Param(
-            float, 1.0, "factor on this model's task vector", per_model=True, native=True
-        ),
+        "weight": WEIGHT,
         "lambda": Param(float, 1.0, "factor on the unified task vector", native=True),
     }
     example = """

@@ -10,7 +10,7 @@ from mergewise.methods._base import Inputs
 from mergewise.methods._delta import DeltaMethod, delta_params, factored
 from mergewise.methods._params import Param, Settings
 from mergewise.methods._select import GRANULARITY, Largest
-from mergewise.methods._weights import combination, total
+from mergewise.methods._weights import WEIGHT, combination, total
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -43,9 +43,7 @@ class Lota(DeltaMethod):
         "dropped; the authors' constrained masks choose others in their place"
     )
     params = delta_params(normalize=False, rescale=False, **Largest.params) | {
-        "weight": Param(
-            float, 1.0, "factor on this model's task vector", per_model=True, native=True
-        ),
+        "weight": WEIGHT,
         "density": Param(
             float, 0.1, "share of the task vector's elements to keep", per_model=True, ge=0, le=1
         ),

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from mergewise._lazy import torch
 from mergewise.methods._base import Inputs, Method
 from mergewise.methods._params import Param, Settings
+from mergewise.methods._weights import WEIGHT
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,9 +30,7 @@ class MagMax(Method):
     )
     symmetric = False  # equal magnitudes go to the later expert
     params = {
-        "weight": Param(
-            float, 1.0, "factor on this model's task vector", per_model=True, native=True
-        ),
+        "weight": WEIGHT,
         "lambda": Param(float, 0.5, "factor on the merged task vector", native=True),
     }
     example = """

@@ -10,6 +10,7 @@ from mergewise._lazy import torch
 from mergewise.methods._base import Inputs, Method
 from mergewise.methods._params import Param, Settings
 from mergewise.methods._select import GRANULARITY
+from mergewise.methods._smooth import falling_exp, tanh
 from mergewise.methods._weights import combination, total
 
 if TYPE_CHECKING:
@@ -45,7 +46,6 @@ class Pcb(Method):
         "between tasks (of the spread d_i d_j, for each j) no script of theirs has it, nor have we"
     )
     rounds = 2
-    unfused = 10
     params = {
         "weight": Param(
             float, 1.0, "factor on this model's clipped task vector", per_model=True, native=True
@@ -126,7 +126,7 @@ def _balances(x: Inputs, s: Settings) -> list[Tensor]:
     out = []
     for i, place in enumerate(places):
         # less by a factor exp(count), which the last minmax undoes, and so never too large
-        intra = torch.exp((place * place - 1.0) * count)
+        intra = falling_exp((place * place - 1.0) * count)
         # -0.0 is not below 0, and would rank above all
         out.append(torch.clamp(intra * _agreement(x, s, signed, i), min=0.0).abs())
     return out
@@ -134,6 +134,6 @@ def _balances(x: Inputs, s: Settings) -> list[Tensor]:
 
 def _agreement(x: Inputs, s: Settings, signed: Sequence[Tensor], i: int) -> Tensor:
     if s.inter == "pairs":
-        return total([torch.tanh(signed[i] * other) for other in signed])
+        return total([tanh(signed[i] * other) for other in signed])
     others = total(x.deltas if s.inter == "sum" else signed)
-    return torch.tanh(x.deltas[i] * others)
+    return tanh(x.deltas[i] * others)
