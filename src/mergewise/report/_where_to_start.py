@@ -51,7 +51,8 @@ SITUATIONS = (
     (
         "LoRA adapters of one base",
         "`mergewise lora merge`, exactly their "
-        "[weighted sum](../guide.md#merging-adapters-into-an-adapter); [`core_space`](core_space.md) or [`knots`](knots.md)",
+        "[weighted sum](../guide.md#merging-adapters-into-an-adapter); "
+        "[`core_space`](core_space.md) or [`knots`](knots.md)",
         "`mergewise lora overlap` says whether they interfere at all; no lab has adapters",
     ),
     (
