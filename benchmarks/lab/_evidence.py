@@ -7,7 +7,7 @@ import hashlib
 import json
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -127,7 +127,8 @@ def _kept(
         assert given is not None, "contenders() asks first"
         return _collected(given, need, seed)
 
-    asked = [family.fingerprint(seed), evidence_mark(), expert, asdict(need), examples]
+    what = [need.statistic, need.sum, need.unit]  # all of a need that decides the numbers
+    asked = [family.fingerprint(seed), evidence_mark(), expert, what, examples]
     mark = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
     return kept_state(path, mark, make)
 

@@ -24,6 +24,7 @@ from benchmarks.lab._guides_layers import picture as layers_picture
 from benchmarks.lab._guides_layers import sentences as layers_sentences
 from benchmarks.lab._guides_layers import table as layers_table
 from benchmarks.lab._guides_run import Found
+from benchmarks.lab._words import capital
 from mergewise.checkpoint import write_file
 from mergewise.report.chart import heat_map
 
@@ -91,7 +92,7 @@ def write_report(report: Report, folder: Path, pages: Path | None) -> list[Path]
         f"{name}.svg": picture(report),
         f"{name}.md": page(report),
     }
-    if layers := layers_picture(report.title, report.found.maps):
+    if layers := layers_picture(capital(report.title), report.found.maps):
         files[f"{name}-layers.svg"] = layers
     written = []
     for place in [folder, *([pages] if pages else [])]:
@@ -283,7 +284,7 @@ def page(report: Report) -> str:
     """The comparison as Markdown."""
     about = report.about
     parts = [
-        f"# Guided against uniform: {report.title}",
+        f"# Guided against uniform: {capital(report.title)}",
         "",
         *(f"* {line}" for line in sentences(report)),
         "",
@@ -387,7 +388,7 @@ def picture(report: Report) -> str:
                 names.append(f"{arm.name} · {calibration}")
                 values.append([_mean([d.gain for d in g]) * 1000 if g else None for g in row])
     return heat_map(
-        f"{report.title}: guided against uniform",
+        f"{capital(report.title)}: guided against uniform",
         names,
         [f"{set_} {method} {density:g}" for set_, method, density in columns],
         values,

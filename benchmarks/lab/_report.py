@@ -17,6 +17,7 @@ from benchmarks.lab._orders import Finding
 from benchmarks.lab._pairs_table import two_experts
 from benchmarks.lab._results import Column, Measures, Results, Setting, spread
 from benchmarks.lab._table import headline, lines, markdown
+from benchmarks.lab._words import capital
 from mergewise._lazy import torch
 from mergewise.checkpoint import write_file
 from mergewise.report.chart import Dot, dot_rows, heat_map
@@ -124,7 +125,7 @@ def figure(results: Results) -> str:
         )  # fmt: skip
         rows.setdefault(row.name, {})[setting] = value if half else factor * found.mean
     return dot_rows(
-        f"{results.title}: every method",
+        f"{capital(results.title)}: every method",
         list(rows.items()),
         _axis(results),
         notes=[f"{_shown(results)}. {RULE}"],
@@ -163,7 +164,7 @@ def task_figure(results: Results) -> str:
         values.append([_text(value, c) for value, c in zip(means, results.columns, strict=True)])
         shades.append(_shades(results, means))
     return heat_map(
-        f"{results.title}: tasks",
+        f"{capital(results.title)}: tasks",
         names,
         [column.name for column in results.columns],
         values,
@@ -208,7 +209,7 @@ def page(
     about = results.about
     machine = about.get("hardware", {})
     parts = [
-        f"# {results.title}",
+        f"# {capital(results.title)}",
         "",
         f"{_what(results)}; mean over {_seeds(results)}. In percent: {headline(results)}.",
         "",

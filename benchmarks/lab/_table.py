@@ -18,6 +18,7 @@ from benchmarks.lab._results import (
     Spread,
     spread,
 )
+from benchmarks.lab._words import explained
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -132,7 +133,8 @@ def markdown(results: Results) -> str:
     columns, body = cells(results)
     heads = ["method", "", *(column.head for column in columns)]
     rows = ruled(heads, [[name, said, *row] for name, said, row in body])
-    legend = [f"* **{c.head}**: {c.meaning}" for c in columns if c.meaning]
+    legend = explained(name for name, _, _ in body)
+    legend += [f"* **{c.head}**: {c.meaning}" for c in columns if c.meaning]
     return "\n".join([*rows, "", *legend, *([""] if legend else []), *absent(results)]) + "\n"
 
 

@@ -48,6 +48,19 @@ def test_units_and_overlap(run, adapters):
     assert "two or more" in run("lora", "overlap", "one").stderr
 
 
+def test_overlap_leaves_out_whole_tensors_and_says_so(run, adapters):
+    base = load(adapters / "base")
+    norm = {"model.norm.weight": base["model.norm.weight"] + 1}
+    lora(adapters / "normed", base, [Q], seed=1, whole=norm)
+    done = run("lora", "overlap", "normed", "two", "--json")
+    assert json.loads(done.stdout) == json.loads(
+        run("lora", "overlap", "one", "two", "--json").stdout
+    )
+    assert "normed: it also holds 1 whole tensor" in done.stderr
+    assert "model.norm.weight" in done.stderr
+    assert run("lora", "merge", "normed", "two", "-o", "out").exit_code != 0
+
+
 def test_inspect_shows_a_base_with_an_adapter(run, adapters):
     shown = json.loads(run("inspect", "base+one", "--json").stdout)
     assert "adapter_model.safetensors" in shown["files"]

@@ -20,7 +20,7 @@ from benchmarks.lab._claims import SAFE
 from benchmarks.lab._contenders import Contender, contenders
 from benchmarks.lab._evidence import evidence_of
 from benchmarks.lab._exact import SMALL, checked
-from benchmarks.lab._given import base_means
+from benchmarks.lab._given import base_means, given_of
 from benchmarks.lab._journal import Journal
 from benchmarks.lab._merge import merge
 from benchmarks.lab._orders import tried
@@ -192,6 +192,11 @@ def test_evidence_is_collected_again_when_its_code_changes(
     evidence_of(family, 0, models, contender)
     evidence_of(family, 0, models, contender)
     assert made == list(DOMAINS)
+    fisher = [Contender("", name, examples=8) for name in ("fisher", "gradient_matching")]
+    given_of(family, 0, models, fisher[0])
+    given_of(family, 0, models, fisher[1])  # the same of the experts; the base's too
+    assert made == 3 * list(DOMAINS)
+    del made[len(DOMAINS) :]
     monkeypatch.setattr("benchmarks.lab._evidence.evidence_mark", lambda: "another")
     evidence_of(family, 0, models, contender)
     assert made == 2 * list(DOMAINS)

@@ -42,6 +42,7 @@ from benchmarks.lab._results import (
 from benchmarks.lab._table import markdown
 from benchmarks.lab._train import Schedule, kept_folder, kept_state, shuffled, train
 from benchmarks.lab._tune import choose
+from benchmarks.lab._words import explained
 from mergewise.errors import InterruptedMergeError
 from mergewise.methods import all_methods
 
@@ -196,6 +197,18 @@ def test_markdown_names_all_rows_and_what_is_left_out() -> None:
     assert "| m | default | 50.0 | 30.0 | 40.0 |" in page
     assert "Not tried, needs two models: slerp." in page
     assert "Failed: odd: does not work" in page
+
+
+def test_names_of_rows_are_explained_once() -> None:
+    [line] = explained(["ties keep .2", "ties keep all", "regmean 16", "linear", "mats (base)"])
+    for part in (
+        "ties keep .2: `density` 0.2;", "ties keep all: as set by default;",
+        "regmean 16: 16 examples, `off_diagonal` 1;", "(base): the base is given",
+    ):  # fmt: skip
+        assert line.count(part) == 1
+    assert "dare" not in line and explained(["linear", "regmean"]) == []
+    page = markdown(results(("ties keep .2", "default", 0.5, 0.3)))
+    assert "\n* **method**: after the name, parameters: ties keep .2: `density` 0.2\n" in page
 
 
 def test_journal_survives_a_line_cut_short(tmp_path: Path) -> None:

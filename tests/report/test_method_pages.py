@@ -1,14 +1,18 @@
 """Pages of methods: complete, up to date, and their examples run."""
 
+import json
+import re
 from pathlib import Path
 
 import pytest
 from small_models import family
 
 import mergewise
+from mergewise.guides import all_guides
 from mergewise.methods import all_methods, get_method
 from mergewise.report._families import FAMILIES, family_of
 from mergewise.report._measured import measured_beside
+from mergewise.report._where_to_start import where_to_start
 from mergewise.report.method_pages import INDEX, MARK, main, method_pages
 from mergewise.report.methods import symbols
 
@@ -75,7 +79,39 @@ def test_letters_of_formulas_are_explained():
 
 def test_the_index_lists_every_method_once():
     index = method_pages()[INDEX]
-    assert all(index.count(f"]({method.name}.md)") == 1 for method in METHODS)
+    rows = [line.partition(" |")[0] for line in index.splitlines()]
+    assert all(rows.count(f"| [`{m.name}`]({m.name}.md)") == 1 for m in METHODS)
+
+
+def test_where_to_start_names_methods_guides_and_sections_that_exist():
+    text = "\n".join(where_to_start())
+    methods, guides, docs = all_methods(), all_guides(), PAGES.parent
+    pages = dict(re.findall(r"\[`(\w+)`\]\((\w+)\.md\)", text))
+    assert len(pages) > 10 and all(name == page for name, page in pages.items())
+    quoted = set(re.findall(r"`(\w+)`", text)) - {"lambda"}
+    assert quoted == set(pages) and quoted <= methods.keys()
+    assert set(re.findall(r"guides\.md#(\w+)", text)) <= guides.keys()
+    for page, section in re.findall(r"\]\(\.\./([\w/]+\.md)#([\w-]+)\)", text):
+        headings = re.findall(r"^#+ (.*)$", (docs / page).read_text(), re.M)
+        assert section in {re.sub(r"[^\w -]", "", h).lower().replace(" ", "-") for h in headings}
+
+
+def test_where_to_start_is_true_to_the_labs():
+    found = json.loads((PAGES.parent / "results/methods.json").read_text("utf-8"))["rows"]
+
+    def first(lab, *, free):
+        at_default = {
+            name: max(numbers[lab][0] for numbers in rows.values() if lab in numbers)
+            for name, rows in found.items()
+            if any(lab in numbers for numbers in rows.values())
+            and not (free and get_method(name).needs_at_defaults())
+        }
+        return max(at_default, key=at_default.get)
+
+    assert [first(lab, free=True) for lab in ("digits", "vision", "language")] == [
+        "tsv_m", "tsv_m", "iso_c",
+    ]  # fmt: skip
+    assert [first(lab, free=False) for lab in ("vision", "language")] == ["mats", "regmean"]
 
 
 def test_writing_replaces_and_removes_only_its_own_pages(tmp_path):

@@ -147,12 +147,15 @@ def overlap(out: Output, adapters: tuple[str, ...], as_json: bool) -> None:
     """How much LoRAs of one base interfere: 0 for orthogonal subspaces, which add up undisturbed.
 
     For every two, the mean and the largest over their weights, of the inputs that they read (A)
-    and of the outputs that they write (B).
+    and of the outputs that they write (B). Whole tensors beside them are left out, and named.
     """
     from mergewise.forms import adapter_overlap
 
+    told: list[str] = []
     with terminable(), progress(out, "comparing", "weights") as report:
-        found = adapter_overlap(adapters, progress=report)
+        found = adapter_overlap(adapters, progress=report, warn=told.append)
+    for warning in told:
+        out.warn(warning)
     if as_json:
         out.json([vars(one) for one in found])
         return

@@ -56,22 +56,28 @@ class Factors:
 class AdapterFactors:
     """The factors of an adapter, read module by module.
 
+    Args:
+        adapter: the adapter.
+        label: what messages call it.
+        whole: whether it may also replace tensors of its base, of which nothing is read.
+
     Raises:
         CheckpointError: if a module's two factors are not there, or do not fit together.
         NotBuiltYetError: for adapters that are more than low-rank matrices.
     """
 
-    def __init__(self, adapter: Adapter, label: str) -> None:
+    def __init__(self, adapter: Adapter, label: str, whole: bool = False) -> None:
         self.label = label
         self.adapter = adapter
         self.modules = tuple(adapter.modules)
+        if not whole:
+            refuse_whole(adapter, label)
         self._refuse()
         for module in self.modules:
             self._check(module)
         self._reader = FileReader(adapter.stamps)
 
     def _refuse(self) -> None:
-        refuse_whole(self.adapter, self.label)
         parts = {part for module in self.adapter.modules.values() for part in module}
         beyond = parts - {"lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B"}
         if not beyond and self.adapter.config.kind == "LORA":

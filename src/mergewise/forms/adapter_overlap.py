@@ -37,7 +37,9 @@ class Overlap:
 
 
 def adapter_overlap(
-    adapters: Sequence[Path | str], progress: Callable[[int, int], None] | None = None
+    adapters: Sequence[Path | str],
+    progress: Callable[[int, int], None] | None = None,
+    warn: Callable[[str], None] | None = None,
 ) -> tuple[Overlap, ...]:
     """The interference of every two LoRAs, weight by weight.
 
@@ -45,6 +47,13 @@ def adapter_overlap(
     are orthogonal: then ``inputs`` is 0, and in their sum each answers its own inputs undisturbed.
     Random directions give about ``1 / sqrt(width)``, and equal adapters of rank r about
     ``1 / sqrt(r)``.
+
+    Tensors that an adapter holds whole (a trained head, norms) have no factors and are left out.
+
+    Args:
+        adapters: their folders.
+        progress: is told how many weights are done, and of how many.
+        warn: is told what is left out of each adapter.
 
     Raises:
         MergewiseError: for fewer than two adapters.
@@ -54,7 +63,10 @@ def adapter_overlap(
     """
     if len(adapters) < 2:
         raise MergewiseError(f"two or more adapters expected, got {len(adapters)}")
-    known = [AdapterFactors(open_adapter(path), str(path)) for path in adapters]
+    known = [AdapterFactors(open_adapter(path), str(path), whole=True) for path in adapters]
+    for each in known:
+        if warn and (left_out := _left_out(each)):
+            warn(left_out)
     modules = list(dict.fromkeys(module for each in known for module in each.modules))
     found = []
     for done, module in enumerate(modules, 1):
@@ -64,6 +76,17 @@ def adapter_overlap(
         if progress:
             progress(done, len(modules))
     return tuple(found)
+
+
+def _left_out(adapter: AdapterFactors) -> str:
+    whole = list(adapter.adapter.replaced)
+    if not whole:
+        return ""
+    more = f" and {len(whole) - 3} more" if whole[3:] else ""
+    return (
+        f"{adapter.label}: it also holds {len(whole)} whole tensor{'s' * (len(whole) > 1)}, which "
+        f"are not compared: {', '.join(whole[:3])}{more}"
+    )
 
 
 def _between(module: str, i: int, one: Factors, j: int, other: Factors) -> Overlap:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from mergewise.report._families import FAMILIES, family_of
 from mergewise.report._measured import lab_lines, measured_beside
+from mergewise.report._where_to_start import where_to_start
 from mergewise.report.methods import models_needed, symbols
 from mergewise.report.text import show_value
 
@@ -51,6 +52,7 @@ def _index(methods: list[Method]) -> Iterator[str]:
         "`task_arithmetic`: [such recipes](../arithmetic.md). The checkpoints of one training run: "
         "[`mergewise average`](../trajectories.md)."
     )
+    yield from where_to_start()
     for key, (title, about) in FAMILIES.items():
         mine = [method for method in methods if family_of(method) == key]
         if mine:
