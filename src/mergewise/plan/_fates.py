@@ -262,7 +262,9 @@ class Fates:
         problem = self.method.problem(Settings(values), len(experts))
         every = slot.slice_.experts(self.method.base)
         if problem and not self.method.problem(Settings(values), len(every)):
-            absent = [str(s.model) for s, f in zip(slot.slice_.sources, found, strict=True) if not f]
+            absent = [
+                str(s.model) for s, f in zip(slot.slice_.sources, found, strict=True) if not f
+            ]
             return _copied(meta, self._donor(slot, found), absent)
         if problem:
             text = f"{self.method.name}: {problem} (tensor {slot.name})"
