@@ -17,8 +17,13 @@ from mergewise.engine._block import Block, Keys, Threshold
 from mergewise.engine._kernels import Kernels
 from mergewise.engine._memory import complete_parameters
 from mergewise.methods import PlacedMethod, Settings, all_methods, get_method, placed
+from mergewise.methods._elements import ElementMethod
 
-METHODS = [name for name, method in all_methods().items() if isinstance(method, PlacedMethod)]
+METHODS = [
+    name
+    for name, method in all_methods().items()
+    if isinstance(method, PlacedMethod) and not isinstance(method, ElementMethod)
+]
 OTHERS = [
     ("core_space", {"rule": "ties"}),
     ("iso_c", {"null": "fill"}),

@@ -152,7 +152,7 @@ ROWWISE = [
     ("breadcrumbs_ties", {"granularity": "model"}),
     ("pcb", {"inter": "pairs", "density": 0.3}),
     ("pcb", {"granularity": "tensor"}),
-    ("lota", {"overlap": "first"}),
+    ("lota", {"overlap": "first", "tensors": "all"}),
     ("dare_ties", {"rescale_by": "density"}),
     ("della", {"rescale_by": "density", "lambda": 0.7}),
     ("ties", {"score": "activation"}),

@@ -65,6 +65,17 @@ def numbers(found):
     }
 
 
+def test_printed_it_is_a_short_table(here):
+    (here / "a_very_long_name_of_a_model_in_a_folder").symlink_to(here / "maths")
+    found = evaluate(["merged", "a_very_long_name_of_a_model_in_a_folder"], both())
+    title, heading, *rows = repr(found).splitlines()
+    assert title == "Evaluation, split test" and str(found) == repr(found)
+    assert heading.split() == ["task", "metric", "merged", "…name_of_a_model_in_a_folder"]
+    assert [row.split()[:3] for row in rows] == [["maths", "loss", "↓"], ["code", "loss", "↓"]]
+    assert rows[0].split()[3] == f"{found.value('merged', 'maths'):.3f}"
+    assert max(map(len, repr(found).splitlines())) < 80
+
+
 def test_scores_are_those_of_the_evaluator_alone(here):
     found = evaluate(["merged"], both())
     live = open_model("merged")

@@ -101,8 +101,8 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "aim": ("aim", {"omega": 0.4}, DRIVEN),
     "aim_none": ("aim", {"omega": 0.0}, DRIVEN),
     # their masks are those above the 13th largest change, so one less
-    "localize_and_stitch": ("localize_and_stitch", {"density": 12.5 / 36}, {}),
-    "lota": ("lota", {"weight": 0.5, "density": 0.25}, {}),
+    "localize_and_stitch": ("localize_and_stitch", {"density": 12.5 / 36, "tensors": "all"}, {}),
+    "lota": ("lota", {"weight": 0.5, "density": 0.25, "tensors": "all"}, {}),
     "sparse_soup": ("sparse_soup", SHARES, {"experts": pruned()}),
     # theirs keeps one element more than a quarter
     "masked_negation": (

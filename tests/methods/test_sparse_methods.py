@@ -61,27 +61,29 @@ def test_emr_rescaler_of_the_code_counts_tensors_alike() -> None:
 def test_lota_adds_what_does_not_overlap_exactly() -> None:
     tasks = [t(5, 0.1, 0.2, 0, 0, 4), t(0.1, 3, 0, -2, 0.1, 0)]
     for overlap in ("sum", "mean", "first"):
-        got = delta("lota", *tasks, density=0.34, overlap=overlap)
+        got = delta("lota", *tasks, density=0.34, overlap=overlap, tensors="all")
         assert got.tolist() == [5, 3, 0, -2, 0, 4]
 
 
 @pytest.mark.parametrize(("overlap", "shared"), [("sum", 4.0), ("mean", 2.0), ("first", 5.0)])
 def test_lota_where_masks_overlap(overlap: str, shared: float) -> None:
-    got = delta("lota", t(5, 3, 0.1), t(-1, 0, 0.1), density=[0.67, 0.34], overlap=overlap)
+    tasks = t(5, 3, 0.1), t(-1, 0, 0.1)
+    got = delta("lota", *tasks, density=[0.67, 0.34], overlap=overlap, tensors="all")
     assert got.tolist() == [shared, 3, 0]
 
 
 def test_lota_selects_over_the_whole_model() -> None:
     base = {"a": torch.zeros(4), "b": torch.zeros(6)}
     expert = {"a": t(1, 2, 3, 4), "b": t(5, 6, 7, 8, 9, 10)}
-    merged = merge_state_dicts([expert], "lota", base=base, parameters={"density": 0.3})
+    given = {"density": 0.3, "tensors": "all"}
+    merged = merge_state_dicts([expert], "lota", base=base, parameters=given)
     assert torch.equal(merged["a"], torch.zeros(4))
     assert merged["b"].tolist() == [0, 0, 0, 8, 9, 10]
 
 
 def test_lota_by_the_mean_is_localize_and_stitch() -> None:
     tasks = torch.randn(3, 200, generator=torch.Generator().manual_seed(4))
-    more = {"density": 0.2, "granularity": "tensor"}
+    more = {"density": 0.2, "granularity": "tensor", "tensors": "all"}
     averaged = delta("lota", *tasks, overlap="mean", **more)
     torch.testing.assert_close(averaged, delta("localize_and_stitch", *tasks, **more))
 

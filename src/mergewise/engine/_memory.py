@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from mergewise._device import pick_device
 from mergewise._lazy import torch
-from mergewise.checkpoint import Orientation, tensor_kind
+from mergewise.checkpoint import Orientation, is_end, tensor_kind
 from mergewise.constants import FUSE_FROM_ELEMENTS
 from mergewise.engine import _compile
 from mergewise.engine._block import Shared
@@ -130,7 +130,7 @@ def merge_state_dicts(
                 name=name,
                 shape=tuple(tensor.shape),
                 method=chosen,
-                values=placed(chosen, values, kind, stored.turned(name, kind)),
+                values=placed(chosen, values, kind, stored.turned(name, kind), is_end(name)),
                 base=sources[0] if has_base else None,
                 experts=sources[has_base:],
                 out_dtype=_out(tensor, dtype),

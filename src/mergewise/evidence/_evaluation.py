@@ -7,14 +7,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from mergewise.evidence._evaluation_text import as_text
 from mergewise.evidence.evaluators import Failure, Score
 
 Result = Score | Failure
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Evaluation:
-    """Scores of several models on the tasks of a file.
+    """Scores of several models on the tasks of a file; printed, a table of primary metrics.
 
     Attributes:
         split: which part of the data was scored.
@@ -39,6 +40,9 @@ class Evaluation:
     cached: int = 0
     seconds: float = 0.0
     provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        return as_text(self)
 
     @property
     def failures(self) -> list[tuple[str, str, Failure]]:

@@ -20,14 +20,14 @@ from mergewise.methods._weights import combination
 if TYPE_CHECKING:
     from torch import Tensor
 
-_KINDS: Mapping[str, frozenset[str]] = {
+KINDS: Mapping[str, frozenset[str]] = {
     "none": frozenset(),
     "linear": frozenset(("matrix", "stack")),
     "matrices": frozenset(("matrix", "stack", "convolution")),
     "all": frozenset(("matrix", "stack", "convolution", "embedding")),
 }
 _HALF_A_UNIT = 2.0**-24
-_REST = ("mean", "sum", "base")
+REST = ("mean", "sum", "base")
 NULL = Param(
     str,
     "skip",
@@ -47,11 +47,11 @@ def matrix_params(tensors: str, otherwise: str, scale: float = 1.0) -> dict[str,
             str, tensors, "what it is for: weights of linear layers, convolutions too (as "
             "matrices with a row for each output channel), or embeddings and heads as well; none, "
             "with a filter, leaves tensors to `otherwise`",
-            choices=tuple(_KINDS), native=True,
+            choices=tuple(KINDS), native=True,
         ),
         "otherwise": Param(
             str, otherwise, "the merged task vector of all other tensors: the experts' mean, "
-            "their sum, or nothing (the base's values)", choices=_REST, native=True,
+            "their sum, or nothing (the base's values)", choices=REST, native=True,
         ),
     }  # fmt: skip
 
@@ -59,8 +59,9 @@ def matrix_params(tensors: str, otherwise: str, scale: float = 1.0) -> dict[str,
 class PlacedMethod(Method):
     """Base of methods that are told what they are given.
 
-    The engine sets two values beside the parameters: `kind`, the tensor's (see
-    `checkpoint.tensor_kind`), and `turned`, whether it is stored [inputs, outputs].
+    The engine sets three values beside the parameters: `kind`, the tensor's (see
+    `checkpoint.tensor_kind`), `turned`, whether it is stored [inputs, outputs], and `end`, whether
+    it belongs to embeddings or an output head, as their norms and biases do.
     """
 
     def room(self, shape: Sequence[int], experts: int, p: Settings) -> float:
@@ -90,16 +91,13 @@ class MatrixMethod(PlacedMethod):
         return Access.WHOLE if inside(p) else Access.FLAT
 
     def elsewhere(self, p: Settings) -> str:
-        if inside(p):
-            return ""
-        how = {"mean": "the mean of task vectors", "sum": "the sum of task vectors"}
-        return f"{p.kind}, not among `tensors: {p.tensors}`: {how.get(p.otherwise, 'as the base')}"
+        return "" if inside(p) else told(p)
 
     def combine(self, x: Inputs, s: Settings) -> Tensor:
         assert x.base is not None
         within = inside(s)
         parts = x.weighted(s.weight) if self.weighted or not within else x.deltas
-        merged = self._updated(x.base, parts, s) if within else _rest(parts, s.otherwise)
+        merged = self._updated(x.base, parts, s) if within else rest(parts, s.otherwise)
         return x.base + merged * self.factor(s)
 
     def room(self, shape: Sequence[int], experts: int, p: Settings) -> float:
@@ -127,14 +125,16 @@ class MatrixMethod(PlacedMethod):
             return torch.full_like(matrices[0], math.nan)  # LAPACK may not come back from NaN
         if not any(bool(matrix.any()) for matrix in matrices):
             return torch.zeros_like(matrices[0])
-        told = Settings({**vars(s), "rounding": rounding(base, s.weight)})
+        weights = s.weight if self.weighted else [1.0] * len(s.weight)
+        told = Settings({**vars(s), "rounding": rounding(base, weights)})
         return self.update(matrices, told).to(matrices[0].dtype)
 
     @abstractmethod
     def update(self, deltas: list[Tensor], s: Settings) -> Tensor:
         """The merged task vector [outputs, inputs] of weighted ones; some are not zero.
 
-        ``s.rounding`` says below what singular values are rounding; see `rounding`.
+        ``s.rounding`` says below what singular values of what it is given are rounding; see
+        `rounding`.
         """
 
 
@@ -164,7 +164,13 @@ def rounding(base: Tensor, weights: Sequence[float]) -> float:
 
 def inside(p: Settings) -> bool:
     """Whether a tensor is of a kind that the method is for."""
-    return p.kind in _KINDS[p.tensors]
+    return p.kind in KINDS[p.tensors]
+
+
+def told(p: Settings) -> str:
+    """That a tensor is left to `otherwise`, for the plan."""
+    how = {"mean": "the mean of task vectors", "sum": "the sum of task vectors"}
+    return f"{p.kind}, not among `tensors: {p.tensors}`: {how.get(p.otherwise, 'as the base')}"
 
 
 def as_matrices(tensor: Tensor, s: Settings) -> Tensor:
@@ -188,15 +194,16 @@ def as_stored(matrices: Tensor, shape: Sequence[int], s: Settings) -> Tensor:
     return (matrices.mT if s.turned else matrices).reshape(tuple(shape))
 
 
-def _rest(parts: Sequence[Tensor], how: str) -> Tensor:
+def rest(parts: Sequence[Tensor], how: str) -> Tensor:
+    """The merged task vector of a tensor left to `otherwise`."""
     factor = {"mean": 1.0 / len(parts), "sum": 1.0, "base": 0.0}[how]
     return combination(parts, [factor] * len(parts))
 
 
 def placed(
-    method: Method, values: Mapping[str, Any], kind: str, turned: bool = False
+    method: Method, values: Mapping[str, Any], kind: str, turned: bool = False, end: bool = False
 ) -> dict[str, Any]:
     """A tensor's parameters, with what a `PlacedMethod` is told of the tensor."""
     if not isinstance(method, PlacedMethod):
         return dict(values)
-    return {**values, "kind": kind, "turned": turned}
+    return {**values, "kind": kind, "turned": turned, "end": end}

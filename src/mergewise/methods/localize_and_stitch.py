@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from mergewise._lazy import torch
-from mergewise.methods._base import Inputs, Method, Need
+from mergewise.methods._base import Inputs, Need
+from mergewise.methods._elements import ElementMethod, element_params
 from mergewise.methods._params import Param, Settings
 from mergewise.methods._select import kept_count
 from mergewise.methods._weights import total
@@ -15,13 +16,13 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-class LocalizeAndStitch(Method):
+class LocalizeAndStitch(ElementMethod):
     """Adds the masked part of every task vector; the owners of an element share it equally.
 
     A mask is the `density` share of the largest changes (never elements without one), or
     (`localize: mask`) a trained one from an evidence file: statistic `mask`, one 0 or 1 an
-    element. Tensors that some expert's file does not describe keep the base's values then. With
-    one expert this is skill grafting
+    element. Tensors that some expert's file does not describe keep the base's values then, and the
+    files say which tensors it is for, not `tensors`. With one expert this is skill grafting
     (Panigrahi et al. 2023, arXiv 2302.06600).
     """
 
@@ -38,8 +39,9 @@ class LocalizeAndStitch(Method):
     )
     source = "Localize-and-Stitch (He et al. 2024, arXiv 2408.13656)"
     variant = (
-        "paper: the mean over owners; exactly the share asked for, ties by position. The authors "
-        "leave out embeddings and heads, of language models all but the layers: `exclude` them"
+        "paper: the mean over owners; exactly the share asked for, ties by position. Embeddings "
+        "and heads keep the base's values, as the authors have it (`tensors: layers`); of language "
+        "models they leave out a final norm too"
     )
     params = {
         "localize": Param(
@@ -59,6 +61,7 @@ class LocalizeAndStitch(Method):
             choices=("tensor", "model"),
             native=True,
         ),
+        **element_params("layers"),
     }
     example = """
 merge_method: localize_and_stitch
@@ -69,17 +72,22 @@ models:
 parameters: {density: 0.1}
 """
 
+    def inside(self, p: Settings) -> bool:
+        return p.localize == "mask" or super().inside(p)
+
     def needs(self, p: Settings) -> tuple[Need, ...]:
         trained = Need("mask", "mask", "examples", "element", otherwise="the base's values")
         return (trained,) if p.localize == "mask" else ()
 
     def scores(self, x: Inputs, s: Settings) -> list[Tensor]:
-        return [] if s.localize == "mask" else [delta.abs() for delta in x.deltas]
+        return [delta.abs() for delta in x.deltas] if self._ranks(s) else []
 
     def ranks(self, p: Settings, n: int, nonzero: Sequence[int]) -> list[list[int]]:
-        return [] if p.localize == "mask" else [[kept_count(d, n)] for d in p.density]
+        return [[kept_count(d, n)] for d in p.density] if self._ranks(p) else []
 
     def combine(self, x: Inputs, s: Settings) -> Tensor:
+        if not self.inside(s):
+            return self.left(x, s)
         assert x.base is not None
         if s.localize == "mask" and not x.evidence:
             return x.base + torch.zeros_like(x.base)
@@ -90,6 +98,9 @@ parameters: {density: 0.1}
         ]
         owners = total([mask * 1.0 for mask in owned])
         return x.base + total(parts) / torch.clamp(owners, min=1.0)
+
+    def _ranks(self, p: Settings) -> bool:
+        return p.localize == "magnitude" and self.inside(p)
 
     def _masks(self, x: Inputs, s: Settings) -> list[Tensor]:
         if s.localize == "mask":

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from mergewise._lazy import torch
 from mergewise.methods._base import Inputs
 from mergewise.methods._delta import DeltaMethod, delta_params, factored
+from mergewise.methods._elements import ElementMethod, element_params
 from mergewise.methods._params import Param, Settings
 from mergewise.methods._select import GRANULARITY, Largest
 from mergewise.methods._weights import WEIGHT, combination, total
@@ -16,13 +17,13 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-class Lota(DeltaMethod):
+class Lota(ElementMethod, DeltaMethod):
     """Keeps each task's largest changes; where no two tasks keep an element, none interferes.
 
     This is the part without training: the authors find the mask on a first run (calibration),
     then train again from the base within it. Experts trained so have sparse task vectors already;
-    then `density: 1` keeps them as they are. They mask weights of attention and MLP layers only;
-    a recipe's `exclude` can leave out all others, which then keep the base's values.
+    then `density: 1` keeps them as they are. They mask weights of attention and MLP layers only:
+    so does `tensors: linear`, and all others keep the base's values.
     """
 
     name = "lota"
@@ -37,8 +38,8 @@ class Lota(DeltaMethod):
     )
     source = "Lottery Ticket Adaptation (Panda et al. 2024, arXiv 2406.16797)"
     variant = (
-        "masks over the whole model as in the authors' code, exactly the share asked for; theirs "
-        "are of weights of attention and MLP alone: `exclude` the others. Training within the "
+        "masks over all weights of linear layers, as in the authors' code (attention and MLP), "
+        "exactly the share asked for; `tensors: all` for the whole model. Training within the "
         "masks is not part of it. With overlap: first, elements that an earlier expert keeps are "
         "dropped; the authors' constrained masks choose others in their place"
     )
@@ -48,6 +49,7 @@ class Lota(DeltaMethod):
             float, 0.1, "share of the task vector's elements to keep", per_model=True, ge=0, le=1
         ),
         "granularity": replace(GRANULARITY, default="model"),
+        **element_params("linear"),
         "overlap": Param(
             str, "sum", "elements that several experts keep: added up, averaged, or left to the "
             "first of them", choices=("sum", "mean", "first"), native=True,
@@ -65,6 +67,8 @@ parameters: {density: 0.1, overlap: mean}
 """
 
     def combine(self, x: Inputs, s: Settings) -> Tensor:
+        if not self.inside(s):
+            return self.left(x, s)
         assert x.base is not None
         kept = [self.selection.kept(x, s, i, delta) for i, delta in enumerate(x.deltas)]
         owners = [part != 0 for part in kept]

@@ -11,6 +11,7 @@ from mergewise.checkpoint import (
     SAFETY,
     TORCH_NAMES,
     Orientation,
+    is_end,
     tensor_kind,
 )
 from mergewise.errors import Diagnostic, MergewiseError, RecipeError
@@ -298,10 +299,10 @@ class Fates:
         kind = tensor_kind(meta.name, meta.shape)
         donor = next(item for item in found if item is not None)
         turned = self._turned(donor, kind)
-        values = placed(self.method, values, kind, turned)
+        values = placed(self.method, values, kind, turned, is_end(meta.name))
         seen = "the tensor's name and shape"
         told = self.method.elsewhere(Settings(values))
-        return values, {**origins, "kind": seen, "turned": seen}, told
+        return values, {**origins, "kind": seen, "turned": seen, "end": seen}, told
 
     def _turned(self, item: Input, kind: str) -> bool:
         """Whether a weight is stored [inputs, outputs]."""

@@ -1,4 +1,4 @@
-"""The README's table of methods, written from the registry.
+"""The README's table of methods by family, written from the registry.
 
 python -m mergewise.report.methods_table                    # print
 python -m mergewise.report.methods_table --write README.md  # replace what is between the marks
@@ -9,38 +9,28 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from mergewise.errors import MergewiseError
-
-if TYPE_CHECKING:
-    from mergewise.methods import Method
+from mergewise.report._families import FAMILIES, family_of
 
 BEGIN = "<!-- methods:begin -->"
 END = "<!-- methods:end -->"
 
 
+PAGES = "docs/methods"
+
+
 def methods_table() -> str:
-    """Markdown: one row for each built-in or installed method."""
+    """Markdown: a row for each family, with its built-in or installed methods."""
     from mergewise.methods import all_methods
 
-    rows = [
-        "| method | what it does | base | evidence | parameters | from |",
-        "|---|---|---|---|---|---|",
-    ]
-    rows += [_row(method) for method in all_methods().values()]
+    methods = list(all_methods().values())
+    rows = ["| family | methods |", "|---|---|"]
+    for key, (title, _) in FAMILIES.items():
+        mine = [f"[`{m.name}`]({PAGES}/{m.name}.md)" for m in methods if family_of(m) == key]
+        if mine:
+            rows.append(f"| {title} | {', '.join(mine)} |")
     return "\n".join(rows)
-
-
-def _row(method: Method) -> str:
-    names = ", ".join(f"`{name}`" for name in method.params) or "none"
-    needed = [
-        f"`{need.statistic}`" + " of the base" * (need.of == "base")
-        for need in method.needs_at_defaults()
-    ]
-    evidence = ", ".join(needed) or "none"
-    cells = (f"`{method.name}`", method.summary, method.base, evidence, names, method.source)
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
 def insert(text: str, table: str) -> str:

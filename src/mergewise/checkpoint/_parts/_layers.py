@@ -131,6 +131,11 @@ def is_pre_layer(name: str) -> bool:
     return any(_BEFORE_LAYERS.fullmatch(part) for part in name.split("."))
 
 
+def is_end(name: str) -> bool:
+    """Whether the tensor belongs to embeddings or an output head, norms and biases included."""
+    return is_embedding_like(name) or is_pre_layer(name)
+
+
 def is_post_layer(name: str) -> bool:
     """Whether the tensor acts behind the layers: final norm, head, pooler, classifier."""
     return layer_index(name) is None and not is_pre_layer(name)
