@@ -125,14 +125,16 @@ class MatrixMethod(PlacedMethod):
             return torch.full_like(matrices[0], math.nan)  # LAPACK may not come back from NaN
         if not any(bool(matrix.any()) for matrix in matrices):
             return torch.zeros_like(matrices[0])
-        told = Settings({**vars(s), "rounding": rounding(base, s.weight)})
+        weights = s.weight if self.weighted else [1.0] * len(s.weight)
+        told = Settings({**vars(s), "rounding": rounding(base, weights)})
         return self.update(matrices, told).to(matrices[0].dtype)
 
     @abstractmethod
     def update(self, deltas: list[Tensor], s: Settings) -> Tensor:
         """The merged task vector [outputs, inputs] of weighted ones; some are not zero.
 
-        ``s.rounding`` says below what singular values are rounding; see `rounding`.
+        ``s.rounding`` says below what singular values of what it is given are rounding; see
+        `rounding`.
         """
 
 

@@ -150,14 +150,21 @@ def joint_basis(matrices: Sequence[Tensor], tolerance: float, least: float = 0.0
     return vectors[:, values > floor]
 
 
-def polar(matrix: Tensor, fill: bool = False, least: float = 0.0) -> Tensor:
+def polar(matrix: Tensor, fill: bool = False, doubts: Tensor | None = None) -> Tensor:
     """The nearest matrix with orthonormal columns (or rows, if it is wide): ``P Q^T`` of its SVD.
 
     Directions in which it is zero stay zero, unless `fill`: any vector would be as near there. So
-    do those that it stretches no more than `least`.
+    do those that it stretches no more than the columns' errors may.
+
+    Args:
+        doubts: how large each column's error may be.
     """
-    known = full_svd(matrix) if fill else svd(matrix, least=least)
-    return known.u @ known.vh
+    if fill or doubts is None:
+        known = full_svd(matrix) if fill else svd(matrix)
+        return known.u @ known.vh
+    known = svd(matrix, least=float(doubts.min()) if len(doubts) else 0.0)
+    sure = known.s > (known.vh.square() @ doubts.square()).sqrt()
+    return known.u @ known.vh.mul_(sure[:, None])
 
 
 def isotropic(matrix: Tensor, fill: bool = False, least: float = 0.0) -> Tensor:
@@ -169,20 +176,16 @@ def isotropic(matrix: Tensor, fill: bool = False, least: float = 0.0) -> Tensor:
     return (found.u @ found.vh).mul_(found.s.sum() / min(matrix.shape))
 
 
-def unsure(part: Spectrum, rounding: float) -> float:
-    """How far a spectrum's vectors are turned by errors as large as `rounding`."""
-    return rounding / float(part.s[-1]) if len(part.s) and rounding else 0.0
-
-
 def decorrelated(parts: Sequence[Spectrum], rounding: float = 0.0) -> Tensor:
     """Spectra side by side with orthonormal bases: ``polar(U) diag(S) polar(V)``.
 
     Directions that parts share are the same up to what `rounding` has turned them.
     """
-    least = max(unsure(part, rounding) for part in parts)
-    u = polar(torch.cat([part.u for part in parts], 1), least=least)
-    vh = polar(torch.cat([part.vh for part in parts], 0), least=least)
-    return (u * torch.cat([part.s for part in parts])) @ vh
+    s = torch.cat([part.s for part in parts])
+    doubts = rounding / s if rounding else None
+    u = polar(torch.cat([part.u for part in parts], 1), doubts=doubts)
+    v = polar(torch.cat([part.vh for part in parts], 0).mT, doubts=doubts)
+    return (u * s) @ v.mT
 
 
 # How many numbers the functions hold at once, each argument taken for one in float64.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from mergewise.methods._matrix import MatrixMethod, inside, matrix_params
@@ -99,7 +100,9 @@ def _by_rule(cores: list[Tensor], s: Settings) -> Tensor:
     weighed = [core.mul_(weight) for core, weight in zip(cores, s.weight, strict=True)]
     if s.rule in ("sum", "mean"):
         return combination(weighed, [1.0 if s.rule == "sum" else 1.0 / len(cores)] * len(cores))
+    # of the cores as they were, all together
+    least = s.rounding * math.sqrt(sum(weight**2 for weight in s.weight) / len(cores))
     if s.rule == "iso":
-        return isotropic(total(weighed))
-    merged = task_spaces(weighed)
+        return isotropic(total(weighed), least=least)
+    merged = task_spaces(weighed, least=least)
     return isotropic(merged) if s.rule == "tsv_iso" else merged

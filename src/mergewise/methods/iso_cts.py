@@ -14,7 +14,6 @@ from mergewise.methods._spectrum import (
     full_svd,
     polar,
     svd,
-    unsure,
 )
 from mergewise.methods._weights import total
 
@@ -67,17 +66,34 @@ models:
         rank, fill = min(deltas[0].shape), s.null == "fill"
         own = own_rank(rank, len(deltas), s.common_space_fraction)
         common = _first(total(deltas), rank - own * len(deltas), fill, s.rounding)
-        least = _sticking_out(deltas, common, s.rounding)
-        parts = [*(_first(_outside(d, common.u), own, fill, least) for d in deltas), common]
-        turned = max(unsure(part, least) for part in parts)
+        errors = s.rounding + NOTHING * max(float(delta.double().norm()) for delta in deltas)
+        found = [_lacking(delta, common, own, fill, (s.rounding, errors)) for delta in deltas]
+        parts = [*(part for part, _ in found), common]
+        doubts = [*(doubt for _, doubt in found), s.rounding / common.s]
+        turned = None if fill else torch.cat(doubts)
         u = polar(torch.cat([part.u for part in parts], 1), fill, turned)
-        vh = polar(torch.cat([part.vh for part in parts], 0), fill, turned)
-        return (u @ vh).mul_(sum(part.s.sum() for part in parts) / rank)
+        v = polar(torch.cat([part.vh for part in parts], 0).mT, fill, turned)
+        return (u @ v.mT).mul_(sum(part.s.sum() for part in parts) / rank)
 
 
-def _outside(delta: Tensor, basis: Tensor) -> Tensor:
-    wide = delta.double()
-    return wide - basis @ (basis.mT @ wide)
+def _lacking(
+    delta: Tensor, common: Spectrum, rank: int, fill: bool, errors: tuple[float, float]
+) -> tuple[Spectrum, Tensor]:
+    """The strongest of what a space of left vectors lacks of a task vector, and its doubts.
+
+    Errors turn each vector of the space by their share of its singular value, and what the task
+    vector has along it sticks out by as much.
+
+    Args:
+        errors: of the sum that the space is of, and of what is found.
+    """
+    outside = delta.to(torch.float64, copy=True)
+    along = common.u.mT @ outside
+    outside.addmm_(common.u, along, alpha=-1)
+    least = errors[0] * float(along.div_(common.s[:, None]).norm()) + errors[1]
+    del along
+    part = _first(outside, rank, fill, least)
+    return part, least / part.s
 
 
 def own_rank(rank: int, experts: int, fraction: float) -> int:
@@ -87,13 +103,3 @@ def own_rank(rank: int, experts: int, fraction: float) -> int:
 
 def _first(matrix: Tensor, rank: int, fill: bool, least: float) -> Spectrum:
     return full_svd(matrix, rank) if fill else svd(matrix, rank, least)
-
-
-def _sticking_out(deltas: list[Tensor], common: Spectrum, rounding: float) -> float:
-    """How far a task vector may stick out, by rounding, of a space of left vectors that holds it.
-
-    Errors turn that space, and the task vector sticks out by its length times that.
-    """
-    longest = max(float(delta.double().norm()) for delta in deltas)
-    errors = rounding + NOTHING * longest
-    return errors + unsure(common, errors) * longest
