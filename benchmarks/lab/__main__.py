@@ -126,7 +126,7 @@ def _one(
     err.print(text(f"{family.title}; {len(every)} seeds, about {family.budget:g} minutes"))
     results = run_family(family, every, err, only=only, pairs_alone=pairs)
     results.about |= {
-        "command": shlex.join(["python", "-m", "benchmarks.lab", *sys.argv[1:]]),
+        "command": _command(sys.argv[1:]),
         "size": size,
         "minutes": (time.monotonic() - start) / 60,
         "grid": list(GRID),
@@ -163,6 +163,15 @@ def _one(
         err.print("the gate is not met: this fixture says nothing about methods", style="red")
         return False
     return True
+
+
+def _command(arguments: Sequence[str]) -> str:
+    """The command, without folders of this machine."""
+    kept, places = [], ("--lab", "--data")
+    for before, word in zip(["", *arguments], arguments, strict=False):
+        if before not in places and not word.startswith(places):
+            kept.append(word)
+    return shlex.join(["python", "-m", "benchmarks.lab", *kept])
 
 
 def say(console: Console, words: str) -> None:
