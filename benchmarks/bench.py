@@ -124,9 +124,9 @@ class Bench:
         return measure(merging(recipe, self.out))
 
     def planned(self, recipe: Path) -> int:
-        """Peak bytes with two workers, as the plan has it."""
+        """Peak bytes, as the plan has it."""
         command = [sys.executable, "-m", "mergewise", "plan", str(recipe), "--json", "-q"]
-        return int(json.loads(measure(command).output)["peak_memory"]["2"])
+        return int(json.loads(measure(command).output)["peak_memory"][str(matrices.WORKERS)])
 
     def copy(self, inputs: list[Path]) -> Usage:
         target = self.folder / "copied"

@@ -1,14 +1,16 @@
 """Methods of singular vectors against the decompositions that their formulas need.
 
 Run by bench.py. A merge's wall time less start-up is divided by the time that LAPACK's SVD in
-float32 would take for as many matrices of the same shapes, two at once on one thread each as the
-merge has them (`decompositions.py`, run before and after). Each shape is decomposed once a thread
-and multiplied by its number: the time of an SVD hardly depends on what is in the matrix.
+float32 would take for as many matrices of the same shapes, as many at once as the merge has
+workers, on one thread each (`decompositions.py`, run before and after). Each shape is decomposed
+once a thread and multiplied by its number: the time of an SVD hardly depends on what is in the
+matrix.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import statistics
 import sys
 from collections import Counter
@@ -21,7 +23,8 @@ from processes import Usage, measure
 from rich.table import Table
 
 HERE = Path(__file__).parent
-THREADS = 2
+WORKERS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+"""Of a merge by default, one thread each; as many decompositions run at once."""
 
 Shape = tuple[int, int]
 
@@ -106,7 +109,7 @@ def decomposed(size: str, method: str, experts: int) -> Counter[Shape]:
 def bare(shapes: Sequence[Shape]) -> dict[Shape, float]:
     """Seconds of one decomposition of each shape, of either orientation."""
     both = {_lying(shape): f"{shape[0]}x{shape[1]}" for shape in shapes}
-    script = [sys.executable, str(HERE / "decompositions.py"), "--threads", str(THREADS)]
+    script = [sys.executable, str(HERE / "decompositions.py"), "--threads", str(WORKERS)]
     known = json.loads(measure([*script, *both.values()]).output)
     return {shape: known[both[_lying(shape)]] for shape in shapes}
 
