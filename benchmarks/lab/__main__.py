@@ -46,10 +46,11 @@ MEANINGLESS, INTERRUPTED = 1, 130
     help="Where models and scores are kept; a stopped run goes on from there.",
 )
 @click.option("--only", multiple=True, metavar="METHOD", help="Try this method only; repeatable.")
+@click.option("--pairs", is_flag=True, help="Merge pairs of experts alone, not all of them.")
 @click.option("--publish", is_flag=True, help="Write the results to docs/results too.")
 def main(
     families: Sequence[str], data: Path | None, seeds: int | None, size: str | None, lab: Path,
-    only: Sequence[str], publish: bool,
+    only: Sequence[str], pairs: bool, publish: bool,
 ) -> None:  # fmt: skip
     """Make experts, try every merge method on them, and compare.
 
@@ -65,7 +66,7 @@ def main(
         try:
             mine = data or (None if name in OWN_DATA else _usual_data())
             with terminable():
-                fine &= _one(name, mine, seeds, size, lab, only, publish, console, err)
+                fine &= _one(name, mine, seeds, size, lab, only, pairs, publish, console, err)
         except KeyboardInterrupt:
             err.print("interrupted; the same command goes on from here")
             sys.exit(INTERRUPTED)
@@ -104,7 +105,7 @@ def _family(name: str, data: Path | None, lab: Path, size: str) -> Family:
 
 def _one(
     name: str, data: Path | None, seeds: int | None, size: str, lab: Path, only: Sequence[str],
-    publish: bool, console: Console, err: Console,
+    pairs: bool, publish: bool, console: Console, err: Console,
 ) -> bool:  # fmt: skip
     """Run a family and report; False if its numbers mean nothing."""
     from benchmarks.lab._contenders import GRID, contenders
@@ -112,7 +113,7 @@ def _one(
     from benchmarks.lab._orders import tried
     from benchmarks.lab._pairs_table import show_two
     from benchmarks.lab._progress import clock
-    from benchmarks.lab._report import hardware, versions, write_all
+    from benchmarks.lab._report import hardware, versions, write_all, write_pairs
     from benchmarks.lab._results import reference_means
     from benchmarks.lab._run import run_family
     from benchmarks.lab._table import headline, show
@@ -123,22 +124,26 @@ def _one(
     torch.set_num_threads(family.threads or processors())
     every = list(range(seeds or family.seeds))
     err.print(text(f"{family.title}; {len(every)} seeds, about {family.budget:g} minutes"))
-    results = run_family(family, every, err, only=only)
-    models = family.train(every[0], err)
-    exact = checked(models, contenders(len(models.experts), 0)[0])
-    seconds = time.monotonic() - start
+    results = run_family(family, every, err, only=only, pairs_alone=pairs)
     results.about |= {
-        "command": shlex.join(["python", "-m", "benchmarks.lab", *sys.argv[1:]]),
+        "command": _command(sys.argv[1:]),
         "size": size,
-        "minutes": seconds / 60,
+        "minutes": (time.monotonic() - start) / 60,
         "grid": list(GRID),
         "settings": family.settings(),
         "versions": versions(),
         "hardware": hardware(family.device),
     }
+    pages = ROOT / "docs" / "results" if publish else None
+    show_two(results, console)
+    if pairs:
+        for file in write_pairs(family.folder, results, pages):
+            err.print(text(f"wrote {file}"))
+        return True
+    models = family.train(every[0], err)
+    exact = checked(models, contenders(len(models.experts), 0)[0])
     gates, findings = family.gates(reference_means(results)), tried(results)
     show(results, console)
-    show_two(results, console)
     for finding in findings:
         if finding.gap is not None:
             say(console, f"{finding.claim.strength:9} {finding.claim.text}: {finding}")
@@ -151,14 +156,22 @@ def _one(
         say(console, f"exact     {property_.text}: {property_}")
     for gate in gates:
         say(console, f"{'gate met' if gate.holds else 'GATE NOT MET'}: {gate.text}")
-    pages = ROOT / "docs" / "results" if publish else None
     for file in write_all(family.folder, results, gates, findings, exact, pages):
         err.print(text(f"wrote {file}"))
-    say(console, f"{name}: {headline(results)}; {clock(seconds)}")
+    say(console, f"{name}: {headline(results)}; {clock(60 * results.about['minutes'])}")
     if not all(gate.holds for gate in gates):
         err.print("the gate is not met: this fixture says nothing about methods", style="red")
         return False
     return True
+
+
+def _command(arguments: Sequence[str]) -> str:
+    """The command, without folders of this machine."""
+    kept, places = [], ("--lab", "--data")
+    for before, word in zip(["", *arguments], arguments, strict=False):
+        if before not in places and not word.startswith(places):
+            kept.append(word)
+    return shlex.join(["python", "-m", "benchmarks.lab", *kept])
 
 
 def say(console: Console, words: str) -> None:

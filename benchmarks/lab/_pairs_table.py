@@ -35,13 +35,13 @@ _NOTES = (
 
 
 def two_experts(results: Results) -> list[str]:
-    """A section of the page; no lines if no pair was tried."""
+    """The page's lines; none if no pair was tried."""
     pairs = results.pairs
     if not pairs:
         return []
     keeping, forgetting = (_table(pairs, _lines(pairs, forget)) for forget in (False, True))
     failed = {f"{r.name}: {r.failure}" for p in pairs for r in p.rows if r.failure is not None}
-    parts = ["## Two experts", "", _words(pairs), "", *ruled(*keeping), ""]
+    parts = [_words(pairs), "", *ruled(*keeping), ""]
     parts += [*(f"* {note}" for note in _NOTES), *(f"* failed: {f}" for f in sorted(failed)), ""]
     if forgetting[1]:
         parts += [
@@ -68,7 +68,7 @@ def _words(pairs: Pairs) -> str:
     named = "; ".join(" and ".join(pair.of) for pair in pairs)
     return (
         f"Methods for two models on pairs of experts ({named}), scored on the two experts' own "
-        "tasks, tuned by the same rules; five of the methods above stand beside them. Under each "
+        "tasks, tuned by the same rules; five methods for any number stand beside them. Under each "
         "pair is its NAI in percent: 0 is the base that both come from, 100 each expert on its own "
         "task. *NAI* is the mean over pairs, ± standard deviation over seeds; *first* and "
         "*second* are NAI on the tasks of the pair's first and second expert."

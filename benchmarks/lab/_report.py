@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -90,6 +90,7 @@ def write_all(
         "orders": [finding.to_json() for finding in findings],
         "exact": [asdict(property_) for property_ in exact],
     }
+    del document["pairs"]
     name = results.family
     files = {
         f"{name}.json": json.dumps(document, indent=1) + "\n",
@@ -97,6 +98,29 @@ def write_all(
         f"{name}-tasks.svg": task_figure(results),
         f"{name}.md": page(results, gates, findings, exact),
     }
+    return [*_write(files, folder, pages), *write_pairs(folder, results, pages)]
+
+
+def write_pairs(folder: Path, results: Results, pages: Path | None) -> list[Path]:
+    """Write the results of pairs of experts, as `write_all` does; nothing if there are none."""
+    if not results.pairs:
+        return []
+    document = {
+        "family": results.family,
+        "title": results.title,
+        "seeds": results.seeds,
+        "about": results.about,
+        "pairs": [asdict(pair) for pair in results.pairs],
+    }
+    name = f"{results.family}-pairs"
+    files = {
+        f"{name}.json": json.dumps(document, indent=1) + "\n",
+        f"{name}.md": pairs_page(results),
+    }
+    return _write(files, folder, pages)
+
+
+def _write(files: Mapping[str, str], folder: Path, pages: Path | None) -> list[Path]:
     written = []
     for place in [folder, *([pages] if pages else [])]:
         place.mkdir(parents=True, exist_ok=True)
@@ -206,18 +230,12 @@ def page(
     results: Results, gates: Sequence[Gate], findings: Sequence[Finding], exact: Sequence[Exact]
 ) -> str:
     """The results as Markdown."""
-    about = results.about
-    machine = about.get("hardware", {})
     parts = [
         f"# {capital(results.title)}",
         "",
         f"{_what(results)}; mean over {_seeds(results)}. In percent: {headline(results)}.",
         "",
-        f"Made by `{about.get('command', '')}` on {machine.get('gpu') or machine.get('cpu', '?')}, "
-        f"{machine.get('cores', '?')} cores, in {about.get('minutes', 0):.1f} minutes"
-        f"{', not counting what earlier runs had left' if about.get('resumed') else ''}; "
-        + ", ".join(f"{k} {v}" for k, v in about.get("versions", {}).items())
-        + ".",
+        _made(results),
         "",
         *(f"* {note}" for note in results.notes),
         "",
@@ -228,7 +246,7 @@ def page(
         "",
         f"![methods by tasks]({results.family}-tasks.svg)",
         "",
-        *two_experts(results),
+        *_to_pairs(results),
         "## Published orders",
         "",
         "| claim | class | from | here |",
@@ -253,6 +271,39 @@ def page(
         "",
     ]
     return "\n".join(parts)
+
+
+def pairs_page(results: Results) -> str:
+    """The results of pairs of experts, as Markdown."""
+    parts = [
+        f"# Two experts of {results.family}",
+        "",
+        f"Pairs of the experts of [{results.family}]({results.family}.md); mean over "
+        f"{_seeds(results)}.",
+        "",
+        _made(results),
+        "",
+        *two_experts(results),
+    ]
+    return "\n".join(parts)
+
+
+def _to_pairs(results: Results) -> list[str]:
+    if not results.pairs:
+        return []
+    return [f"Methods for two models: [pairs of experts]({results.family}-pairs.md).", ""]
+
+
+def _made(results: Results) -> str:
+    about = results.about
+    machine = about.get("hardware", {})
+    return (
+        f"Made by `{about.get('command', '')}` on {machine.get('gpu') or machine.get('cpu', '?')}, "
+        f"{machine.get('cores', '?')} cores, in {about.get('minutes', 0):.1f} minutes"
+        f"{', not counting what earlier runs had left' if about.get('resumed') else ''}; "
+        + ", ".join(f"{k} {v}" for k, v in about.get("versions", {}).items())
+        + "."
+    )
 
 
 def _what(results: Results) -> str:

@@ -43,12 +43,14 @@ def run_family(
     console: Console,
     grid: Sequence[float] = GRID,
     only: Sequence[str] = (),
+    pairs_alone: bool = False,
 ) -> Results:
     """Everything of a family but the reports.
 
     Args:
         grid: values that a contender's scale is tried at.
         only: names of methods to try; empty for all.
+        pairs_alone: merge pairs of experts, not all of them.
 
     Raises:
         MergewiseError: if the data or a model cannot be used. A contender that fails does not
@@ -67,7 +69,7 @@ def run_family(
     chosen, results.left_out = contenders(
         len(models.experts), family.calibrating, known, family.optimised
     )
-    chosen = [c for c in chosen if not only or c.method in only]
+    chosen = [] if pairs_alone else [c for c in chosen if not only or c.method in only]
     for_two = pair_contenders(len(models.experts), family.calibrating, only)
     if for_two:
         results.pairs = _pairs(results, tasks, tuple(models.experts))

@@ -192,6 +192,16 @@ def test_progress_off_a_terminal_is_a_line_now_and_then(monkeypatch, capsys):
     ]
 
 
+def test_what_comes_before_the_first_report_is_not_in_the_rate(monkeypatch, capsys):
+    """Evidence was looked through for a minute, and half was there from an earlier run."""
+    clock = iter([0.0, 60.0, 63.0, 66.0])
+    monkeypatch.setattr(_progress.time, "monotonic", lambda: next(clock))
+    lines = _progress.Lines(Output())
+    for done in (5, 6, 7):
+        lines(done * 10**9, 10**10)
+    assert capsys.readouterr().err.splitlines() == ["7 GB of 10 GB, 333 MB/s, 9.0 s left"]
+
+
 @pytest.mark.skipif(not hasattr(os, "openpty"), reason="no pseudo-terminals here")
 def test_progress_on_a_terminal_is_a_bar_that_goes_away(here):
     ours, theirs = os.openpty()

@@ -12,6 +12,7 @@ from small_models import State, llama_config, llama_shapes, load, random_state, 
 
 import mergewise
 from mergewise import merge_state_dicts
+from mergewise.errors import MergewiseError
 from mergewise.forms import adapter_merge, merge_adapters
 from mergewise.methods import Settings, all_methods
 
@@ -86,6 +87,43 @@ def test_nothing_is_as_large_as_a_weight(
     monkeypatch.setattr(adapter_merge, "merged_alone", watched)
     merge_adapters(adapters, tmp_path / "out", method=method, rank=4)
     assert set(seen) - {(2, 2)} == {(4, 4) if method == "core_space" else (4, 64)}
+
+
+HEAD = "lm_head"
+
+
+@pytest.mark.parametrize("method", ["core_space", "knots"])
+def test_what_a_method_is_not_for_is_told_and_may_be_asked_for(method: str, tmp_path: Path) -> None:
+    state = random_state(llama_shapes(), 0, torch.float32)
+    adapters = [lora(tmp_path / x, state, [Q, HEAD], seed=ord(x)) for x in "ab"]
+    made = merge_adapters(adapters, tmp_path / "out", method=method, rank=4)
+    assert [(layer.name, layer.rank) for layer in made.layers] == [
+        (f"{HEAD}.weight", 0), (f"{Q}.weight", 4),
+    ]  # fmt: skip
+    [told] = made.warnings
+    assert told.startswith(f"{method} keeps nothing of 1 weight, such as {HEAD} (embedding, not")
+    asked = {"parameters": {"tensors": "all"}, "rank": 4}
+    made = merge_adapters(adapters, tmp_path / "all", method=method, **asked)
+    assert {layer.rank for layer in made.layers} == {4} and not made.warnings
+    only = [lora(tmp_path / f"only {x}", state, [HEAD], seed=ord(x)) for x in "ab"]
+    with pytest.raises(MergewiseError, match=f"nothing is left to write: {method} keeps nothing"):
+        merge_adapters(only, tmp_path / "none", method=method, rank=4)
+
+
+@pytest.mark.parametrize("method", ["optmerge", "core_space"])
+def test_a_convolution_is_no_matrix(method: str, tmp_path: Path) -> None:
+    """`tensors: linear` is without them, as it is in recipes."""
+    state = {"conv.weight": torch.zeros(6, 4, 3, 3)}
+    adapters = [lora(tmp_path / x, state, ["conv"], seed=ord(x)) for x in "ab"]
+    for tensors, left in (("linear", 0), ("matrices", 4)):
+        given = {"tensors": tensors, "otherwise": "base"}
+        asked: dict[str, Any] = {"method": method, "parameters": given, "rank": 4}
+        if left:
+            made = merge_adapters(adapters, tmp_path / tensors, **asked)
+            assert [layer.rank for layer in made.layers] == [left]
+        else:
+            with pytest.raises(MergewiseError, match=r"conv \(convolution, not among"):
+                merge_adapters(adapters, tmp_path / tensors, **asked)
 
 
 def turning() -> list[tuple[str, bool, bool]]:

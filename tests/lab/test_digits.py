@@ -244,16 +244,21 @@ def test_reports_are_written_and_complete(family: Digits, results: Results, tmp_
     gates, found = family.gates(reference_means(results)), tried(results)
     files = write_all(tmp_path / "a", results, gates, found, [], tmp_path / "b")
     assert {file.name for file in files} == {
-        "digits.json", "digits.svg", "digits-tasks.svg", "digits.md"
+        "digits.json", "digits.svg", "digits-tasks.svg", "digits.md", "digits-pairs.json",
+        "digits-pairs.md",
     }  # fmt: skip
-    assert len(files) == 8
+    assert len(files) == 12
     document = json.loads((tmp_path / "b/digits.json").read_text())
     assert document["seeds"] == [0, 1]
     assert {gate["holds"] for gate in document["gates"]} == {True}
     page = (tmp_path / "a/digits.md").read_text()
     assert "Not tried, copies one model: passthrough." in page and "needs two models" not in page
-    for row in [*results.rows, *results.pairs[0].rows]:
+    for row in results.rows:
         assert f"| {row.name} |" in page or row.name == "experts elsewhere"
+    pairs = (tmp_path / "b/digits-pairs.md").read_text()
+    for row in results.pairs[0].rows:
+        assert f"| {row.name} |" in pairs or row.name == "experts elsewhere"
+    assert json.loads((tmp_path / "b/digits-pairs.json").read_text())["pairs"][0]["of"]
 
 
 def test_splits_are_apart_and_differ_by_seed(family: Digits) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from benchmarks.lab.__main__ import _command
 from benchmarks.lab._contenders import NO_ROW, contenders, tuned_parameter
 from benchmarks.lab._family import Models
 from benchmarks.lab._given import Given, marks, merged
@@ -142,3 +143,8 @@ def test_a_pair_that_failed_leaves_no_mean() -> None:
     assert "| slerp | default | 60.0 | – | – | – | – | – |" in page
     assert "* failed: slerp: odd" in page
     assert two_experts(Results("digits", "Digits", [], [0])) == []
+
+
+def test_the_command_on_a_page_names_no_folder() -> None:
+    words = ["digits", "--lab", "/x/y", "--seeds", "3", "--data=/z", "--publish"]
+    assert _command(words) == "python -m benchmarks.lab digits --seeds 3 --publish"

@@ -20,6 +20,8 @@ from mergewise.recipe import load_recipe
         ("TALL-masks", "consensus"),
         ("metagpt", "mergewise guides metagpt"), ("swad", "mergewise average"), ("r-tsvm", "tsv_m"),
         ("LoRA-LEGO", "--space units"), ("warp_merging", "nuslerp"),
+        ("TIES-Merging", "here that is ties"), ("Fisher Merging", "here that is fisher"),
+        ("Model soups", "here that is linear"),
     ],
 )  # fmt: skip
 def test_a_paper_s_name_says_how_it_is_spelled(name: str, said: str) -> None:
@@ -37,4 +39,4 @@ def test_what_they_stand_for_exists() -> None:
         elif not text.startswith(("`mergewise", "not built")):
             assert re.match(r"\w+", text)[0] in all_methods()  # type: ignore[index]
     assert not set(SPELLED) & set(all_methods())
-    assert spelled("tise") is None
+    assert spelled("tise", all_methods()) is None

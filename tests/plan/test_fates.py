@@ -131,6 +131,20 @@ def test_tensors_that_a_model_lacks(models: Path, tmp_path: Path) -> None:
     assert torch.equal(load(tmp_path / "available")[lost[0]], load(tmp_path / "one")[lost[0]])
 
 
+def test_a_tensor_of_too_few_models_for_a_method_is_copied(models: Path, tmp_path: Path) -> None:
+    """`least` of consensus is about all models, and one tensor is no reason to refuse the rest."""
+    folder = models / "expert_b"
+    lost = NAME.format(1)
+    save(folder, {n: t for n, t in load(folder).items() if n != lost})
+    document = recipe(models, "consensus", missing="available")
+    planned = plan(document).output.tensors
+    assert planned[lost].fate == "copy" and "expert_b" in planned[lost].reason
+    assert {t.fate for name, t in planned.items() if name != lost} == {"merge"}
+    merge(document, tmp_path / "out")
+    assert torch.equal(load(tmp_path / "out")[lost], load(models / "base")[lost])
+    assert "3 and 2 models take part" in refusal(document | {"parameters": {"least": 3}})
+
+
 def test_tensors_that_only_one_model_has(models: Path, tmp_path: Path) -> None:
     """Nothing is dropped silently: not even what no other model knows."""
     state = load(models / "expert_b") | {"extra.bias": torch.ones(3)}

@@ -91,6 +91,19 @@ def test_what_else_a_model_holds_is_still_missing_in_the_other(tmp_path: Path) -
     assert planned.output.tensors.keys() == {*NAMES, "loss.weight"}
 
 
+def test_an_exclude_by_the_other_models_names_has_no_effect_and_is_told(tmp_path: Path) -> None:
+    save(tmp_path / "one", state(1))
+    save(tmp_path / "other", state(2, "net."))
+    given = [{"model": str(tmp_path / "other"), "parameters": {"weight": 1.0}}]
+    base = {"base_model": str(tmp_path / "one"), "merge_method": "task_arithmetic"}
+    theirs = plan(base | {"models": given, "exclude": ["net.0.*"]})
+    assert "copy" not in {t.fate for t in theirs.output.tensors.values()}
+    assert any("'net.0.*' matches no tensor" in warning for warning in theirs.warnings)
+    ours = plan(base | {"models": given, "exclude": ["0.*"]})
+    assert ours.output.tensors["0.weight"].fate == "copy"
+    assert not any("matches no tensor" in warning for warning in ours.warnings)
+
+
 def test_state_dicts_in_memory_are_refused_by_the_prefix_and_what_to_do() -> None:
     given = [state(1), state(2, "module.")]
     with pytest.raises(IncompatibleModelsError, match=r"begin with 'module\.'") as caught:

@@ -58,25 +58,35 @@ def _bar(out: Output, doing: str, unit: str) -> Iterator[Report]:
 
 
 class Lines:
-    """Prints a line at most every `EVERY` seconds."""
+    """Prints a line at most every `EVERY` seconds.
+
+    What is done at the first report, if that comes late, is left out of the rate: it was taken over
+    from an earlier run, or work of another kind came first.
+    """
 
     def __init__(self, out: Output, unit: str = "") -> None:
         self._out, self._unit = out, unit
         self._lock = threading.Lock()
         self._start = self._last = time.monotonic()
+        self._before = 0
+        self._begun = False
 
     def __call__(self, done: int, total: int) -> None:
         with self._lock:
             now = time.monotonic()
+            if not self._begun and now - self._start > EVERY > 0:
+                self._start, self._last, self._before = now, now, done
+            self._begun = True
             if now - self._last < EVERY or done >= total:
                 return
             self._last = now
-            self._out.note(describe(done, total, now - self._start, self._unit))
+            spent = now - self._start
+            self._out.note(describe(done, total, spent, self._unit, self._before))
 
 
-def describe(done: int, total: int, seconds: float, unit: str = "") -> str:
+def describe(done: int, total: int, seconds: float, unit: str = "", before: int = 0) -> str:
     """``1.2 GB of 4.4 GB, 350 MB/s, 9 s left``, or ``12 of 154 weights, 9 s left``."""
-    rate = done / max(seconds, 1e-9)
+    rate = (done - before) / max(seconds, 1e-9)
     left = f", {show_seconds((total - done) / rate)} left" if rate else ""
     if unit:
         return f"{done:,} of {total:,} {unit}{left}"

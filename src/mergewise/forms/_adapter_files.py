@@ -52,6 +52,11 @@ class Factors:
     def rank(self) -> int:
         return len(self.a)
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of b @ a, with the kernel of a convolution."""
+        return (len(self.b), *self.a.shape[1:])
+
 
 class AdapterFactors:
     """The factors of an adapter, read module by module.

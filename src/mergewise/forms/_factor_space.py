@@ -6,9 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mergewise._lazy import torch
+from mergewise.checkpoint import tensor_kind
 from mergewise.engine import merge_state_dicts
 from mergewise.errors import MergewiseError
-from mergewise.methods import get_method
+from mergewise.forms._adapter_files import Factors
+from mergewise.methods import Method, PlacedMethod, Settings, get_method, placed
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,6 +35,24 @@ def merged_alone(
     zeros = {name: torch.zeros_like(values[0]) for name, values in tensors.items()}
     base = zeros if chosen.base == "required" else None
     return merge_state_dicts(models, chosen.name, base=base, parameters=parameters, seed=seed)
+
+
+def with_defaults(method: Method, given: Mapping[str, Any]) -> dict[str, Any]:
+    """A method's parameters, as given or by default."""
+    return {name: param.default for name, param in method.params.items()} | dict(given)
+
+
+def left_alone(
+    module: str, each: Sequence[Factors | None], method: str, parameters: Mapping[str, Any]
+) -> str:
+    """Why nothing is left of changes; empty if they are zero, or the method is for the weight."""
+    changes = [one for one in each if one]
+    chosen = get_method(method)
+    if not isinstance(chosen, PlacedMethod) or not any(bool(one.b.any()) for one in changes):
+        return ""
+    kind = tensor_kind(f"{module}.weight", changes[0].shape)
+    values = placed(chosen, with_defaults(chosen, parameters), kind)
+    return chosen.elsewhere(Settings(values))
 
 
 def factor_wise(

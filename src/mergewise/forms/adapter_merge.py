@@ -20,7 +20,7 @@ from mergewise.forms._adapter_files import (
     usual_dtype,
     write_adapter,
 )
-from mergewise.forms._factor_space import merged_alone
+from mergewise.forms._factor_space import left_alone, merged_alone, with_defaults
 from mergewise.forms._ia3 import NewIA3, all_ia3, merged_vectors, refuse_options
 from mergewise.forms._span import Pair, flat_factors, merged_in_span
 from mergewise.forms._svd import Rank, cut, product_norm, recompressed, truncated
@@ -216,6 +216,7 @@ class _Merging:
         self, out: Path, space: Space, kind: torch.dtype, progress: Progress | None
     ) -> MergedAdapter:
         self._layers: list[LayerError] = []
+        self._dropped: dict[str, list[str]] = {}
         made = NewAdapter(config=self._config())
         modules = list(dict.fromkeys(m for known in self.known for m in known.modules))
         self._prepare()
@@ -226,10 +227,13 @@ class _Merging:
             factors = one(module, each, kind)
             if factors.rank:
                 made.factors[module] = factors
+            elif self.method and (why := left_alone(module, each, self.method, self.parameters)):
+                self._dropped.setdefault(why, []).append(module)
             if progress:
                 progress(done, len(modules))
         if not made.factors:
-            raise MergewiseError("the adapters cancel one another out: nothing is left to write")
+            why = "; ".join(self._told_of_dropped()) or "the adapters cancel one another out"
+            raise MergewiseError(f"nothing is left to write: {why}")
         size = write_adapter(out, made, kind, ", ".join(k.adapter.folder.name for k in self.known))
         lost = sum((layer.error * layer.change) ** 2 for layer in self._layers) ** 0.5
         whole = sum(layer.change**2 for layer in self._layers) ** 0.5
@@ -263,7 +267,7 @@ class _Merging:
 
     def _delta(self, module: str, each: Sequence[Factors | None], kind: torch.dtype) -> Factors:
         like = next(f for f in each if f)
-        if self.method is not None and not any(turns := self._turns(like)):
+        if self.method is not None and not any(turns := self._turns(module, like)):
             wanted = self._merged_delta(module, each, like)
             new = truncated(wanted, self.rank, self.seed)
             new_b, new_a = (part.to(kind).to(wanted.dtype) for part in new)
@@ -293,17 +297,30 @@ class _Merging:
         size = sum(abs(w) * product_norm(f.b.flatten(1), f.a.flatten(1)) for w, f in pairs)
         return b, a, cut(b, a, size, self.rank)
 
-    def _turns(self, like: Factors) -> tuple[bool, bool]:
-        """What may be turned by the method, see `Method.turns`; nothing of embeddings."""
+    def _turns(self, module: str, like: Factors) -> tuple[bool, bool]:
+        """What may be turned by the method, see `Method.turns`.
+
+        Nothing of embeddings, nor of convolutions that it is not for: turned, they are matrices.
+        """
         chosen = get_method(self.method or "")
-        known = {name: param.default for name, param in chosen.params.items()}
-        turns = chosen.turns(Settings({**known, **self.parameters}))
-        return (False, False) if like.embeds else turns
+        kernel = like.a.dim() > 2
+        if like.embeds or (kernel and left_alone(module, [like], chosen.name, self.parameters)):
+            return False, False
+        return chosen.turns(Settings(with_defaults(chosen, self.parameters)))
+
+    def _told_of_dropped(self) -> list[str]:
+        return [
+            f"{self.method} keeps nothing of {len(modules)} weight{'s' * (len(modules) > 1)}, such "
+            f"as {modules[0]} ({why})"
+            for why, modules in self._dropped.items()
+        ]
 
     def _merged_delta(self, module: str, each: Sequence[Factors | None], like: Factors) -> Tensor:
-        shape = (like.b.shape[0], like.a.flatten(1).shape[1])
-        deltas = [f.b.flatten(1) @ f.a.flatten(1) if f else torch.zeros(shape) for f in each]
-        return self._merged_matrices(module, deltas)
+        none = like.b.new_zeros(like.shape)
+        deltas = [
+            (f.b.flatten(1) @ f.a.flatten(1)).reshape(none.shape) if f else none for f in each
+        ]
+        return self._merged_matrices(module, deltas).flatten(1)
 
     def _merged_matrices(self, module: str, deltas: Sequence[Tensor]) -> Tensor:
         return self._apply({f"{module}.weight": deltas})[f"{module}.weight"]
@@ -350,7 +367,7 @@ class _Merging:
         return _shared_config([known.adapter for known in self.known])
 
     def _warnings(self) -> list[str]:
-        return _warnings([known.adapter for known in self.known])
+        return [*_warnings([known.adapter for known in self.known]), *self._told_of_dropped()]
 
 
 def _shared_config(adapters: Sequence[Adapter]) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 _PAGE = "a recipe in docs/arithmetic.md"
 _GUIDES = (
@@ -14,6 +14,9 @@ _SPELLED: Mapping[str, str] = {
     "average": "linear",
     "mean": "linear",
     "model_soup": "linear",
+    "model_soups": "linear, or the guide greedy_soup",
+    "weight_averaging": "linear",
+    "task_vectors": "task_arithmetic",
     "uniform_soup": "linear",
     "fedavg": "linear, or fednova with steps 1 for task vectors",
     "wise_ft": f"task_arithmetic of one model with weight 0.5: {_PAGE}",
@@ -53,10 +56,22 @@ _SPELLED: Mapping[str, str] = {
     "regmean_plus_plus": "regmean with the guide regmean_plus_plus",
     **{name: f"a guide, see `mergewise guides {name}`" for name in _GUIDES},
 }
-SPELLED: Mapping[str, str] = {re.sub(r"[\W_]", "", k): text for k, text in _SPELLED.items()}
 
 
-def spelled(name: str) -> str | None:
-    """What a paper's name stands for here, in words; None if it is not known."""
-    word = re.sub(r"[\W_]", "", name.lower()[:40])
-    return SPELLED.get(word) or SPELLED.get(word.removesuffix("merging"))
+def _word(name: str) -> str:
+    return re.sub(r"[\W_]", "", name.lower()[:40])
+
+
+SPELLED: Mapping[str, str] = {_word(name): text for name, text in _SPELLED.items()}
+
+
+def spelled(name: str, methods: Iterable[str]) -> str | None:
+    """What a paper's name stands for here, in words; None if it is not known.
+
+    Args:
+        methods: those that there are; TIES-Merging is `ties`.
+    """
+    word = _word(name)
+    plain = word.removesuffix("merging")
+    own = {_word(method): method for method in methods} if plain != word else {}
+    return SPELLED.get(word) or SPELLED.get(plain) or own.get(plain)

@@ -27,6 +27,6 @@ def get_method(name: str) -> Method:
     Raises:
         UnknownMethodError: with what it is here, or the closest names, if there is none.
     """
-    if name not in all_methods() and (here := spelled(name)):
+    if name not in all_methods() and (here := spelled(name, all_methods())):
         raise UnknownMethodError(f"no merge method is called {name!r}; here that is {here}")
     return chosen("merge method", name, all_methods(), "mergewise methods", UnknownMethodError)

@@ -220,7 +220,8 @@ class _Builder:
             at = stage.positions.get(asked_at(stage), stage.position)
             self._problem(at, describe(error))
             return None
-        names = {name for slot in slots for name in (slot.name, *slot.inputs) if name}
+        outputs = {slot.name for slot in slots}
+        names = outputs.union(*(filter(None, slot.inputs) for slot in slots))
         return StagePlan(
             index=index,
             stage=stage,
@@ -236,7 +237,7 @@ class _Builder:
             warnings=(
                 *fates.warnings,
                 *(f"config.json: {text}" for text in lost),
-                *idle_patterns(stage, names),
+                *idle_patterns(stage, outputs, names),
                 *rounded_changes(stage, views.values()),
                 *_config_warnings(donor, list(views.values()), mapped=vocabulary is not None),
             ),

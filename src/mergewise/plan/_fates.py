@@ -106,8 +106,7 @@ class Fates:
             if self.stage.missing == "error":
                 self._missing.setdefault(", ".join(absent), []).append(slot.name)
                 return None
-            reason = f"only {donor.view.label} is copied: not in {', '.join(absent)}"
-            return TensorPlan(meta, "copy", None, (donor,), reason=reason)
+            return _copied(meta, donor, absent)
         if not (self._same_shape(slot, donor, found) and self._all_floats(slot, found)):
             return None
         planned = self._merge(slot, meta, found)
@@ -262,6 +261,12 @@ class Fates:
         values, origins, reason = self._placed(values, origins, meta, found)
         experts = [i for i in slot.slice_.experts(self.method.base) if found[i] is not None]
         problem = self.method.problem(Settings(values), len(experts))
+        every = slot.slice_.experts(self.method.base)
+        if problem and not self.method.problem(Settings(values), len(every)):
+            absent = [
+                str(s.model) for s, f in zip(slot.slice_.sources, found, strict=True) if not f
+            ]
+            return _copied(meta, self._donor(slot, found), absent)
         if problem:
             text = f"{self.method.name}: {problem} (tensor {slot.name})"
             self._problem(slot.name, problem, text)
@@ -358,6 +363,11 @@ class Fates:
             return None
         self._given.setdefault(item.view.label, Given(item.view, tuple(files)))
         return Own(item.meta.name, files)
+
+
+def _copied(meta: TensorMeta, donor: Input, absent: Sequence[str]) -> TensorPlan:
+    reason = f"only {donor.view.label} is copied: not in {', '.join(absent)}"
+    return TensorPlan(meta, "copy", None, (donor,), reason=reason)
 
 
 def _without(message: str, names: Sequence[str]) -> str:

@@ -8,12 +8,17 @@ from collections.abc import Collection, Iterator, Mapping
 from mergewise.recipe import Setting, Stage
 
 
-def idle_patterns(stage: Stage, names: Collection[str]) -> list[str]:
-    """A warning for each pattern of `exclude` and each `filter` that no tensor's name matches."""
+def idle_patterns(stage: Stage, outputs: Collection[str], names: Collection[str]) -> list[str]:
+    """A warning for each pattern of `exclude` and each `filter` that no tensor's name matches.
+
+    Args:
+        outputs: names that `exclude` is about.
+        names: those, and what the same tensors are called in the models.
+    """
     found = [
         f"exclude: {pattern!r} matches no tensor"
         for pattern in stage.exclude
-        if not any(fnmatch.fnmatchcase(name, pattern) for name in names)
+        if not any(fnmatch.fnmatchcase(name, pattern) for name in outputs)
     ]
     for setting in _settings(stage):
         found += _idle_blocks(setting, names)

@@ -122,7 +122,7 @@ class _StageReader:
             self.problems.error(node.position, f"merge_method: a name expected, got {node.kind}")
         elif node.raw in methods:
             return methods[node.raw]
-        elif here := spelled(node.raw):
+        elif here := spelled(node.raw, methods):
             self.problems.error(
                 node.position,
                 f"no merge method is called {shorten(node.raw)!r}; here that is {here}",
