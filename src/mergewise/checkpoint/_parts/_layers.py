@@ -136,7 +136,7 @@ def is_end(name: str) -> bool:
 
     A name that begins with ``conv1`` is a convolutional network's, and no embedding.
     """
-    plain = name.split(".")[0] in ("conv1", "conv2")
+    plain = name.startswith(("conv1.", "conv2."))
     return is_embedding_like(name) or (is_pre_layer(name) and not plain)
 
 
