@@ -73,6 +73,16 @@ def test_all_others_follow_the_policy(
         torch.testing.assert_close(got[name], base[name] + change * factor)
 
 
+def test_convolutions_of_plain_networks_are_inside() -> None:
+    shapes = {"conv1.weight": (4, 1, 3, 3), "conv2.weight": (4, 4, 3, 3), "fc.weight": (3, 4)}
+    base = {name: torch.zeros(shape) for name, shape in shapes.items()}
+    base["visual.conv1.weight"] = torch.zeros(4, 3, 2, 2)  # the patches' embedding of CLIP
+    expert = {name: torch.ones_like(value) for name, value in base.items()}
+    given = {"density": 1.0}
+    got = merge_state_dicts([expert], "localize_and_stitch", base=base, parameters=given)
+    assert {name for name, value in got.items() if value.any()} == set(shapes)
+
+
 def test_weights_and_lambda_count_there_too() -> None:
     base, experts = models()
     given = {"otherwise": "sum", "weight": [2.0, 0.5], "lambda": 0.1, "rescale": True}

@@ -27,6 +27,15 @@ def test_tanh_of_small_and_large_numbers(size: float) -> None:
     assert tanh(torch.zeros(1)) == 0
 
 
+@pytest.mark.parametrize("size", [0.1, 0.5, 3.0, 60.0])
+def test_steps_that_no_neighbour_needs_change_nothing(size: float) -> None:
+    # what is left out where all numbers are small would have given the same bytes
+    x = -size * torch.rand(1000)
+    beside = torch.cat([x, torch.tensor([-100.0, float("nan")])])
+    assert torch.equal(falling_exp(x), falling_exp(beside)[:1000])
+    assert torch.equal(tanh(x), tanh(beside)[:1000])
+
+
 def test_they_are_torch_s_where_digits_or_devices_differ() -> None:
     x = -torch.rand(100, dtype=torch.float64)
     assert torch.equal(falling_exp(x), x.exp()) and torch.equal(tanh(x), x.tanh())

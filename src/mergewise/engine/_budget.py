@@ -114,7 +114,7 @@ class _Need:
         else:
             # widened inputs, and intermediate results of each
             plain = access is Access.WHOLE or not compiled
-            copies = (max(2, method.unfused) * len(tensor.inputs) + 4) * plain
+            copies = (max(method.copies, method.unfused) * len(tensor.inputs) + 4) * plain
             self.held = block * (self._bytes(copies) + self._choosing(ranked))
 
     def _sides(self, needs: Sequence[Need]) -> list[int]:

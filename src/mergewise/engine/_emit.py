@@ -46,8 +46,15 @@ class _Writer:
     def __init__(self) -> None:
         self.lines: list[str] = []
         self._names: dict[tuple[Any, ...], str] = {}
+        self._known: dict[Expr, str] = {}
 
     def name(self, e: Expr) -> str:
+        # without what is known, a node would be walked as often as there are paths to it
+        if e not in self._known:
+            self._known[e] = self._named(e)
+        return self._known[e]
+
+    def _named(self, e: Expr) -> str:
         parts = tuple(self.name(a) if isinstance(a, Expr) else a for a in e.args)
         key = (e.op, *parts)
         if key not in self._names:

@@ -168,6 +168,8 @@ class Method(ABC):
     """Blocks in float64 that `combine` holds at once, of a method that is given matrices."""
     unfused: ClassVar[int] = 0
     """Blocks for each input that functions hold which cannot be fused; 0 if they can be."""
+    copies: ClassVar[int] = 2
+    """Blocks for each input that functions hold in plain torch, where they could be fused."""
 
     def access(self, p: Settings) -> Access:
         """How much of a tensor is needed at once."""

@@ -45,10 +45,12 @@ def tanh(x: Tensor) -> Tensor:
     if _is_torchs(x):
         return torch.tanh(x)
     size = x.abs()
-    fading = _exp(torch.clamp(size * -2.0, min=-40.0), 32.0)
-    far = (1.0 - fading) / (1.0 + fading)
     square = x * x
     near = size + size * (square * _horner(_TANH, square))
+    if isinstance(x, torch.Tensor) and bool((size < _SMALL).all()):
+        return torch.sign(x) * near
+    fading = _exp(torch.clamp(size * -2.0, min=-40.0), 32.0)
+    far = (1.0 - fading) / (1.0 + fading)
     return torch.sign(x) * torch.where(size < _SMALL, near, far)
 
 
@@ -62,6 +64,8 @@ def _exp(x: Tensor, largest: float) -> Tensor:
     for step, power in _POWERS.items():
         if step <= largest:
             below = x <= -step
+            if isinstance(below, torch.Tensor) and not bool(below.any()):
+                continue  # it would change nothing
             x = torch.where(below, x + step, x)
             factor = torch.where(below, factor * power, factor)
     return _horner(_EXP, x) * factor

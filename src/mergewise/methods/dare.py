@@ -25,6 +25,7 @@ class DareLinear(DeltaMethod):
     params = delta_params(normalize=False, rescale=True, **Chance.params)
     selection = Chance()
     random = True
+    copies = 4
     symmetric = False  # each place in the list has its own random mask
     example = """
 merge_method: dare_linear
@@ -53,5 +54,6 @@ class DareTies(DeltaMethod):
     selection = Chance()
     consensus = True
     random = True
+    copies = 4
     symmetric = False  # each place in the list has its own random mask
     example = DareLinear.example.replace("dare_linear", "dare_ties")

@@ -43,6 +43,7 @@ class LocalizeAndStitch(ElementMethod):
         "and heads keep the base's values, as the authors have it (`tensors: layers`); of language "
         "models they leave out a final norm too"
     )
+    copies = 3
     params = {
         "localize": Param(
             str,

@@ -46,6 +46,7 @@ class Pcb(Method):
         "between tasks (of the spread d_i d_j, for each j) no script of theirs has it, nor have we"
     )
     rounds = 2
+    copies = 6
     params = {
         "weight": Param(
             float, 1.0, "factor on this model's clipped task vector", per_model=True, native=True

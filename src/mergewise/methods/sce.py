@@ -34,6 +34,7 @@ class Sce(Method):
     formula = "b + sum_i v_i m_i d_i / sum_i v_i m_i, v_i = mean(d_i^2) / sum_j mean(d_j^2)"
     source = "FuseChat SCE (Wan et al. 2024, arXiv 2408.07990)"
     variant = "mergekit; FuseAI's code adds changes that were not selected too (selects: weights)"
+    copies = 3
     params = {
         "select_topk": Param(
             float, 1.0, "share of the elements that differ between experts to keep", ge=0, le=1

@@ -132,8 +132,12 @@ def is_pre_layer(name: str) -> bool:
 
 
 def is_end(name: str) -> bool:
-    """Whether the tensor belongs to embeddings or an output head, norms and biases included."""
-    return is_embedding_like(name) or is_pre_layer(name)
+    """Whether the tensor belongs to embeddings or an output head, norms and biases included.
+
+    A name that begins with ``conv1`` is a convolutional network's, and no embedding.
+    """
+    plain = name.startswith(("conv1.", "conv2."))
+    return is_embedding_like(name) or (is_pre_layer(name) and not plain)
 
 
 def is_post_layer(name: str) -> bool:
