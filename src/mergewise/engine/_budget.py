@@ -18,7 +18,8 @@ from mergewise.methods import Access, Method, Need, PlacedMethod, Settings, get_
 from mergewise.plan import MergePlan, StagePlan, TensorPlan
 
 # Measured, in bytes.
-_RUNTIME = 230_000_000  # Python, torch and the allocator's reserve
+_RUNTIME = 250_000_000  # Python, torch and the allocator's reserve
+_DECOMPOSING = 60_000_000  # LAPACK and its buffers, once matrices are decomposed
 _RANKING = 24  # for an element, its ranks within the row while they are found
 _KEY = 16  # for a key collected around a threshold: 8, held twice
 _DEQUANTISING = 32  # for an element, while it is computed from a code and a scale
@@ -46,16 +47,17 @@ class Memory:
 def estimate(plan: MergePlan) -> Memory:
     """Estimate the memory of a plan from shapes alone, for merging on the CPU."""
     compiled = plan.elements >= FUSE_FROM_ELEMENTS and _compile.available()
-    fixed, per_worker, largest = _RUNTIME, 0, ("", 0)
+    fixed, per_worker, largest, decomposes = _RUNTIME, 0, ("", 0), False
     for stage in plan.stages:
         needs = [_Need(stage, t, compiled) for t in stage.tensors.values() if t.fate == "merge"]
         fixed += max((need.kept for need in needs), default=0) + _collected(needs)
+        decomposes |= any(need.decomposes for need in needs)
         worst = max(needs, key=lambda need: need.held, default=None)
         if worst is not None:
             # a stage's blocks are read while those of the next are held
             per_worker += worst.held
             largest = max(largest, (worst.tensor.meta.name, worst.held), key=lambda pair: pair[1])
-    return Memory(fixed, per_worker, largest[0])
+    return Memory(fixed + decomposes * _DECOMPOSING, per_worker, largest[0])
 
 
 class _Need:
@@ -63,6 +65,7 @@ class _Need:
 
     Attributes:
         held: bytes a worker holds for a block.
+        decomposes: whether it calls LAPACK.
         kept: bytes from pass to pass.
         selections: thresholds to be found.
     """
@@ -105,9 +108,11 @@ class _Need:
         elif access is Access.ROWS or ranked:
             block = max(block, row_length(tensor.meta.shape))
         block = min(block, self.elements)
+        self.decomposes = bool(sides)
         if sides:
             self.held = self._solving(block, sides)
         elif isinstance(method, PlacedMethod) and access is Access.WHOLE:
+            self.decomposes = True
             room = method.room(tensor.meta.shape, len(tensor.experts), settings)
             self.held = block * self._bytes(self._widened())
             self.held += math.ceil(room) * (16 if "F64" in types else 8)
