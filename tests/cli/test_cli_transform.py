@@ -137,7 +137,7 @@ def test_transforms_are_listed_and_explained(run):
     listed = json.loads(run("transforms", "--json").stdout)
     one = json.loads(run("transforms", "surgery", "--json").stdout)
     assert one in listed and one["settings"]["rank"]["default"] == 16
-    assert "UNVERIFIED" in one["variant"]
+    assert "RepresentationSurgery" in one["variant"]
     done = run("transforms", "surgry")
     assert done.exit_code == 1 and "did you mean surgery?" in done.stderr
 
