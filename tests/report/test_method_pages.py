@@ -108,10 +108,12 @@ def test_where_to_start_is_true_to_the_labs():
         }
         return max(at_default, key=at_default.get)
 
-    assert [first(lab, free=True) for lab in ("digits", "vision", "language")] == [
-        "tsv_m", "tsv_m", "iso_c",
+    assert [first(lab, free=True) for lab in ("digits", "vision", "language", "text")] == [
+        "tsv_m", "tsv_m", "iso_c", "optmerge",
     ]  # fmt: skip
-    assert [first(lab, free=False) for lab in ("vision", "language")] == ["mats", "regmean"]
+    assert [first(lab, free=False) for lab in ("vision", "language", "text")] == [
+        "mats", "regmean", "mats"
+    ]  # fmt: skip
 
 
 def test_writing_replaces_and_removes_only_its_own_pages(tmp_path):

@@ -38,7 +38,8 @@ SITUATIONS = (
         "baseline",
         "at default settings `tsv_m` was first of those without data in the labs of "
         "[digits](../results/digits.md) and [vision](../results/vision.md); for "
-        "[language](../results/language.md) [`iso_c`](iso_c.md) was",
+        "[language](../results/language.md) [`iso_c`](iso_c.md) was, for "
+        "[text](../results/text.md) [`optmerge`](optmerge.md)",
     ),
     (
         "the same, and unlabelled examples of each task",
@@ -46,7 +47,8 @@ SITUATIONS = (
         "[`mats`](mats.md) if gradients can be collected",
         "first for [language](../results/language.md), where 16 examples were enough (not "
         "so for [digits](../results/digits.md)), and "
-        "for [vision](../results/vision.md) (`mats`; `regmean` was behind `tsv_m` there)",
+        "`mats` for [vision](../results/vision.md) and [text](../results/text.md) (`regmean` "
+        "was behind `tsv_m` there)",
     ),
     (
         "LoRA adapters of one base",
