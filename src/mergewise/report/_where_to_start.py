@@ -21,10 +21,11 @@ SITUATIONS = (
         "two models of one base",
         "[`slerp`](slerp.md), at a position; [`nuslerp`](nuslerp.md), by weights, with or without "
         "the base",
-        "on pairs of experts `nuslerp` with the base was ahead of `slerp` at default settings, and "
-        "[`tsv_m`](tsv_m.md) or [`regmean`](regmean.md) first ([digits](../results/digits-pairs.md), "
-        "[vision](../results/vision-pairs.md), [language](../results/language-pairs.md)); a position "
-        "for each layer is a [gradient](../guide.md#values-that-differ-from-tensor-to-tensor)",
+        "on pairs of experts `nuslerp` with the base was ahead of `slerp` at default settings, "
+        "and [`tsv_m`](tsv_m.md) or [`regmean`](regmean.md) first "
+        "([digits](../results/digits-pairs.md), [vision](../results/vision-pairs.md), "
+        "[language](../results/language-pairs.md)); a position for each layer is a "
+        "[gradient](../guide.md#values-that-differ-from-tensor-to-tensor)",
     ),
     (
         "a base and one fine-tune of it, to be blended or softened",
