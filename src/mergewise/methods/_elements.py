@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mergewise.methods._base import Inputs
-from mergewise.methods._matrix import KINDS, REST, PlacedMethod, rest, told
+from mergewise.methods._matrix import KINDS, PlacedMethod, otherwise_param, rest, told
 from mergewise.methods._params import Param, Settings
 
 if TYPE_CHECKING:
@@ -32,10 +32,7 @@ def element_params(tensors: str, otherwise: str = "base") -> dict[str, Param]:
             "leaves tensors to `otherwise`",
             choices=tuple(_KINDS), native=True,
         ),
-        "otherwise": Param(
-            str, otherwise, "the merged task vector of all other tensors: the experts' mean, "
-            "their sum, or nothing (the base's values)", choices=REST, native=True,
-        ),
+        "otherwise": otherwise_param(otherwise),
     }  # fmt: skip
 
 

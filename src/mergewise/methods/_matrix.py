@@ -27,7 +27,7 @@ KINDS: Mapping[str, frozenset[str]] = {
     "all": frozenset(("matrix", "stack", "convolution", "embedding")),
 }
 _HALF_A_UNIT = 2.0**-24
-REST = ("mean", "sum", "base")
+_REST = ("mean", "sum", "base")
 NULL = Param(
     str,
     "skip",
@@ -49,11 +49,20 @@ def matrix_params(tensors: str, otherwise: str, scale: float = 1.0) -> dict[str,
             "with a filter, leaves tensors to `otherwise`",
             choices=tuple(KINDS), native=True,
         ),
-        "otherwise": Param(
-            str, otherwise, "the merged task vector of all other tensors: the experts' mean, "
-            "their sum, or nothing (the base's values)", choices=REST, native=True,
-        ),
+        "otherwise": otherwise_param(otherwise),
     }  # fmt: skip
+
+
+def otherwise_param(default: str) -> Param:
+    """What tensors get that a method is not for."""
+    return Param(
+        str,
+        default,
+        "the merged task vector of all other tensors: the experts' mean, their sum, or nothing "
+        "(the base's values)",
+        choices=_REST,
+        native=True,
+    )
 
 
 class PlacedMethod(Method):
