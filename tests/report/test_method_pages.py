@@ -116,6 +116,20 @@ def test_where_to_start_is_true_to_the_labs():
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("lab", ["digits", "vision", "text", "language"])
+def test_where_to_start_is_true_to_the_pairs(lab):
+    lines = (PAGES.parent / f"results/{lab}-pairs.md").read_text("utf-8").splitlines()
+    cells = [[cell.strip() for cell in line.split("|")] for line in lines]
+    column = next(row for row in cells if row[1:2] == ["method"]).index("NAI")
+    at_default = {
+        row[1]: float(row[column].split(" ")[0].replace("−", "-"))
+        for row in cells
+        if row[2:3] == ["default"]
+    }
+    assert at_default["nuslerp (base)"] > at_default["slerp"]
+    assert max(at_default, key=at_default.get) in ("tsv_m", "regmean")
+
+
 def test_writing_replaces_and_removes_only_its_own_pages(tmp_path):
     (tmp_path / "gone.md").write_text(f"{MARK}\nold")
     (tmp_path / "mine.md").write_text("mine")

@@ -24,7 +24,8 @@ SITUATIONS = (
         "on pairs of experts `nuslerp` with the base was ahead of `slerp` at default settings, "
         "and [`tsv_m`](tsv_m.md) or [`regmean`](regmean.md) first "
         "([digits](../results/digits-pairs.md), [vision](../results/vision-pairs.md), "
-        "[language](../results/language-pairs.md)); a position for each layer is a "
+        "[text](../results/text-pairs.md), [language](../results/language-pairs.md)); a position "
+        "for each layer is a "
         "[gradient](../guide.md#values-that-differ-from-tensor-to-tensor)",
     ),
     (
