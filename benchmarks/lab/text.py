@@ -102,7 +102,7 @@ class Text(Classified):
             f"at most {plan.training} training, {plan.validation} validation and {plan.test} test "
             "texts a set, drawn anew for each seed; validation is taken from the training part",
             f"held out, no expert was trained for them: {held}" if held else "no set is held out",
-            "LoRA experts are not part of it yet: adapters cannot be inputs of a merge",
+            "every expert is a full fine-tuning; none is a LoRA adapter",
         ]
 
     def split(self, seed: int) -> list[LabSet]:

@@ -130,7 +130,7 @@ class Vision(Classified):
             f"same base: {plan.joint.steps} steps of about {plan.joint_batch} over all sets",
             f"at most {plan.training} training, {plan.validation} validation and {plan.test} test "
             "images a set, drawn anew for each seed; validation is taken from the training part",
-            "LoRA experts are not part of it yet: adapters cannot be inputs of a merge",
+            "every expert is a full fine-tuning; none is a LoRA adapter",
         ]
         if self.left_out:
             notes.append(f"left out, not {SIDE}x{SIDE} grey: {', '.join(self.left_out)}")
