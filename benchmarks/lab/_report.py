@@ -297,9 +297,10 @@ def _to_pairs(results: Results) -> list[str]:
 def _made(results: Results) -> str:
     about = results.about
     machine = about.get("hardware", {})
+    cores = machine.get("cores", "?")
     return (
         f"Made by `{about.get('command', '')}` on {machine.get('gpu') or machine.get('cpu', '?')}, "
-        f"{machine.get('cores', '?')} cores, in {about.get('minutes', 0):.1f} minutes"
+        f"{cores} core{'' if cores == 1 else 's'}, in {about.get('minutes', 0):.1f} minutes"
         f"{', not counting what earlier runs had left' if about.get('resumed') else ''}; "
         + ", ".join(f"{k} {v}" for k, v in about.get("versions", {}).items())
         + "."
