@@ -32,6 +32,7 @@ OTHERS = [
     ("knots", {"shared": "inputs"}),
     ("optmerge", {"solver": "sgd"}),
     ("optmerge", {"target": "centred"}),
+    ("rotate", {"alpha": 0.5}),
     ("rotate", {"alignment": 0.5}),
 ]
 

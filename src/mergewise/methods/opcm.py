@@ -6,10 +6,11 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from mergewise._lazy import torch
 from mergewise.methods._base import Inputs
 from mergewise.methods._matrix import MatrixMethod, inside, matrix_params
 from mergewise.methods._params import Param, Settings
-from mergewise.methods._spectrum import svd, svd_room
+from mergewise.methods._spectrum import svd
 from mergewise.methods._weights import total
 
 if TYPE_CHECKING:
@@ -133,7 +134,9 @@ models:
     def update_room(self, outputs: int, inputs: int, experts: int, p: Settings) -> float:
         size = outputs * inputs
         squares = (experts / 2 + 1.0) * size
-        return max(squares, 2.5 * size + svd_room(outputs, inputs)) if experts > 1 else squares
+        return (
+            max(squares, 4.0 * size + 2.0 * min(outputs, inputs) ** 2) if experts > 1 else squares
+        )
 
     def update(self, deltas: list[Tensor], s: Settings) -> Tensor:
         running = deltas[0].double()
@@ -164,7 +167,9 @@ def _without(delta: Tensor, running: Tensor, s: Settings) -> Tensor:
         return delta
     share = found.s.cumsum(0) / found.s.sum()
     block = int((share <= s.alpha + _EXACT).sum()) + (s.crossing == "include")
-    inner = found.u.mT @ delta @ found.vh.mT
-    repeated = inner.diagonal().diag()
-    repeated[:block, :block] = inner[:block, :block]
-    return delta.addmm_(found.u @ repeated, found.vh, alpha=-1)
+    turned = found.u.mT @ delta
+    inner = turned[:block] @ found.vh[:block].mT
+    diagonal = torch.einsum("ij,ij->i", turned, found.vh)
+    repeated = torch.mul(found.vh, diagonal[:, None], out=turned)
+    repeated[:block].addmm_(inner.fill_diagonal_(0.0), found.vh[:block])
+    return delta.addmm_(found.u, repeated, alpha=-1)

@@ -21,12 +21,19 @@ def _turned_wholly(a: Tensor, b: Tensor, alpha: float) -> Tensor:
     """``lerp(a, b Q^T, alpha) Q`` for the orthogonal Q with ``a Q`` nearest to `b`.
 
     By QR only as large a matrix is decomposed as the smaller side: what Q does to directions
-    that neither `a` nor `b` knows does not matter.
+    that neither `a` nor `b` knows does not matter. Changes `a`.
     """
-    (_, ra), (qb, rb) = (torch.linalg.qr(m.mT) for m in (a, b))
-    u, _, vh = torch.linalg.svd(ra @ rb.mT)
+    basis = None
+    if a.shape[0] < a.shape[1]:
+        a = torch.linalg.qr(a.mT, mode="r").R.mT
+        basis, b = torch.linalg.qr(b.mT)
+        b = b.mT
+    u, _, vh = torch.linalg.svd(a.mT @ b)
     q = u @ vh
-    return torch.lerp(ra.mT, rb.mT @ q.mT, alpha) @ q @ qb.mT
+    if alpha:
+        a.lerp_(b @ q.mT, alpha)
+    out = a @ q
+    return out if basis is None else out @ basis.mT
 
 
 def _rotation(a: Tensor, b: Tensor) -> Tensor:
@@ -80,15 +87,15 @@ def _turned_partly(a: Tensor, b: Tensor, alignment: float, alpha: float) -> Tens
 
 
 def rotated(base: Tensor, expert: Tensor, s: Settings) -> Tensor:
-    """One matrix, [rows, columns], turned among its columns."""
+    """One matrix, [rows, columns], turned among its columns. Changes its arguments."""
     centre = float(s.center)
     means = [m.mean(0, keepdim=True) * centre for m in (base, expert)]
-    a, b = base - means[0], expert - means[1]
+    a, b = base.sub_(means[0]), expert.sub_(means[1])
     if s.alignment == 1:
         out = _turned_wholly(a, b, s.alpha)
     else:
         out = _turned_partly(a, b, s.alignment, s.alpha)
-    return out + torch.lerp(means[0], means[1], s.alignment)
+    return out.add_(torch.lerp(means[0], means[1], s.alignment))
 
 
 def _is_kernel(shape: Sequence[int], p: Settings) -> bool:
@@ -99,10 +106,12 @@ def _turning_room(rows: int, columns: int, alignment: float) -> float:
     """How many numbers of float64 `rotated` holds at once."""
     size, side = rows * columns, min(rows, columns)
     if alignment == 1:
-        return max(6.0 * size + 10.0 * side**2, 8.0 * size + 4.0 * side**2)
+        if rows < columns:
+            return max(3.0 * size + 10.0 * side**2, 4.2 * size + 5.0 * side**2)
+        return max(2.0 * size + 8.0 * side**2, 3.5 * size + side**2)
     if 2 * rows < columns:
-        return 6.0 * size + 36.0 * rows**2
-    return max(5.0 * size + 7.0 * columns**2, 6.0 * size + 2.0 * columns**2)
+        return max(4.1 * size + 36.0 * rows**2, 5.8 * size + 16.0 * rows**2)
+    return max(3.0 * size + 7.0 * columns**2, 4.0 * size + 2.0 * columns**2)
 
 
 class Rotate(PlacedMethod):
@@ -176,7 +185,7 @@ parameters: {alignment: 1.0, alpha: 0.0}
             pair = [m.reshape(-1, delta[0, 0].numel()) for m in pair]
 
         def one(matrices: list[Tensor]) -> Tensor:
-            a, b = (m.double() for m in matrices)
+            a, b = (m.to(torch.float64, copy=True) for m in matrices)
             if not bool(a.isfinite().all() and b.isfinite().all()):
                 return torch.full_like(matrices[0], math.nan)
             return rotated(a, b, s).to(delta.dtype)
