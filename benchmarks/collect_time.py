@@ -19,7 +19,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from mergewise.evidence import collect, open_model
-from mergewise.evidence._models._call import call
+from mergewise.evidence.models._call import call
 
 SHAPE = {
     "hidden_size": 2048, "intermediate_size": 5632, "num_attention_heads": 32,

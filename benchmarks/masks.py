@@ -24,7 +24,7 @@ from mergewise._lazy import torch
 from mergewise.evidence._inputs import Feeder, Reading, as_data
 from mergewise.evidence._mask_top import largest_changes
 from mergewise.evidence._mask_training import MaskSettings, density_of, train_mask
-from mergewise.evidence._models._names import Names
+from mergewise.evidence.models._names import Names
 
 if TYPE_CHECKING:
     from torch import Tensor

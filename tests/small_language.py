@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from mergewise.evidence._data import Data
-from mergewise.evidence._models._live import LiveModel
 from mergewise.evidence.evaluators import Evaluator, Task
+from mergewise.evidence.models._live import LiveModel
 from mergewise.methods import Settings
 
 

@@ -1,6 +1,7 @@
 """Imports point one way, and nothing on the way to a plan imports torch."""
 
 import ast
+import importlib
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ COMMON = {
     "constants",
     "_units",
     "_paths",
+    "_exports",
     "_lazy",
     "_registry",
     "_device",
@@ -97,6 +99,34 @@ def test_imports_point_one_way():
     inner = [path for path in FILES if area(path) in ALLOWED]
     astray = {named(p): found for p in inner if (found := ours(p) - ALLOWED[area(p)])}
     assert astray == {}
+
+
+def private(path: Path) -> list[str]:
+    """What a file imports from other packages' modules that are theirs alone."""
+    nodes = ast.walk(ast.parse(path.read_text("utf-8")))
+    modules = [n.module.split(".") for n in nodes if isinstance(n, ast.ImportFrom) and n.module]
+    return [
+        ".".join(parts)
+        for parts in modules
+        if parts[0] == "mergewise"
+        and parts[1:2] != [area(path)]
+        and any(part.startswith("_") for part in parts[2:])
+    ]
+
+
+def test_packages_take_from_others_what_those_offer():
+    ours = [path for path in FILES if path.parent != ROOT]
+    assert {named(p): found for p in ours if (found := private(p))} == {}
+
+
+def test_what_is_imported_when_asked_for_is_there_and_typed():
+    for package in ("evidence", "evidence.models", "evidence.statistics"):
+        module = importlib.import_module(f"mergewise.{package}")
+        assert all(getattr(module, name) is not None for name in dir(module))
+        tree = ast.parse(Path(module.__file__).read_text("utf-8"))
+        block = next(n for n in tree.body if isinstance(n, ast.If))
+        typed = {alias.name for node in block.body for alias in node.names}
+        assert typed == set(dir(module)) - set(getattr(module, "__all__", ()))
 
 
 def around(package: str) -> set[str]:

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from mergewise.evidence._models._live import LiveModel
 from mergewise.evidence.evaluators._base import Evaluator
+from mergewise.evidence.models._live import LiveModel
 
 if TYPE_CHECKING:
     from rich.console import Console

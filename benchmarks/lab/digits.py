@@ -23,9 +23,9 @@ from benchmarks.lab._train import Schedule, kept_state, second_moments, shuffled
 from mergewise._lazy import torch
 from mergewise.errors import EvidenceError
 from mergewise.evidence._data import Data
-from mergewise.evidence._models._live import LiveModel
 from mergewise.evidence.evaluators import Task, get_evaluator
 from mergewise.evidence.evaluators._heads import Head, save_head
+from mergewise.evidence.models._live import LiveModel
 from mergewise.methods import Settings
 
 if TYPE_CHECKING:

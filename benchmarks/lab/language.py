@@ -26,7 +26,7 @@ from benchmarks.lab._mixes import PLANS, Plan
 from benchmarks.lab._train import MARK, kept_folder, train
 from mergewise._lazy import torch
 from mergewise.errors import DataError
-from mergewise.evidence._models._live import LiveModel
+from mergewise.evidence.models._live import LiveModel
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -11,7 +11,7 @@ from small_language import random_llama
 
 from mergewise.errors import CheckpointError, MergewiseError
 from mergewise.evidence import LiveModel, fingerprint_of, open_model
-from mergewise.evidence._models import _weights
+from mergewise.evidence.models import _weights
 
 
 @pytest.fixture(scope="module")

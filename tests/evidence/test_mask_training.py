@@ -13,9 +13,9 @@ from mergewise.evidence._mask_file import entries_of_masks, overlaps
 from mergewise.evidence._mask_loss import batch_loss
 from mergewise.evidence._mask_top import at_most, largest_changes
 from mergewise.evidence._mask_training import MaskSettings, _Training, train_mask
-from mergewise.evidence._models._call import Fed
-from mergewise.evidence._models._masked import Masked
-from mergewise.evidence._models._names import Names
+from mergewise.evidence.models._call import Fed
+from mergewise.evidence.models._masked import Masked
+from mergewise.evidence.models._names import Names
 from mergewise.evidence.statistics._file import Record, StatisticRecord, write_evidence
 
 torch.set_num_threads(1)

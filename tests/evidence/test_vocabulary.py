@@ -72,5 +72,5 @@ def test_texts_are_looked_at_only_where_a_tokenizer_knows_more(model, monkeypatc
     def refuse(*_):
         raise AssertionError("the tokenizer was loaded")
 
-    monkeypatch.setattr("mergewise.evidence._models._live._tokenizer", refuse)
+    monkeypatch.setattr("mergewise.evidence.models._live._tokenizer", refuse)
     see_tokens("m", open_checkpoint(model), Data([{"text": "x"}]), "causal_lm")

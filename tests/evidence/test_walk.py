@@ -6,10 +6,10 @@ import torch
 import transformers
 
 from mergewise.errors import EvidenceError
-from mergewise.evidence._models._call import Fed, call
-from mergewise.evidence._models._live import LiveModel
-from mergewise.evidence._models._sites import sites_of
-from mergewise.evidence._models._walk import Walk
+from mergewise.evidence.models._call import Fed, call
+from mergewise.evidence.models._live import LiveModel
+from mergewise.evidence.models._sites import sites_of
+from mergewise.evidence.models._walk import Walk
 
 torch.set_num_threads(1)
 SMALL = {"vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2}

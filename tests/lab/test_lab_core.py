@@ -328,7 +328,7 @@ def test_an_interrupted_merge_is_an_interrupt(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_marks_know_the_code_that_runs_models() -> None:
-    live = PACKAGE / "evidence/_models/_live.py"
+    live = PACKAGE / "evidence/models/_live.py"
     for mark in (partial(code_mark.__wrapped__, "ties"), scoring_mark.__wrapped__,
                  evidence_mark.__wrapped__):  # fmt: skip
         with pytest.MonkeyPatch.context() as patch:

@@ -11,8 +11,8 @@ from torch import nn
 
 from mergewise.evidence._data import Data
 from mergewise.evidence._inputs import Feeder, Reading
-from mergewise.evidence._models._call import Fed
-from mergewise.evidence._models._live import LiveModel
+from mergewise.evidence.models._call import Fed
+from mergewise.evidence.models._live import LiveModel
 
 SCALE = 0.2
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from mergewise.errors import TransformError
 from mergewise.evidence._inputs import Reading
-from mergewise.evidence._models._live import LiveModel, open_model
+from mergewise.evidence.models._live import LiveModel, open_model
 from mergewise.transforms import transform
 from mergewise.transforms._edit import Editor
 from mergewise.transforms.batch_norm import batch_norms, reestimate
@@ -109,7 +109,7 @@ class Odd(nn.Module):
 
 
 def test_padding_is_left_out_and_what_is_not_used_is_told():
-    from mergewise.evidence._models._call import Fed
+    from mergewise.evidence.models._call import Fed
 
     x, mask = torch.randn(5, 6, 4), torch.ones(5, 6, dtype=torch.int64)
     mask[2:, 3:] = 0

@@ -11,7 +11,7 @@ from small_models import load
 
 from mergewise.checkpoint import open_checkpoint
 from mergewise.errors import TransformError
-from mergewise.evidence._models._live import LiveModel, open_model
+from mergewise.evidence.models._live import LiveModel, open_model
 from mergewise.methods import Settings
 from mergewise.transforms import transform
 from mergewise.transforms._edit import Editor

@@ -247,7 +247,7 @@ def test_every_transform_says_what_it_is():
 
 def test_a_model_stays_usable_after_it_was_watched(nets):
     """Forward passes are cut short by an exception; no hook may stay behind."""
-    from mergewise.evidence._models._live import LiveModel
+    from mergewise.evidence.models._live import LiveModel
     from mergewise.transforms._measure import Point, measure
 
     module = resnet(1)

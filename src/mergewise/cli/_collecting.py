@@ -12,7 +12,7 @@ from mergewise.cli._output import Output
 from mergewise.cli._progress import EVERY, progress, show_seconds
 
 if TYPE_CHECKING:
-    from mergewise.evidence.statistics._collect import Progress
+    from mergewise.evidence.statistics import Progress
 
 Report = Callable[["Progress"], None]
 

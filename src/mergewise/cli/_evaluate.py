@@ -22,8 +22,7 @@ from mergewise.cli._steps import steps
 from mergewise.errors import OutputError
 
 if TYPE_CHECKING:
-    from mergewise.evidence import Evaluation, Tasks
-    from mergewise.evidence._run import Step
+    from mergewise.evidence import Evaluation, Step, Tasks
 
 _DTYPES = ("bfloat16", "float16", "float32", "float64")
 

@@ -12,7 +12,7 @@ from mergewise.cli._output import Output
 from mergewise.cli._progress import EVERY, show_seconds
 
 if TYPE_CHECKING:
-    from mergewise.evidence._run import Step
+    from mergewise.evidence import Step
 
 Report = Callable[["Step"], None]
 

@@ -114,7 +114,7 @@ def _run(
     options: dict[str, Any],
     report: Callable[[str, int, int], None] | None,
 ) -> Transformed:
-    from mergewise.evidence._inputs import Reading
+    from mergewise.evidence import Reading
     from mergewise.transforms import Opening, transform
 
     reading = Reading(

@@ -24,7 +24,7 @@ def score_folder(folder: Path, streams: Mapping[str, Tensor], context: int, most
 
 
 def _score(model: LiveModel, stream: Tensor, context: int) -> dict[str, float]:
-    from mergewise.evidence.evaluators._likelihood import Span, score_spans
+    from mergewise.evidence.evaluators import Span, score_spans
 
     # windows overlap by one token, so that every token but the first is predicted exactly once
     windows = stream.unfold(0, context + 1, context).tolist()

@@ -12,11 +12,11 @@ from mergewise.errors import TaskError
 from mergewise.evidence._cache import ScoreCache
 from mergewise.evidence._evaluation import Evaluation
 from mergewise.evidence._line_up import Given, LineUp, Model, line_up
-from mergewise.evidence._models._live import LiveModel
 from mergewise.evidence._ready import Ready, make_ready
 from mergewise.evidence._run import Opening, Progress, Run
-from mergewise.evidence._tasks import Entry, Tasks, load_tasks
+from mergewise.evidence._tasks import TaskEntry, Tasks, load_tasks
 from mergewise.evidence.evaluators import Failure, Score
+from mergewise.evidence.models._live import LiveModel
 
 
 def evaluate(
@@ -66,7 +66,7 @@ def evaluate(
 
 def score(
     model: Given,
-    task: Entry | Mapping[str, Any],
+    task: TaskEntry | Mapping[str, Any],
     split: str = "test",
     **options: Any,
 ) -> dict[str, float]:
@@ -79,7 +79,7 @@ def score(
     Raises:
         TaskError: if it cannot be scored.
     """
-    tasks = Tasks((task,)) if isinstance(task, Entry) else load_tasks({"tasks": [task]})
+    tasks = Tasks((task,)) if isinstance(task, TaskEntry) else load_tasks({"tasks": [task]})
     found = evaluate({"model": model}, tasks, split=split, **options)
     (result,) = found.scores["model"].values()
     if isinstance(result, Failure):
@@ -105,7 +105,7 @@ def _evaluation(run: Run, lined: LineUp, tasks: Tasks, seconds: float) -> Evalua
     )
 
 
-def _primary(entry: Entry, run: Run, lined: LineUp) -> tuple[str, Literal["max", "min"]]:
+def _primary(entry: TaskEntry, run: Run, lined: LineUp) -> tuple[str, Literal["max", "min"]]:
     """The evaluator's own; of one that names its metrics as it goes, the first."""
     results = [run.results[name, entry.name] for name in lined.models]
     found = next((r.metrics for r in results if isinstance(r, Score)), {})
@@ -134,7 +134,7 @@ def _path(model: Model) -> str | None:
     return None if place is None else str(place)
 
 
-def _described(entry: Entry, ready: Ready) -> dict[str, Any]:
+def _described(entry: TaskEntry, ready: Ready) -> dict[str, Any]:
     task = entry.evaluator.task
     return {
         "kind": entry.kind,

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 from mergewise._lazy import torch
 from mergewise.errors import DataError, EvidenceError
 from mergewise.evidence._data import DATASETS, Data, Record
-from mergewise.evidence._models._call import Fed
-from mergewise.evidence._models._live import LiveModel, Role
 from mergewise.evidence._text import encode, padded, text_of, windows
+from mergewise.evidence.models._call import Fed
+from mergewise.evidence.models._live import LiveModel, Role
 from mergewise.methods import Settings
 
 if TYPE_CHECKING:

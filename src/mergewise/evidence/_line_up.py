@@ -10,8 +10,8 @@ from pathlib import Path
 
 from mergewise._paths import expanded
 from mergewise.errors import TaskError
-from mergewise.evidence._models._live import LiveModel
 from mergewise.evidence._tasks import Tasks
+from mergewise.evidence.models._live import LiveModel
 
 Given = str | Path | LiveModel
 Model = Path | LiveModel

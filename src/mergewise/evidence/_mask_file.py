@@ -15,14 +15,14 @@ from mergewise._paths import expanded
 from mergewise.checkpoint import Checkpoint, open_reference
 from mergewise.evidence._inputs import Feeder, Reading, as_data, survey
 from mergewise.evidence._mask_training import MaskSettings, Trained, train_mask
-from mergewise.evidence._models._live import LiveModel, open_model
-from mergewise.evidence._models._masked import StoredTensors
-from mergewise.evidence._models._sites import sites_of
-from mergewise.evidence.statistics._collect import Progress, _has_tokenizer, role_of
+from mergewise.evidence.models._live import LiveModel, open_model
+from mergewise.evidence.models._masked import StoredTensors
+from mergewise.evidence.models._sites import sites_of
+from mergewise.evidence.statistics._collect import Progress, has_tokenizer, role_of
 from mergewise.evidence.statistics._evidence import Evidence, load_evidence
 from mergewise.evidence.statistics._file import (
-    Entry,
     StatisticRecord,
+    WrittenSum,
     check_out,
     key_of,
     write_evidence,
@@ -76,7 +76,7 @@ def collect_mask(
     role = role_of(checkpoint)
     reading = Reading(batch_size, max_length, template, dict(prepare or {}))
     found = as_data(data, limit, (0, 1), split)
-    total = survey(found, role, reading, _has_tokenizer(expert, checkpoint))
+    total = survey(found, role, reading, has_tokenizer(expert, checkpoint))
     live = open_model(expert, role, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
     sites = sites_of(live.module, tuple(checkpoint.tensors))
     feeder = Feeder(found, live, reading, role == "text_classifier")
@@ -97,10 +97,10 @@ def collect_mask(
     return load_evidence(path), trained
 
 
-def entries_of_masks(masks: Mapping[str, Tensor]) -> dict[str, Entry]:
+def entries_of_masks(masks: Mapping[str, Tensor]) -> dict[str, WrittenSum]:
     """Masks for `write_evidence`, one byte an element."""
     return {
-        key_of(name, "mask", "mask"): Entry(tuple(mask.shape), "U8", partial(_pieces, mask))
+        key_of(name, "mask", "mask"): WrittenSum(tuple(mask.shape), "U8", partial(_pieces, mask))
         for name, mask in sorted(masks.items())
     }
 

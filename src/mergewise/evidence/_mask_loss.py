@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from mergewise._lazy import torch
 from mergewise.errors import DataError, EvidenceError
-from mergewise.evidence._models._call import Fed
 from mergewise.evidence._objective import IGNORED, Kind
+from mergewise.evidence.models._call import Fed
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from mergewise._lazy import torch
 from mergewise.errors import NonFiniteError
-from mergewise.evidence._models._masked import Tensors, shape_of
+from mergewise.evidence.models._masked import Tensors, shape_of
 
 if TYPE_CHECKING:
     from torch import Tensor

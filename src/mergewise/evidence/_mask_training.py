@@ -20,12 +20,12 @@ from mergewise._lazy import torch
 from mergewise.errors import EvidenceError, NonFiniteError
 from mergewise.evidence._mask_loss import batch_loss
 from mergewise.evidence._mask_top import at_most, largest_changes
-from mergewise.evidence._models._call import Fed
-from mergewise.evidence._models._differentiable import check_differentiable, differentiable
-from mergewise.evidence._models._live import LiveModel
-from mergewise.evidence._models._masked import Masked, Tensors
-from mergewise.evidence._models._names import Names
 from mergewise.evidence._objective import kind_of
+from mergewise.evidence.models._call import Fed
+from mergewise.evidence.models._differentiable import check_differentiable, differentiable
+from mergewise.evidence.models._live import LiveModel
+from mergewise.evidence.models._masked import Masked, Tensors
+from mergewise.evidence.models._names import Names
 from mergewise.evidence.statistics._collect import Progress
 
 if TYPE_CHECKING:

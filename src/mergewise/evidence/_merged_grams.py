@@ -17,11 +17,11 @@ from mergewise.checkpoint import Checkpoint
 from mergewise.errors import EvidenceError
 from mergewise.evidence._data import Data
 from mergewise.evidence._inputs import Feeder, Reading
-from mergewise.evidence._models import _live
-from mergewise.evidence._models._call import Fed
-from mergewise.evidence._models._names import Part
-from mergewise.evidence._models._sites import Site, Sites, sites_of
-from mergewise.evidence._models._walk import Layer, Walk
+from mergewise.evidence.models import _live
+from mergewise.evidence.models._call import Fed
+from mergewise.evidence.models._names import Part
+from mergewise.evidence.models._sites import Site, Sites, sites_of
+from mergewise.evidence.models._walk import Layer, Walk
 from mergewise.evidence.statistics import get_statistic
 from mergewise.evidence.statistics._base import Pass
 from mergewise.evidence.statistics._budget import forward_bytes, make_sums

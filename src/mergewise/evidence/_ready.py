@@ -10,8 +10,8 @@ from typing import Any
 
 from mergewise.errors import DataError, MergewiseError, MissingExtraError, TaskError
 from mergewise.evidence._line_up import LineUp, Model
-from mergewise.evidence._models._live import LiveModel, fingerprint_of
-from mergewise.evidence._tasks import Entry, Tasks
+from mergewise.evidence._tasks import TaskEntry, Tasks
+from mergewise.evidence.models._live import LiveModel, fingerprint_of
 
 
 @dataclass
@@ -63,7 +63,7 @@ def make_ready(lined: LineUp, tasks: Tasks, split: str) -> Ready:
     return ready
 
 
-def _naming(entry: Entry, look: Callable[[], None]) -> None:
+def _naming(entry: TaskEntry, look: Callable[[], None]) -> None:
     """Call `look`; an error that does not say which task it is about is made to."""
     try:
         look()
@@ -101,7 +101,7 @@ def _sizes(model: Model) -> set[int]:
     return {size for info in open_runnable(model).tensors.values() for size in info.shape}
 
 
-def _look_at(entry: Entry, split: str, ready: Ready) -> None:
+def _look_at(entry: TaskEntry, split: str, ready: Ready) -> None:
     task = entry.evaluator.task
     if task.data or entry.evaluator.needs_data:
         data = task.split(split)
@@ -113,7 +113,7 @@ def _look_at(entry: Entry, split: str, ready: Ready) -> None:
     ready.marks[task.name] = entry.evaluator.mark()
 
 
-def _see_tokens(name: str, model: Model, entry: Entry, split: str, tasks: Tasks) -> None:
+def _see_tokens(name: str, model: Model, entry: TaskEntry, split: str, tasks: Tasks) -> None:
     """That the model knows every token of the task's texts."""
     from mergewise.checkpoint import open_reference
     from mergewise.evidence._vocabulary import see_tokens
@@ -126,7 +126,7 @@ def _see_tokens(name: str, model: Model, entry: Entry, split: str, tasks: Tasks)
     see_tokens(name, checkpoint, task.data[split], role, trust=trust, plain=True)
 
 
-def _check(entry: Entry, split: str) -> None:
+def _check(entry: TaskEntry, split: str) -> None:
     task = entry.evaluator.task
     try:
         entry.evaluator.check()
@@ -137,7 +137,7 @@ def _check(entry: Entry, split: str) -> None:
         raise DataError(f"{source}: {error}") from None
 
 
-def _head(entry: Entry) -> str:
+def _head(entry: TaskEntry) -> str:
     from mergewise.checkpoint import sha256_file
 
     head = entry.evaluator.task.head

@@ -17,10 +17,10 @@ from mergewise.errors import MergewiseError
 from mergewise.evidence._cache import ScoreCache, code_of, key_of, plain
 from mergewise.evidence._evaluation import Result
 from mergewise.evidence._line_up import LineUp, Model
-from mergewise.evidence._models._live import DTYPES, LiveModel, Role, open_model
 from mergewise.evidence._ready import Ready
-from mergewise.evidence._tasks import Entry
+from mergewise.evidence._tasks import TaskEntry
 from mergewise.evidence.evaluators import Failure
+from mergewise.evidence.models._live import DTYPES, LiveModel, Role, open_model
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class Run:
         self.results: dict[tuple[str, str], Result] = {}
         self.known = 0
 
-    def take_known(self, lined: LineUp, jobs: Sequence[tuple[str, Entry]]) -> None:
+    def take_known(self, lined: LineUp, jobs: Sequence[tuple[str, TaskEntry]]) -> None:
         """Fill in what the cache holds."""
         for name, entry in jobs:
             key = self._key(name, lined.models[name], entry)
@@ -92,7 +92,7 @@ class Run:
         self.known = len(self.results)
 
     def score_others(
-        self, lined: LineUp, jobs: Sequence[tuple[str, Entry]], progress: Progress
+        self, lined: LineUp, jobs: Sequence[tuple[str, TaskEntry]], progress: Progress
     ) -> None:
         """Score the rest, model by model."""
         for name, model in lined.models.items():
@@ -109,7 +109,7 @@ class Run:
         name: str,
         model: Model,
         role: Role | None,
-        entries: Sequence[Entry],
+        entries: Sequence[TaskEntry],
         total: int,
         progress: Progress,
     ) -> None:
@@ -142,7 +142,7 @@ class Run:
             yield dataclasses.replace(live, name=name)
 
     def _scored(
-        self, live: LiveModel, model: Model, entry: Entry, step: Step, progress: Progress
+        self, live: LiveModel, model: Model, entry: TaskEntry, step: Step, progress: Progress
     ) -> Result:
         def tick(done: int, amount: int) -> None:
             progress(dataclasses.replace(step, done=done, amount=amount))
@@ -161,7 +161,7 @@ class Run:
             self.cache.put(key, result)
         return result
 
-    def _key(self, name: str, model: Model, entry: Entry) -> str | None:
+    def _key(self, name: str, model: Model, entry: TaskEntry) -> str | None:
         task = entry.evaluator.task.name
         return key_of(
             {

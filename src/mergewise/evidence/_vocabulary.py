@@ -24,7 +24,7 @@ from mergewise.errors import CheckpointError, DataError
 
 if TYPE_CHECKING:
     from mergewise.evidence._data import Data
-    from mergewise.evidence._models._live import Role
+    from mergewise.evidence.models._live import Role
 
 Text = tuple[int, str]
 """A text and the number of the row it is from."""
@@ -89,8 +89,8 @@ def see_tokens(
         DataError: for the first token that it does not know.
         CheckpointError: if the tokenizer must be loaded and cannot be.
     """
-    from mergewise.evidence._models._live import _tokenizer
     from mergewise.evidence._text import encode
+    from mergewise.evidence.models._live import _tokenizer
 
     known, highest = known_tokens(checkpoint), highest_id(checkpoint.tokenizer_folder)
     if known is None or (highest is not None and highest < known) or role == "image_classifier":

@@ -20,13 +20,16 @@ from mergewise.guides._ask import guide
 from mergewise.guides._base import Ask, Expert, Guide, Guided, Map, Needs
 from mergewise.guides._collect import collect_for
 from mergewise.guides._run import follow, merge, write_recipe
+from mergewise.guides._training_log import STATE, Moment, metrics_of
 
 __all__ = [
+    "STATE",
     "Ask",
     "Expert",
     "Guide",
     "Guided",
     "Map",
+    "Moment",
     "Needs",
     "all_guides",
     "collect_for",
@@ -34,6 +37,7 @@ __all__ = [
     "get_guide",
     "guide",
     "merge",
+    "metrics_of",
     "write_recipe",
 ]
 

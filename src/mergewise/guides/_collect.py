@@ -11,9 +11,8 @@ from typing import Any
 from mergewise._paths import expanded
 from mergewise.checkpoint import Checkpoint, fetched, fingerprint, make_folder
 from mergewise.errors import EvidenceError, GuideError, OutputError
-from mergewise.evidence import Data, Evidence, collect, fingerprint_of, load_evidence
-from mergewise.evidence._models._live import refuse_on_disk, usual_dtype
-from mergewise.evidence._vocabulary import see_tokens
+from mergewise.evidence import Data, Evidence, collect, fingerprint_of, load_evidence, see_tokens
+from mergewise.evidence.models import refuse_on_disk, usual_dtype
 from mergewise.guides._ask import (
     Files,
     base_of,
@@ -158,7 +157,7 @@ def _earlier(plan: MergePlan, run: _Run, options: Mapping[str, Any]) -> Evidence
 
 def _asked(run: _Run) -> dict[str, dict[str, Any]]:
     """Every option of the statistics of a run, by statistic."""
-    from mergewise.evidence.statistics._request import requests
+    from mergewise.evidence.statistics import requests
 
     given = {name: run.options[name] for name in run.statistics if name in run.options}
     return {one.statistic.name: dict(one.options) for one in requests(run.statistics, given)}
@@ -293,8 +292,8 @@ def _look_at(run: _Run, model: Checkpoint, options: Mapping[str, Any]) -> None:
     """See that data has texts, and the model a tokenizer."""
     if options.get("offload"):
         refuse_on_disk(model)
-    from mergewise.evidence._inputs import Reading, as_data, survey
-    from mergewise.evidence.statistics._collect import _has_tokenizer, role_of
+    from mergewise.evidence import Reading, as_data, survey
+    from mergewise.evidence.statistics import has_tokenizer, role_of
 
     data = run.data
     if isinstance(data.source if isinstance(data, Data) else data, Iterator):
@@ -302,7 +301,7 @@ def _look_at(run: _Run, model: Checkpoint, options: Mapping[str, Any]) -> None:
     found = as_data(data, options.get("limit"), (0, 1), _split(options))
     reading = Reading(template=options.get("template"))
     try:
-        survey(found, role_of(model), reading, _has_tokenizer(model.path, model))
+        survey(found, role_of(model), reading, has_tokenizer(model.path, model))
     except EvidenceError as error:
         raise EvidenceError(f"{run.label}: {error}") from None
     trust = bool(options.get("trust_remote_code"))
@@ -310,8 +309,7 @@ def _look_at(run: _Run, model: Checkpoint, options: Mapping[str, Any]) -> None:
 
 
 def _look_for(run: _Run, model: Checkpoint) -> None:
-    from mergewise.evidence.statistics import get_statistic
-    from mergewise.evidence.statistics._from_file import training_file
+    from mergewise.evidence.statistics import get_statistic, training_file
     from mergewise.evidence.statistics.adam import of_factors
 
     if model.adapter is not None and "adam" in run.statistics:

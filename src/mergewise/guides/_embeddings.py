@@ -27,7 +27,7 @@ def direction(model: LiveModel, data: Data, options: Mapping[str, Any]) -> Tenso
         EvidenceError: if the model gives something else, or there is no example.
         NonFiniteError: if an embedding is not finite.
     """
-    from mergewise.evidence._inputs import Feeder, Reading
+    from mergewise.evidence import Feeder, Reading
 
     reading = Reading(
         options.get("batch_size") or 8, options.get("max_length"), options.get("template")

@@ -48,7 +48,7 @@ def options_problem(text: str | None, statistics: Iterable[str] | None = None) -
     Args:
         statistics: that are collected; by default those that the options name.
     """
-    from mergewise.evidence.statistics._request import requests
+    from mergewise.evidence.statistics import requests
 
     try:
         given = given_options(text)

@@ -6,8 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from mergewise.evidence import fingerprint_of
-from mergewise.evidence.statistics._file import Record, StatisticRecord
-from mergewise.evidence.statistics._record import software, weights_of
+from mergewise.evidence.statistics import Record, StatisticRecord, software, weights_of
 from mergewise.guides._base import Ask, Expert
 
 

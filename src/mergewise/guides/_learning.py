@@ -60,8 +60,7 @@ class Average:
     """
 
     def __init__(self, model: LiveModel, checkpoints: Sequence[Checkpoint], groups: Groups) -> None:
-        from mergewise.evidence._models._masked import StoredTensors
-        from mergewise.evidence._models._names import Names
+        from mergewise.evidence.models import Names, StoredTensors
 
         names = Names(model.module, tuple(checkpoints[0].tensors))
         self._places: dict[str, tuple[Tensor, Any]] = {}
@@ -140,7 +139,7 @@ def learn(
         EvidenceError: if there is nothing to predict.
         NonFiniteError: if a loss or a gradient is not finite.
     """
-    from mergewise.evidence._models._differentiable import check_differentiable, differentiable
+    from mergewise.evidence.models import check_differentiable, differentiable
 
     check_differentiable(model)
     ids = {id(parameter) for parameter in average.parameters}
@@ -154,7 +153,7 @@ class _Learning:
         self, model: LiveModel, average: Average, batches: Batches, lr: float, epochs: int,
         beta: bool, tell: Callable[[str], None],
     ) -> None:  # fmt: skip
-        from mergewise.evidence._objective import kind_of
+        from mergewise.evidence import kind_of
 
         self.model, self.average, self.batches, self.tell = model, average, batches, tell
         self.kind, self.epochs = kind_of(model.module), epochs
@@ -210,7 +209,7 @@ class _Learning:
         self.optimizer.step()
 
     def _batch(self, fed: Any) -> tuple[Tensor, int]:
-        from mergewise.evidence._mask_loss import batch_loss
+        from mergewise.evidence import batch_loss
 
         return batch_loss(self.model.module, fed, self.kind, self.model.device)
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from mergewise.evidence import LiveModel
-    from mergewise.evidence._models._call import Fed
+    from mergewise.evidence.models import Fed
 
 
 def logit_distances(ask: Ask) -> list[list[float]]:

@@ -6,16 +6,16 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from mergewise.errors import TaskError
-from mergewise.evidence._vocabulary import see_tokens
+from mergewise.evidence import see_tokens
 from mergewise.guides._base import Ask
 
 if TYPE_CHECKING:
-    from mergewise.evidence._tasks import Entry
+    from mergewise.evidence import TaskEntry
 
 
 def see_all_tokens(ask: Ask, options: Mapping[str, Any]) -> None:
     """Look at every expert's data before the first is run; raises DataError."""
-    from mergewise.evidence.statistics._collect import role_of
+    from mergewise.evidence.statistics import role_of
 
     trust = bool(options.get("trust_remote_code"))
     for expert in ask.experts:
@@ -25,7 +25,7 @@ def see_all_tokens(ask: Ask, options: Mapping[str, Any]) -> None:
             see_tokens(expert.label, model, data, role_of(model), template, trust)
 
 
-def see_split(entry: Entry, split: str) -> None:
+def see_split(entry: TaskEntry, split: str) -> None:
     """See that a task has data of the split that a guide scores by; raises TaskError."""
     task = entry.evaluator.task
     if not task.data and not entry.evaluator.needs_data:

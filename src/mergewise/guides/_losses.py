@@ -18,7 +18,7 @@ _OPENING = ("device", "dtype", "offload", "trust_remote_code")
 
 def opened(checkpoint: Checkpoint, options: Mapping[str, Any]) -> LiveModel:
     """A checkpoint as the options of `mergewise.evidence.collect` say, in its own role."""
-    from mergewise.evidence.statistics._collect import role_of
+    from mergewise.evidence.statistics import role_of
 
     chosen = {key: options[key] for key in _OPENING if options.get(key)}
     model = open_model(checkpoint.path, role_of(checkpoint), **chosen)
@@ -27,8 +27,8 @@ def opened(checkpoint: Checkpoint, options: Mapping[str, Any]) -> LiveModel:
 
 def feeder(model: LiveModel, data: Data, options: Mapping[str, Any]) -> Any:
     """Batches of data for a model; may be run through several times."""
-    from mergewise.evidence._inputs import Feeder, Reading
-    from mergewise.evidence.statistics._collect import role_of
+    from mergewise.evidence import Feeder, Reading
+    from mergewise.evidence.statistics import role_of
 
     reading = Reading(
         batch_size=options.get("batch_size") or 8,
@@ -46,12 +46,12 @@ def look_at(ask: Ask, data: Data) -> None:
         DataError: if so.
         EvidenceError: for texts without a tokenizer.
     """
-    from mergewise.evidence._inputs import Reading, survey
-    from mergewise.evidence.statistics._collect import _has_tokenizer, role_of
+    from mergewise.evidence import Reading, survey
+    from mergewise.evidence.statistics import has_tokenizer, role_of
 
     checkpoint = ask.experts[0].checkpoint
     reading = Reading(template=ask.options.get("template"))
-    survey(data, role_of(checkpoint), reading, _has_tokenizer(checkpoint.path, checkpoint))
+    survey(data, role_of(checkpoint), reading, has_tokenizer(checkpoint.path, checkpoint))
 
 
 def mean_loss(checkpoint: Checkpoint, data: Data, options: Mapping[str, Any]) -> float:
@@ -62,8 +62,7 @@ def mean_loss(checkpoint: Checkpoint, data: Data, options: Mapping[str, Any]) ->
         NonFiniteError: if the loss is NaN or infinite.
         MergewiseError: as opening and feeding models raise.
     """
-    from mergewise.evidence._mask_loss import batch_loss
-    from mergewise.evidence._objective import kind_of
+    from mergewise.evidence import batch_loss, kind_of
 
     model = opened(checkpoint, options)
     kind, total, count = kind_of(model.module), 0.0, 0

@@ -15,7 +15,7 @@ from mergewise import __version__
 from mergewise.checkpoint import layer_index
 from mergewise.errors import DataError, GuideError
 from mergewise.evidence import Evidence, fingerprint_of
-from mergewise.evidence.statistics._collect import role_of
+from mergewise.evidence.statistics import role_of
 from mergewise.guides._base import Ask, Expert, Guide, Guided, Map
 from mergewise.guides._document import explicit
 from mergewise.guides._evidence import earlier
@@ -26,8 +26,8 @@ from mergewise.plan import TensorPlan
 from mergewise.recipe import Recipe
 
 if TYPE_CHECKING:
-    from mergewise.evidence._mask_training import MaskSettings
-    from mergewise.evidence.statistics._collect import Progress
+    from mergewise.evidence import MaskSettings
+    from mergewise.evidence.statistics import Progress
 
 METHOD = "localize_and_stitch"
 _OPTIONS = {"limit", "template", "split", "max_length", "batch_size", "device", "dtype",
@@ -124,7 +124,7 @@ def _look(ask: Ask, expert: Expert) -> None:
 
 
 def _trained(ask: Ask, expert: Expert, tensors: Sequence[str], settings: MaskSettings) -> Masked:
-    from mergewise.evidence._mask_file import collect_mask
+    from mergewise.evidence import collect_mask
 
     options = {k: v for k, v in ask.options.items() if k in _OPTIONS and v is not None}
     out, known = _place(ask, expert, tensors, settings, options)
@@ -208,7 +208,7 @@ def _rest(ask: Ask, tensors: Sequence[str]) -> list[str]:
 
 def _overlaps(trained: Sequence[Masked]) -> list[str]:
     """Pairs of experts, the likest first: how much of their masks is common."""
-    from mergewise.evidence._mask_file import overlaps
+    from mergewise.evidence import overlaps
 
     table = overlaps([one.file for one in trained])
     names = [one.expert.label for one in trained]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from mergewise._lazy import torch
 from mergewise.checkpoint import TORCH_NAMES
 from mergewise.engine import merge_state_dicts
-from mergewise.evidence._models._masked import StoredTensors
+from mergewise.evidence.models import StoredTensors
 from mergewise.guides._base import Ask
 from mergewise.plan import TensorPlan
 

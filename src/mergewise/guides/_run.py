@@ -13,7 +13,7 @@ from mergewise.engine import MergeResult, check_out
 from mergewise.engine import merge as run_merge
 from mergewise.errors import Diagnostic, GuideError, RecipeError
 from mergewise.evidence import Data, Tasks, load_evidence, load_tasks
-from mergewise.evidence._models._live import DTYPES
+from mergewise.evidence.models import DTYPES
 from mergewise.forms import merge_into_adapter
 from mergewise.guides._ask import (
     Files,

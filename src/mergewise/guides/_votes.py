@@ -7,12 +7,16 @@ from typing import TYPE_CHECKING, ClassVar
 
 from mergewise._lazy import torch
 from mergewise.errors import EvidenceError
-from mergewise.evidence._models._sites import sites_of
-from mergewise.evidence.statistics._base import Pass
-from mergewise.evidence.statistics._gradient_base import GradientPass, GradientStatistic
-from mergewise.evidence.statistics._gradients import Example, examples_of, run_examples
-from mergewise.evidence.statistics._scoped import Scoped
-from mergewise.evidence.statistics._sums import MemorySums
+from mergewise.evidence import Example, examples_of
+from mergewise.evidence.models import sites_of
+from mergewise.evidence.statistics import (
+    GradientPass,
+    GradientStatistic,
+    MemorySums,
+    Pass,
+    Scoped,
+    run_examples,
+)
 from mergewise.methods import Settings
 
 if TYPE_CHECKING:
@@ -21,7 +25,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from mergewise.evidence import LiveModel
-    from mergewise.evidence._models._call import Fed
+    from mergewise.evidence.models import Fed
 
 
 class _Votes(GradientStatistic):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mergewise.evidence._mask_training import MaskSettings
+from mergewise.evidence import MaskSettings
 from mergewise.guides._base import Ask, Guide, Guided, Needs
 from mergewise.guides._masks import guided_by_masks, problem_of
 from mergewise.methods import Param, Settings

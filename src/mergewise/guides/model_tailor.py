@@ -6,7 +6,7 @@ from typing import Any
 
 from mergewise._lazy import torch
 from mergewise.errors import EvidenceError
-from mergewise.evidence._models._masked import StoredTensors
+from mergewise.evidence.models import StoredTensors
 from mergewise.guides._base import Ask, Expert, Guide, Guided, Map, Needs
 from mergewise.guides._document import explicit
 from mergewise.guides._evidence import OPTIONS, given_options, name_files, options_problem

@@ -121,7 +121,7 @@ def _prior(ask: Ask, reasoning: Expert) -> Evidence:
 
 
 def _masks(ask: Ask, reasoning: Expert, domain: Expert, prior: Evidence) -> dict[str, Tensor]:
-    from mergewise.evidence._models._masked import StoredTensors
+    from mergewise.evidence.models import StoredTensors
     from mergewise.guides._votes import voted
 
     ask.tell(f"votes: {domain.label} on {ask.data[domain.label].name}")
@@ -145,8 +145,8 @@ def _masks(ask: Ask, reasoning: Expert, domain: Expert, prior: Evidence) -> dict
 
 def _kept(ask: Ask, domain: Expert, masks: dict[str, Tensor]) -> Evidence:
     """The mask as evidence of the domain model."""
-    from mergewise.evidence._mask_file import entries_of_masks
-    from mergewise.evidence.statistics._file import write_evidence
+    from mergewise.evidence import entries_of_masks
+    from mergewise.evidence.statistics import write_evidence
 
     options = {"guide": "rcp", "penalty": ask.settings.penalty}
     record = found_record(ask, domain, "mask", options, masks)

@@ -109,10 +109,8 @@ def _collected(ask: Ask) -> list[Evidence]:
 
 
 def _walked(ask: Ask, files: Sequence[Path]) -> list[Evidence]:
-    from mergewise.evidence import open_model
-    from mergewise.evidence._inputs import Reading, survey
-    from mergewise.evidence._merged_grams import MergedGrams, gram_request
-    from mergewise.evidence.statistics._collect import _has_tokenizer, role_of
+    from mergewise.evidence import MergedGrams, Reading, gram_request, open_model, survey
+    from mergewise.evidence.statistics import has_tokenizer, role_of
     from mergewise.guides._merging import PlannedWeights
 
     first = ask.experts[0].checkpoint
@@ -124,7 +122,7 @@ def _walked(ask: Ask, files: Sequence[Path]) -> list[Evidence]:
         dict(ask.options.get("prepare") or {}),
     )
     for expert in ask.experts:
-        known = _has_tokenizer(expert.checkpoint.path, expert.checkpoint)
+        known = has_tokenizer(expert.checkpoint.path, expert.checkpoint)
         survey(ask.data[expert.label], role_of(first), reading, known)
     opening = {key: ask.options[key] for key in _OPENING if ask.options.get(key) is not None}
     model = open_model(first.path, role_of(first), **opening)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from mergewise.checkpoint import layer_index, layer_prefix
 from mergewise.errors import EvidenceError, GuideError
-from mergewise.evidence._models._masked import StoredTensors
+from mergewise.evidence.models import StoredTensors
 from mergewise.guides._base import Ask, Expert, Guide, Guided, Map, Needs
 from mergewise.guides._document import Values, explicit
 from mergewise.guides._lines import Lines
@@ -31,7 +31,7 @@ from mergewise.recipe import Recipe
 
 if TYPE_CHECKING:
     from mergewise.evidence import LiveModel
-    from mergewise.evidence._models._call import Fed
+    from mergewise.evidence.models import Fed
     from mergewise.guides._outputs._submodule import Family, Outputs
 
 

@@ -13,9 +13,9 @@ from mergewise.checkpoint import (
     layer_count,
     layer_kinds,
     module_called,
+    shown,
     with_layers,
 )
-from mergewise.checkpoint._files import shown
 from mergewise.errors import MergewiseError
 from mergewise.plan._model import View
 from mergewise.plan._parts import Part, find_part

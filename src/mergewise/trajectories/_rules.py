@@ -11,7 +11,7 @@ from typing import Any
 
 from mergewise._settings import checked
 from mergewise.errors import GuideError, TrajectoryError
-from mergewise.guides._training_log import STATE, Moment, metrics_of
+from mergewise.guides import STATE, Moment, metrics_of
 from mergewise.guides.mwa import Mwa, logged_weights, unclear
 from mergewise.methods import REQUIRED, Param, Settings
 from mergewise.trajectories._find import Saved

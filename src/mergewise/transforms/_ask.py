@@ -10,9 +10,7 @@ from typing import Any
 from mergewise._settings import checked
 from mergewise.checkpoint import Checkpoint, open_runnable
 from mergewise.errors import IncompatibleModelsError, TransformError
-from mergewise.evidence import Data
-from mergewise.evidence._inputs import Reading, as_data, survey
-from mergewise.evidence._vocabulary import see_tokens
+from mergewise.evidence import Data, Reading, as_data, see_tokens, survey
 from mergewise.methods import Settings
 from mergewise.transforms._base import Ask, Opening, Progress, Transform
 from mergewise.transforms._write import Output, Transformed

@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from mergewise.checkpoint import Checkpoint, open_runnable
 from mergewise.errors import DataError
-from mergewise.evidence import Data, LiveModel, open_model
-from mergewise.evidence._inputs import Feeder, Reading
-from mergewise.evidence._models._call import Fed
-from mergewise.evidence.statistics._collect import role_of
+from mergewise.evidence import Data, Feeder, LiveModel, Reading, open_model
+from mergewise.evidence.models import Fed
+from mergewise.evidence.statistics import role_of
 from mergewise.methods import Param, Settings
 from mergewise.vocabulary import OutputFiles
 
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from mergewise.evidence._models._live import Role
+    from mergewise.evidence.models import Role
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and how much there is."""

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from mergewise._lazy import torch
 from mergewise.checkpoint import TORCH_NAMES, Checkpoint
-from mergewise.evidence._models._sites import Sites, sites_of
+from mergewise.evidence.models import Sites, sites_of
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from mergewise.evidence import LiveModel
-    from mergewise.evidence._models._call import Fed
+    from mergewise.evidence.models import Fed
 
 _KINDS = ("linear", "conv", "conv1d_transposed")
 

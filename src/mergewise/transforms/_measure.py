@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from mergewise._lazy import torch
 from mergewise.errors import NonFiniteError
-from mergewise.evidence._models._call import call
-from mergewise.evidence._models._sites import Tokens
+from mergewise.evidence.models import Tokens, call
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from mergewise.evidence import LiveModel
-    from mergewise.evidence._models._call import Fed
+    from mergewise.evidence.models import Fed
 
 Side = Literal["inputs", "outputs"]
 

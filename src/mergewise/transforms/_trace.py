@@ -12,13 +12,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from mergewise._lazy import torch
-from mergewise.evidence._models._call import call
+from mergewise.evidence.models import call
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from mergewise.evidence import LiveModel
-    from mergewise.evidence._models._call import Fed
+    from mergewise.evidence.models import Fed
 
 _NONLINEAR = {
     "relu", "relu6", "gelu", "silu", "tanh", "sigmoid", "leaky_relu", "elu", "hardtanh", "celu",

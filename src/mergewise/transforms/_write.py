@@ -38,10 +38,9 @@ from mergewise.checkpoint import (
     write_file,
 )
 from mergewise.constants import DEFAULT_SHARD_BYTES
-from mergewise.engine._journal import Workspace
-from mergewise.engine._publish import PROVENANCE_FILE, RECIPE_FILE, move_in
+from mergewise.engine import PROVENANCE_FILE, RECIPE_FILE, Workspace, move_in
 from mergewise.errors import CheckpointError, NonFiniteError, OutputError
-from mergewise.evidence._vocabulary import known_tokens
+from mergewise.evidence import known_tokens
 from mergewise.vocabulary import OutputFiles, read_tokenizer
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from mergewise.evidence import LiveModel
-    from mergewise.evidence._models._call import Fed
+    from mergewise.evidence.models import Fed
 
 PASSES = Param(
     str, "each", "each: a pass over the data for every layer, which sees the layers before as "

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 from mergewise._lazy import torch
 from mergewise.checkpoint import Checkpoint, versions
 from mergewise.errors import DataError, IncompatibleModelsError, TaskError, TransformError
-from mergewise.evidence.evaluators._features import Batch, features
-from mergewise.evidence.evaluators._surgery import Surgery, surgery_file
+from mergewise.evidence.evaluators import Batch, Surgery, features, surgery_file
 from mergewise.methods import Param, Settings
 from mergewise.transforms._base import Ask, Changes, Transform
 
@@ -23,8 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from mergewise.evidence import LiveModel
-    from mergewise.evidence._models._call import Fed
-    from mergewise.evidence._models._live import Role
+    from mergewise.evidence.models import Fed, Role
 
 POOLS = ("cls", "mean", "pooler")
 

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 
 from mergewise.evidence._data import Data
-from mergewise.evidence._models._live import LiveModel
 from mergewise.evidence.evaluators import Evaluator, Task, get_evaluator
+from mergewise.evidence.models._live import LiveModel
 from mergewise.methods import Settings
 
 WORDS = ["the", "a", "good", "bad", "film", "plot", "acting", "was", "is", "very", "dull", "fine",

@@ -137,7 +137,7 @@ def test_mean_std_and_size_are_those_of_the_checkpoints_file(tmp_path):
 def test_a_checkpoint_folder_with_a_processors_file_is_scored(tmp_path):
     from transformers import ViTForImageClassification
 
-    from mergewise.evidence._models._live import open_model
+    from mergewise.evidence.models._live import open_model
 
     vit(channels=3).save_pretrained(tmp_path / "m")
     stated = {"image_processor_type": "ViTImageProcessor", "image_mean": [0.5] * 3,

@@ -176,7 +176,7 @@ def test_models_that_cannot_do_the_task_say_why(tmp_path):
 def test_a_pooler_that_is_not_in_the_checkpoint_is_not_made_up(tmp_path):
     from transformers import BertModel
 
-    from mergewise.evidence._models._live import open_model
+    from mergewise.evidence.models._live import open_model
 
     body = BertModel(bert(None).config, add_pooling_layer=False)
     body.save_pretrained(tmp_path / "body")

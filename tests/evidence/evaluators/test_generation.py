@@ -10,9 +10,9 @@ from small_language import parrot, random_llama, task
 
 from mergewise.errors import DataError, TaskError
 from mergewise.evidence._data import Data
-from mergewise.evidence._models._live import LiveModel, open_model
 from mergewise.evidence.evaluators._generate import Generation, generate
 from mergewise.evidence.evaluators.generation import ExactMatch
+from mergewise.evidence.models._live import LiveModel, open_model
 
 PROMPTS = ["Once", "a", "The quick brown fox jumps over", "", "12 + 13 =", "def f(x):\n   "]
 

@@ -8,10 +8,10 @@ from real_models import stories
 from small_language import random_llama, task
 
 from mergewise.errors import DataError, TaskError
-from mergewise.evidence._models._live import open_model
 from mergewise.evidence.evaluators import _likelihood
 from mergewise.evidence.evaluators._likelihood import Span, joined, windows
 from mergewise.evidence.evaluators.language_model import LanguageModel
+from mergewise.evidence.models._live import open_model
 
 TEXTS = ["The cat sat on the mat.", "Grüße aus Köln", "x = [1, 2, 3]", "a"]
 

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mergewise.evidence._models._live import LiveModel
+from mergewise.evidence._objective import Example, examples_of
+from mergewise.evidence.models._live import LiveModel
 from mergewise.evidence.statistics._base import Pass, Statistic
-from mergewise.evidence.statistics._gradients import Example, Seen, examples_of, run_examples
+from mergewise.evidence.statistics._gradients import Seen, run_examples
 from mergewise.evidence.statistics._sums import MemorySums
 from mergewise.methods import Settings
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import transformers
 
-from mergewise.evidence._models._live import LiveModel
+from mergewise.evidence.models._live import LiveModel
 
 torch.set_num_threads(1)
 

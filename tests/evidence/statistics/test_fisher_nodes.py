@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from mergewise import merge_state_dicts
 from mergewise.errors import EvidenceError
 from mergewise.evidence import collect, load_evidence
-from mergewise.evidence._models._live import LiveModel
+from mergewise.evidence.models._live import LiveModel
 from mergewise.evidence.statistics._nodes import place_of
 from mergewise.evidence.statistics.fisher import Fisher
 from mergewise.evidence.statistics.fisher_nodes import FisherNodes

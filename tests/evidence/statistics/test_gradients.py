@@ -19,9 +19,10 @@ from _gradient_models import (
 from torch import nn
 
 from mergewise.errors import EvidenceError, NonFiniteError
-from mergewise.evidence._models._live import LiveModel
+from mergewise.evidence._objective import Example
+from mergewise.evidence.models._live import LiveModel
 from mergewise.evidence.statistics._base import Pass
-from mergewise.evidence.statistics._gradients import Example, run_examples
+from mergewise.evidence.statistics._gradients import run_examples
 from mergewise.evidence.statistics._sums import MemorySums
 from mergewise.evidence.statistics.fisher import Fisher
 from mergewise.evidence.statistics.gradient_weight import GradientWeight

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from mergewise.errors import EvidenceError, OutputError
-from mergewise.evidence._models._live import LiveModel
+from mergewise.evidence.models._live import LiveModel
 from mergewise.evidence.statistics._collect import collect
 from mergewise.evidence.statistics._merge import merge_evidence
 

@@ -17,7 +17,7 @@ from _gradient_models import (
 from torch import nn
 
 from mergewise.errors import DataError, EvidenceError
-from mergewise.evidence.statistics._gradients import Example
+from mergewise.evidence._objective import Example
 from mergewise.evidence.statistics._sums import MemorySums
 from mergewise.evidence.statistics.fisher import Fisher
 

@@ -9,8 +9,8 @@ from small_language import byte_tokenizer
 
 from mergewise.errors import EvidenceError
 from mergewise.evidence import collect
-from mergewise.evidence._models._live import LiveModel
-from mergewise.evidence._models._prune import prune
+from mergewise.evidence.models._live import LiveModel
+from mergewise.evidence.models._prune import prune
 
 TEXTS = ["a rose is a rose", "by any other name would smell", "as sweet"]
 

@@ -6,8 +6,8 @@ import transformers
 from _tiny import bert, deepseek, gpt2, llama, mixtral, vit
 from safetensors.torch import load_file
 
-from mergewise.evidence._models._names import Names
-from mergewise.evidence._models._sites import Tokens, sites_of
+from mergewise.evidence.models._names import Names
+from mergewise.evidence.models._sites import Tokens, sites_of
 
 
 @pytest.mark.parametrize("make", [llama, gpt2, bert, vit, mixtral, deepseek])

@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from mergewise.evidence._tasks._load import load_tasks
-from mergewise.evidence._tasks._model import Entry, Tasks
+from mergewise.evidence._tasks._model import TaskEntry, Tasks
 
-__all__ = ["Entry", "Tasks", "load_tasks"]
+__all__ = ["TaskEntry", "Tasks", "load_tasks"]

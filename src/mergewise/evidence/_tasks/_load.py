@@ -8,11 +8,11 @@ from typing import Any
 
 from mergewise._paths import expanded
 from mergewise.errors import MergewiseError, RecipeError, TasksFileError
-from mergewise.evidence._models._live import LiveModel
 from mergewise.evidence._tasks._data import read_data
 from mergewise.evidence._tasks._fields import Reader, as_node
-from mergewise.evidence._tasks._model import Entry, Model, Tasks
+from mergewise.evidence._tasks._model import Model, TaskEntry, Tasks
 from mergewise.evidence.evaluators import Evaluator, Task, all_evaluators
+from mergewise.evidence.models._live import LiveModel
 from mergewise.methods import Settings
 from mergewise.recipe import Node, Position, Problems, parse_documents, read_source, suggest
 
@@ -103,7 +103,7 @@ def _settings(node: Node | None, read: Reader) -> dict[str, Any]:
     return {key: value for key, value in found.items() if value is not None}
 
 
-def _entries(node: Node, read: Reader) -> tuple[Entry, ...]:
+def _entries(node: Node, read: Reader) -> tuple[TaskEntry, ...]:
     listed = node.get("tasks")
     if listed is None or not isinstance(listed.value, list) or not listed.value:
         at = node if listed is None else listed
@@ -126,7 +126,7 @@ def _entries(node: Node, read: Reader) -> tuple[Entry, ...]:
     return tuple(entries)
 
 
-def _entry(node: Node, where: str, read: Reader) -> Entry | None:
+def _entry(node: Node, where: str, read: Reader) -> TaskEntry | None:
     if not isinstance(node.value, dict):
         read.wrong(node, where, "a mapping with `name`, `kind` and `data`")
         return None
@@ -150,7 +150,7 @@ def _entry(node: Node, where: str, read: Reader) -> Entry | None:
     except MergewiseError as error:
         read.problems.error(node.position, str(error))
         return None
-    entry = Entry(kind, evaluator, expert or name, expert is not None, held_out)
+    entry = TaskEntry(kind, evaluator, expert or name, expert is not None, held_out)
     return entry if limit is None else entry.limited(limit)
 
 

@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from mergewise.errors import TaskError
-from mergewise.evidence._models._live import LiveModel
 from mergewise.evidence.evaluators import Evaluator
+from mergewise.evidence.models._live import LiveModel
 from mergewise.methods import Settings
 
 Model = Path | LiveModel
 
 
 @dataclass(frozen=True)
-class Entry:
+class TaskEntry:
     """One task, ready to be scored.
 
     Attributes:
@@ -42,7 +42,7 @@ class Entry:
         """The evaluator's parameters by name."""
         return dict(vars(self.evaluator.task.options))
 
-    def limited(self, most: int) -> Entry:
+    def limited(self, most: int) -> TaskEntry:
         """The same on at most `most` examples (rows of the data) of each split it may score."""
         task = self.evaluator.task
         options = self.options
@@ -65,19 +65,19 @@ class Tasks:
         model: how checkpoints are opened: ``device``, ``dtype``, ``trust_remote_code``.
     """
 
-    entries: tuple[Entry, ...]
+    entries: tuple[TaskEntry, ...]
     path: str = "<tasks>"
     base: Model | None = None
     experts: Mapping[str, Model] = field(default_factory=dict)
     model: Mapping[str, Any] = field(default_factory=dict)
 
-    def __iter__(self) -> Iterator[Entry]:
+    def __iter__(self) -> Iterator[TaskEntry]:
         return iter(self.entries)
 
     def __len__(self) -> int:
         return len(self.entries)
 
-    def __getitem__(self, name: str) -> Entry:
+    def __getitem__(self, name: str) -> TaskEntry:
         """The task called `name`; raises TaskError with the closest names."""
         for entry in self.entries:
             if entry.name == name:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from mergewise.errors import TaskError
 from mergewise.evidence._data import Data
-from mergewise.evidence._models._live import LiveModel, Role
+from mergewise.evidence.models._live import LiveModel, Role
 from mergewise.methods import Param, Settings
 
 if TYPE_CHECKING:

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from mergewise._lazy import torch
 from mergewise.errors import DataError, TaskError
 from mergewise.evidence._data import Record
-from mergewise.evidence._models._live import LiveModel, Role
 from mergewise.evidence.evaluators._base import Evaluator, Score
 from mergewise.evidence.evaluators._class_metrics import METRICS, classification
 from mergewise.evidence.evaluators._features import Batch, run
 from mergewise.evidence.evaluators._heads import Head, load_head
 from mergewise.evidence.evaluators._surgery import Surgery, load_surgery, surgery_file
+from mergewise.evidence.models._live import LiveModel, Role
 from mergewise.methods import Param
 
 if TYPE_CHECKING:

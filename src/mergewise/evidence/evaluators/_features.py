@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from mergewise._lazy import torch
 from mergewise.errors import TaskError
-from mergewise.evidence._models._live import LiveModel
 from mergewise.evidence.evaluators._heads import Head
 from mergewise.evidence.evaluators._surgery import Surgery
+from mergewise.evidence.models._live import LiveModel
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -9,9 +9,9 @@ from typing import Any
 
 from mergewise._lazy import torch
 from mergewise.errors import TaskError
-from mergewise.evidence._models._live import LiveModel
 from mergewise.evidence._text import encode
 from mergewise.evidence.evaluators._likelihood import longest_input, tokenizer_of
+from mergewise.evidence.models._live import LiveModel
 
 
 @dataclass(frozen=True)

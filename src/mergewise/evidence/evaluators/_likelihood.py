@@ -8,8 +8,8 @@ from typing import Any
 
 from mergewise._lazy import torch
 from mergewise.errors import TaskError
-from mergewise.evidence._models._live import LiveModel
 from mergewise.evidence._text import encode, padded
+from mergewise.evidence.models._live import LiveModel
 
 _MOST_LOGITS = 1 << 28
 

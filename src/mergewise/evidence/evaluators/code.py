@@ -10,7 +10,6 @@ from concurrent.futures import ThreadPoolExecutor
 
 from mergewise.errors import TaskError
 from mergewise.evidence._data import Record
-from mergewise.evidence._models._live import LiveModel
 from mergewise.evidence.evaluators._base import Evaluator, Metric, Score, Task
 from mergewise.evidence.evaluators._generate import Generation, generate
 from mergewise.evidence.evaluators._programs import Problem, layout_of, problem_of, program_of
@@ -18,6 +17,7 @@ from mergewise.evidence.evaluators._prompts import PROMPT_PARAMS, Prompter, stop
 from mergewise.evidence.evaluators._records import LIMIT, first_records, records
 from mergewise.evidence.evaluators._sandbox import Outcome, require_sandbox, run
 from mergewise.evidence.evaluators.generation import generation_notes
+from mergewise.evidence.models._live import LiveModel
 from mergewise.methods import Param
 
 

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 
 from mergewise.errors import DataError, TaskError
 from mergewise.evidence._data import Record
-from mergewise.evidence._models._live import LiveModel
 from mergewise.evidence._text import render
 from mergewise.evidence.evaluators._answers import Extract, extraction, right_answer
 from mergewise.evidence.evaluators._base import Evaluator, Metric, Score
 from mergewise.evidence.evaluators._generate import Continuation, Generation, generate
 from mergewise.evidence.evaluators._prompts import PROMPT_PARAMS, Prompter, stop_strings
 from mergewise.evidence.evaluators._records import LIMIT, first_records, records
+from mergewise.evidence.models._live import LiveModel
 from mergewise.methods import Param
 
 

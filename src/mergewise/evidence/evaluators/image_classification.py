@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from mergewise._lazy import torch
 from mergewise.errors import DataError, TaskError
 from mergewise.evidence._data import Record
-from mergewise.evidence._models._live import LiveModel, Role
 from mergewise.evidence.evaluators._classify import COMMON, Classifier, Items
 from mergewise.evidence.evaluators._features import Batch
+from mergewise.evidence.models._live import LiveModel, Role
 from mergewise.methods import Param
 
 if TYPE_CHECKING:

@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from mergewise.errors import TaskError
-from mergewise.evidence._models._live import LiveModel
 from mergewise.evidence._text import render, text_of
 from mergewise.evidence.evaluators._base import Evaluator, Metric, Score
 from mergewise.evidence.evaluators._likelihood import (
@@ -21,6 +20,7 @@ from mergewise.evidence.evaluators._likelihood import (
     windows,
 )
 from mergewise.evidence.evaluators._records import LIMIT, first_records, records
+from mergewise.evidence.models._live import LiveModel
 from mergewise.methods import Param
 
 _USUAL_CONTEXT = 1024

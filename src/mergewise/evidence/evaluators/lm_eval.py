@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from mergewise.errors import MissingExtraError, TaskError
-from mergewise.evidence._models._live import LiveModel
 from mergewise.evidence.evaluators._base import Evaluator, Metric, Score, Task
 from mergewise.evidence.evaluators._likelihood import tokenizer_of
 from mergewise.evidence.evaluators._records import LIMIT
+from mergewise.evidence.models._live import LiveModel
 from mergewise.methods import REQUIRED, Param
 
 _USUAL = ("acc_norm", "acc", "exact_match", "f1", "bleu", "word_perplexity", "perplexity")

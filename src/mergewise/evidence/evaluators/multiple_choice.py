@@ -9,7 +9,6 @@ from typing import Any
 
 from mergewise.errors import DataError, TaskError
 from mergewise.evidence._data import Record
-from mergewise.evidence._models._live import LiveModel
 from mergewise.evidence._text import render
 from mergewise.evidence.evaluators._base import Evaluator, Metric, Score
 from mergewise.evidence.evaluators._likelihood import (
@@ -22,6 +21,7 @@ from mergewise.evidence.evaluators._likelihood import (
 )
 from mergewise.evidence.evaluators._prompts import PROMPT_PARAMS, Prompter
 from mergewise.evidence.evaluators._records import LIMIT, first_records, records
+from mergewise.evidence.models._live import LiveModel
 from mergewise.methods import Param
 
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"

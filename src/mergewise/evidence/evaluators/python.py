@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from mergewise.errors import MergewiseError, TaskError
-from mergewise.evidence._models._live import LiveModel, Role
 from mergewise.evidence.evaluators._base import Evaluator, Metric, Score, Task
 from mergewise.evidence.evaluators._records import LIMIT, records
+from mergewise.evidence.models._live import LiveModel, Role
 from mergewise.methods import REQUIRED, Param
 
 _ROLES = ("causal_lm", "body", "text_classifier", "image_classifier")

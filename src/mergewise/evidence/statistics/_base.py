@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from mergewise.checkpoint import Checkpoint
-    from mergewise.evidence._models._sites import Site
+    from mergewise.evidence.models._sites import Site
 
 Need = Literal["forward", "gradients", "file"]
 

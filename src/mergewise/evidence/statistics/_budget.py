@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from mergewise._lazy import torch
 from mergewise._units import show_bytes
 from mergewise.errors import OutputError
-from mergewise.evidence._models._sites import Sites
+from mergewise.evidence.models._sites import Sites
 from mergewise.evidence.statistics._base import Pass, Sums
 from mergewise.evidence.statistics._forward import Job
 from mergewise.evidence.statistics._gradient_base import GradientPass, GradientStatistic

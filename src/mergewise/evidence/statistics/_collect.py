@@ -13,10 +13,10 @@ from mergewise._paths import expanded
 from mergewise.checkpoint import Checkpoint, open_reference, open_runnable
 from mergewise.errors import DataError, EvidenceError
 from mergewise.evidence._inputs import Feeder, Reading, as_data, survey
-from mergewise.evidence._models._call import Fed
-from mergewise.evidence._models._live import LiveModel, Role, open_model
-from mergewise.evidence._models._sites import Sites, sites_of
 from mergewise.evidence._vocabulary import see_tokens
+from mergewise.evidence.models._call import Fed
+from mergewise.evidence.models._live import LiveModel, Role, open_model
+from mergewise.evidence.models._sites import Sites, sites_of
 from mergewise.evidence.statistics._base import Pass
 from mergewise.evidence.statistics._budget import forward_bytes, gradient_bytes, make_sums
 from mergewise.evidence.statistics._evidence import Evidence, load_evidence
@@ -29,7 +29,7 @@ from mergewise.evidence.statistics._scoped import Scoped
 
 if TYPE_CHECKING:
     from mergewise.evidence._data import Data
-    from mergewise.evidence.statistics._gradients import Example, Loss
+    from mergewise.evidence._objective import Example, Loss
     from mergewise.evidence.statistics._sums import StoredSums
 
 Source = Any
@@ -150,7 +150,7 @@ def collect(
     role = role or role_of(model if checkpoint is None else checkpoint)
     reading = Reading(batch_size, max_length, template, dict(prepare or {}))
     found = as_data(data, limit, share, split, rows)
-    total = survey(found, role, reading, _has_tokenizer(model, checkpoint))
+    total = survey(found, role, reading, has_tokenizer(model, checkpoint))
     if checkpoint is not None:
         see_tokens(str(model), checkpoint, found, role, template, trust_remote_code)
     keep = isinstance(model, LiveModel)
@@ -211,7 +211,7 @@ def _check(asked: Sequence[Request], other: Any, offload: bool) -> None:
         raise EvidenceError(f"{names}: no second model is used; leave out --with")
 
 
-def _has_tokenizer(model: Path | str | LiveModel, checkpoint: Checkpoint | None) -> bool:
+def has_tokenizer(model: Path | str | LiveModel, checkpoint: Checkpoint | None) -> bool:
     if isinstance(model, LiveModel):
         return model.tokenizer is not None
     assert checkpoint is not None
@@ -325,7 +325,8 @@ def _evaluating(models: Sequence[LiveModel]) -> Iterator[None]:
 
 
 def _gradients(setup: Setup, made: Made, runs: Sequence[Job], feeder: Feeder) -> None:
-    from mergewise.evidence.statistics._gradients import examples_of, run_examples
+    from mergewise.evidence._objective import examples_of
+    from mergewise.evidence.statistics._gradients import run_examples
 
     def examples() -> Iterator[Example]:
         for fed in _told(setup, made, "gradients", feeder):

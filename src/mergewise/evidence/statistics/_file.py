@@ -69,7 +69,7 @@ class Record:
 
 
 @dataclass(frozen=True)
-class Entry:
+class WrittenSum:
     """One sum to be written.
 
     Attributes:
@@ -110,7 +110,7 @@ def check_out(out: Path, overwrite: bool) -> None:
         raise OutputError(f"{out.parent}: not writable; choose another place")
 
 
-def write_evidence(out: Path, record: Record, entries: Mapping[str, Entry]) -> None:
+def write_evidence(out: Path, record: Record, entries: Mapping[str, WrittenSum]) -> None:
     """Write an evidence file: under a temporary name, then renamed.
 
     Args:
@@ -141,7 +141,7 @@ def write_evidence(out: Path, record: Record, entries: Mapping[str, Entry]) -> N
         temporary.unlink(missing_ok=True)
 
 
-def _write(descriptor: int, offset: int, size: int, key: str, entry: Entry) -> None:
+def _write(descriptor: int, offset: int, size: int, key: str, entry: WrittenSum) -> None:
     end = offset + size
     for piece in entry.pieces():
         data = piece.contiguous().numpy().data.cast("B") if piece.numel() else b""

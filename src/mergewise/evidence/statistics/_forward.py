@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from mergewise._lazy import torch
 from mergewise.errors import EvidenceError, NonFiniteError
-from mergewise.evidence._models._call import call
-from mergewise.evidence._models._experts import expert_rows
-from mergewise.evidence._models._live import LiveModel
-from mergewise.evidence._models._sites import Site, Sites, Tokens, input_rows, output_rows
+from mergewise.evidence.models._call import call
+from mergewise.evidence.models._experts import expert_rows
+from mergewise.evidence.models._live import LiveModel
+from mergewise.evidence.models._sites import Site, Sites, Tokens, input_rows, output_rows
 from mergewise.evidence.statistics._base import Pass, Statistic
 
 if TYPE_CHECKING:

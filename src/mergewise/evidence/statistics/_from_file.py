@@ -7,13 +7,13 @@ from pathlib import Path
 from mergewise._lazy import torch
 from mergewise.checkpoint import open_reference, sha256_file
 from mergewise.errors import EvidenceError
-from mergewise.evidence._models._live import fingerprint_of
+from mergewise.evidence.models._live import fingerprint_of
 from mergewise.evidence.statistics._base import Statistic
 from mergewise.evidence.statistics._evidence import Evidence, load_evidence
 from mergewise.evidence.statistics._file import (
-    Entry,
     Record,
     StatisticRecord,
+    WrittenSum,
     key_of,
     write_evidence,
 )
@@ -75,7 +75,7 @@ def training_file(statistic: Statistic, path: Path) -> Path:
     )
 
 
-def _entry(sums: MemorySums, tensor: str, name: str) -> Entry:
+def _entry(sums: MemorySums, tensor: str, name: str) -> WrittenSum:
     shape = sums.shape(tensor, name)
     code = "F64" if sums.dtype(shape) == torch.float64 else "F32"
-    return Entry(shape, code, lambda: sums.pieces(tensor, name))
+    return WrittenSum(shape, code, lambda: sums.pieces(tensor, name))

@@ -13,7 +13,7 @@ from mergewise.methods import Param, Settings
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from mergewise.evidence._models._sites import Site
+    from mergewise.evidence.models._sites import Site
 
 TENSORS = Param(str, None, "which tensors: names with *, separated by commas; all by default")
 SAMPLES = Param(int, 1, "labels drawn for each prediction, with `labels: model`", ge=1)

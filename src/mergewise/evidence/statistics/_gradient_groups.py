@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from mergewise._lazy import torch
-from mergewise.evidence._models._sites import Site, Sites, Tokens, output_rows
 from mergewise.evidence._objective import Choice
+from mergewise.evidence.models._sites import Site, Sites, Tokens, output_rows
 from mergewise.evidence.statistics._base import Pass, Statistic
 from mergewise.evidence.statistics._gradient_base import GradientPass, GradientStatistic, option
 

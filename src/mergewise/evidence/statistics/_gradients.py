@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 from mergewise._lazy import torch
 from mergewise.errors import EvidenceError, NonFiniteError
-from mergewise.evidence._models._differentiable import check_differentiable, differentiable
-from mergewise.evidence._models._live import LiveModel
-from mergewise.evidence._models._sites import Sites, sites_of
-from mergewise.evidence._objective import Example, Loss, examples_of, kind_of, predict
+from mergewise.evidence._objective import Example, Loss, kind_of, predict
+from mergewise.evidence.models._differentiable import check_differentiable, differentiable
+from mergewise.evidence.models._live import LiveModel
+from mergewise.evidence.models._sites import Sites, sites_of
 from mergewise.evidence.statistics._base import Pass, Statistic
 from mergewise.evidence.statistics._gradient_base import GradientStatistic, option
 from mergewise.evidence.statistics._gradient_groups import (
@@ -24,8 +24,6 @@ from mergewise.evidence.statistics._gradient_groups import (
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-__all__ = ["Example", "Loss", "Seen", "check_runs", "examples_of", "run_examples"]
 
 
 @dataclass(frozen=True)

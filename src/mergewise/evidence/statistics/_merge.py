@@ -14,9 +14,9 @@ from mergewise.errors import EvidenceError
 from mergewise.evidence.statistics._evidence import Evidence, load_evidence
 from mergewise.evidence.statistics._file import (
     Counts,
-    Entry,
     Record,
     StatisticRecord,
+    WrittenSum,
     check_out,
     key_of,
     write_evidence,
@@ -167,7 +167,7 @@ def _counts(files: Sequence[Evidence], statistic: str) -> Counts:
     return total
 
 
-def _entries(files: Sequence[Evidence]) -> dict[str, Entry]:
+def _entries(files: Sequence[Evidence]) -> dict[str, WrittenSum]:
     found: dict[str, list[tuple[Evidence, TensorRef]]] = {}
     for file in files:
         for (statistic, tensor), sums in file.entries.items():
@@ -176,7 +176,7 @@ def _entries(files: Sequence[Evidence]) -> dict[str, Entry]:
     return {key: _entry(key, held) for key, held in sorted(found.items())}
 
 
-def _entry(key: str, held: Sequence[tuple[Evidence, TensorRef]]) -> Entry:
+def _entry(key: str, held: Sequence[tuple[Evidence, TensorRef]]) -> WrittenSum:
     file, ref = held[0]
     for other, match in held[1:]:
         if (match.shape, match.dtype) != (ref.shape, ref.dtype):
@@ -190,4 +190,4 @@ def _entry(key: str, held: Sequence[tuple[Evidence, TensorRef]]) -> Entry:
         for parts in zip(*streams, strict=True):
             yield torch.stack(parts).sum(dim=0, dtype=parts[0].dtype)
 
-    return Entry(ref.shape, ref.dtype, pieces)
+    return WrittenSum(ref.shape, ref.dtype, pieces)

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 from mergewise.checkpoint import layer_prefix
 from mergewise.errors import EvidenceError
-from mergewise.evidence._models._prune import PRUNED_KINDS, prune, weight_of
-from mergewise.evidence._models._walk import Layer, Walk
+from mergewise.evidence.models._prune import PRUNED_KINDS, prune, weight_of
+from mergewise.evidence.models._walk import Layer, Walk
 from mergewise.evidence.statistics._base import Pass
 from mergewise.evidence.statistics._forward import Forward, Job, job
 from mergewise.evidence.statistics._scoped import Scoped
@@ -24,9 +24,9 @@ from mergewise.methods import Settings
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from mergewise.evidence._models._call import Fed
-    from mergewise.evidence._models._live import LiveModel
-    from mergewise.evidence._models._sites import Site, Sites
+    from mergewise.evidence.models._call import Fed
+    from mergewise.evidence.models._live import LiveModel
+    from mergewise.evidence.models._sites import Site, Sites
     from mergewise.evidence.statistics._request import Request
 
 Told = Callable[[int, int, "Fed"], None]

@@ -14,9 +14,9 @@ from mergewise.checkpoint import Checkpoint, fetched, fingerprint, open_referenc
 from mergewise.errors import NonFiniteError
 from mergewise.evidence._data import Data
 from mergewise.evidence._inputs import Feeder
-from mergewise.evidence._models._live import LiveModel
-from mergewise.evidence._models._sites import Sites
-from mergewise.evidence.statistics._file import Entry, Record, StatisticRecord, key_of
+from mergewise.evidence.models._live import LiveModel
+from mergewise.evidence.models._sites import Sites
+from mergewise.evidence.statistics._file import Record, StatisticRecord, WrittenSum, key_of
 from mergewise.evidence.statistics._forward import Job
 from mergewise.evidence.statistics._request import Request
 from mergewise.evidence.statistics._scoped import Scoped
@@ -72,7 +72,7 @@ def record_of(
     )
 
 
-def entries_of(jobs: Sequence[Job]) -> dict[str, Entry]:
+def entries_of(jobs: Sequence[Job]) -> dict[str, WrittenSum]:
     """Everything that was added, by key of the file, in the order of tensors."""
     found = {}
     for one in jobs:
@@ -82,7 +82,7 @@ def entries_of(jobs: Sequence[Job]) -> dict[str, Entry]:
             shape = store.shape(tensor, full)
             code = "F64" if store.dtype(shape) == torch.float64 else "F32"
             key = key_of(tensor, one.statistic.name, name)
-            found[key] = Entry(shape, code, _pieces(store, tensor, full))
+            found[key] = WrittenSum(shape, code, _pieces(store, tensor, full))
     return dict(sorted(found.items()))
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from mergewise._lazy import torch
 from mergewise.checkpoint import Checkpoint, open_checkpoint
 from mergewise.errors import EvidenceError
-from mergewise.evidence._models._masked import StoredTensors
+from mergewise.evidence.models._masked import StoredTensors
 from mergewise.evidence.statistics._base import Statistic
 from mergewise.methods import Settings
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from mergewise._lazy import torch
 from mergewise.checkpoint import Checkpoint
 from mergewise.errors import EvidenceError, NonFiniteError
-from mergewise.evidence._models._names import Names
+from mergewise.evidence.models._names import Names
 from mergewise.evidence.statistics._adam_names import named_by_file, named_by_order, skeleton
 from mergewise.evidence.statistics._adam_state import MOMENT, OptimizerState, Slot, read_state
 from mergewise.evidence.statistics._base import Statistic

@@ -12,7 +12,7 @@ from mergewise.methods import Param
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from mergewise.evidence._models._sites import Site
+    from mergewise.evidence.models._sites import Site
     from mergewise.methods import Settings
 
 _KINDS = ("linear", "conv", "conv1d_transposed", "embedding", "norm")

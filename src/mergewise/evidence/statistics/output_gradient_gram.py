@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from mergewise.evidence._models._sites import Site
+from mergewise.evidence.models._sites import Site
 from mergewise.evidence.statistics._base import Pass
 from mergewise.evidence.statistics._gradient_base import (
     SAMPLES,

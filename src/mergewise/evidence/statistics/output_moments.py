@@ -11,7 +11,7 @@ from mergewise.evidence.statistics.input_moments import means, moments
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from mergewise.evidence._models._sites import Site
+    from mergewise.evidence.models._sites import Site
     from mergewise.methods import Settings
 
 

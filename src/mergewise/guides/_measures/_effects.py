@@ -10,7 +10,7 @@ from mergewise._lazy import torch
 from mergewise.checkpoint import Checkpoint
 from mergewise.errors import EvidenceError, NonFiniteError
 from mergewise.evidence import Evidence
-from mergewise.evidence._models._masked import StoredTensors
+from mergewise.evidence.models import StoredTensors
 from mergewise.guides._base import Expert
 from mergewise.guides._measures._cells import Cell
 

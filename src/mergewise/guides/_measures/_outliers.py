@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from mergewise._lazy import torch
 from mergewise.checkpoint import Checkpoint
 from mergewise.errors import NonFiniteError
-from mergewise.evidence._models._masked import StoredTensors
+from mergewise.evidence.models import StoredTensors
 from mergewise.guides._base import Ask
 from mergewise.guides._measures._cells import Cell
 

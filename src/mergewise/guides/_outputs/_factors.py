@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 from mergewise._lazy import torch
 from mergewise.errors import GuideError
 from mergewise.evidence import Evidence, load_evidence
-from mergewise.evidence.statistics._file import (
-    Entry,
+from mergewise.evidence.statistics import (
     Record,
+    WrittenSum,
     key_of,
     write_evidence,
 )
@@ -139,7 +139,7 @@ def keep_factors(
         out,
         record,
         {
-            key_of(name, STATISTIC, STATISTIC): Entry(
+            key_of(name, STATISTIC, STATISTIC): WrittenSum(
                 tuple(value.shape), "F32", partial(_flat, value)
             )
             for name, value in sorted(factors.items())

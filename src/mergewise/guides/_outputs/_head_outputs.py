@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from mergewise._lazy import torch
-from mergewise.evidence._models._sites import Site, Sites
+from mergewise.evidence.models import Site, Sites
 from mergewise.guides._outputs._heads import Heads, Weights, find_heads, inner, output_of
 from mergewise.guides._outputs._submodule import Family, Measure, Outputs, Submodule, products
 

@@ -18,7 +18,7 @@ from mergewise._lazy import torch
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from mergewise.evidence._models._sites import Site
+    from mergewise.evidence.models import Site
 
 Weights = Mapping[str, "Tensor"]
 Inner = Callable[[Weights], "Tensor"]

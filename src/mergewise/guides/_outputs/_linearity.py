@@ -11,8 +11,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Literal
 
 from mergewise._lazy import torch
-from mergewise.evidence._models._sites import Sites, Tokens, sites_of
-from mergewise.evidence._models._walk import Layer, Walk
+from mergewise.evidence.models import Layer, Sites, Tokens, Walk, sites_of
 from mergewise.guides._outputs._head_outputs import HeadMeasure
 from mergewise.guides._outputs._heads import attends
 from mergewise.guides._outputs._submodule import Family, Measure, Outputs, Submodule, is_whole
@@ -20,8 +19,7 @@ from mergewise.guides._outputs._submodule import Family, Measure, Outputs, Submo
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from mergewise.evidence._models._call import Fed
-    from mergewise.evidence._models._live import LiveModel
+    from mergewise.evidence.models import Fed, LiveModel
 
 Granularity = Literal["layer", "block", "head"]
 Told = Callable[[int, int], None]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from mergewise._lazy import torch
 from mergewise.errors import NonFiniteError
-from mergewise.evidence._models._sites import Sites, Tokens
+from mergewise.evidence.models import Sites, Tokens
 from mergewise.guides._outputs._heads import Heads
 
 if TYPE_CHECKING:

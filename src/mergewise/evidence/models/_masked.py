@@ -17,7 +17,7 @@ from mergewise.checkpoint import (
     read_whole,
 )
 from mergewise.errors import CheckpointError, EvidenceError
-from mergewise.evidence._models._names import Names, Part
+from mergewise.evidence.models._names import Names, Part
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from mergewise._lazy import torch
-from mergewise.evidence._models._sites import Site, Tokens
+from mergewise.evidence.models._sites import Site, Tokens
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -82,7 +82,7 @@ def fingerprint_of(path: Path | str) -> str:
         CheckpointError: if it cannot be read.
     """
     from mergewise.checkpoint import copied_files, fetched, open_runnable, sha256_file
-    from mergewise.evidence._models._weights import weights_hash
+    from mergewise.evidence.models._weights import weights_hash
 
     checkpoint = fetched(open_runnable(path))
     folder = checkpoint.folder
@@ -140,7 +140,7 @@ def open_model(
     auto = getattr(transformers, _AUTO[role])
     with quiet_transformers(), _enough_memory(folder, where):
         if offload:
-            from mergewise.evidence._models._offload import open_offloaded
+            from mergewise.evidence.models._offload import open_offloaded
 
             module = open_offloaded(checkpoint, auto, kind, where, trust_remote_code)
         else:
@@ -226,7 +226,7 @@ def _loaded(auto: Any, checkpoint: Checkpoint, dtype: str, trust: bool) -> Any:
     refuse_old_torch(checkpoint.files, torch.__version__)
     if checkpoint.adapter is None:
         return _load(auto, checkpoint.folder, dtype, trust)
-    from mergewise.evidence._models._adapted import put_adapter, untied_config
+    from mergewise.evidence.models._adapted import put_adapter, untied_config
 
     config = untied_config(checkpoint, trust)
     own = {} if config is None else {"config": config}

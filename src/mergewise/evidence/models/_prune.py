@@ -9,7 +9,7 @@ from mergewise._lazy import torch
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from mergewise.evidence._models._sites import Site
+    from mergewise.evidence.models._sites import Site
 
 PRUNED_KINDS = ("linear", "conv", "conv1d_transposed", "expert")
 """Routers, embeddings and norms stay as they are."""

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 from mergewise._lazy import torch
 from mergewise.checkpoint import ChangedRef, Checkpoint, head_and_embedding
 from mergewise.errors import CheckpointError
-from mergewise.evidence._models._masked import StoredTensors
-from mergewise.evidence._models._names import Names
+from mergewise.evidence.models._masked import StoredTensors
+from mergewise.evidence.models._names import Names
 
 if TYPE_CHECKING:
     from torch import nn

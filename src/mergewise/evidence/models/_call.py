@@ -11,7 +11,7 @@ from mergewise._lazy import torch
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from mergewise.evidence._models._live import LiveModel
+    from mergewise.evidence.models._live import LiveModel
 
 
 @dataclass(frozen=True)

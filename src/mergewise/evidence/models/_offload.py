@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from mergewise._lazy import torch
 from mergewise.checkpoint import TORCH_NAMES, Checkpoint, FileReader
 from mergewise.errors import CheckpointError, MissingExtraError
-from mergewise.evidence._models._allocator import give_back_freed_memory
-from mergewise.evidence._models._names import Names, Part
+from mergewise.evidence.models._allocator import give_back_freed_memory
+from mergewise.evidence.models._names import Names, Part
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

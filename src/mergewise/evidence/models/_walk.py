@@ -15,15 +15,15 @@ from typing import TYPE_CHECKING, Any
 from mergewise._lazy import torch
 from mergewise.checkpoint import layer_index, layer_prefix
 from mergewise.errors import EvidenceError
-from mergewise.evidence._models._call import call
-from mergewise.evidence._models._calls import Call, Key, main_output, scaled
+from mergewise.evidence.models._call import call
+from mergewise.evidence.models._calls import Call, Key, main_output, scaled
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from mergewise.evidence._models._call import Fed
-    from mergewise.evidence._models._live import LiveModel
-    from mergewise.evidence._models._sites import Sites
+    from mergewise.evidence.models._call import Fed
+    from mergewise.evidence.models._live import LiveModel
+    from mergewise.evidence.models._sites import Sites
 
 Run = Callable[[], Any]
 _HALF = 0.5

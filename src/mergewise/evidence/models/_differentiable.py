@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from mergewise._lazy import torch
 from mergewise.errors import EvidenceError
-from mergewise.evidence._models._live import LiveModel
+from mergewise.evidence.models._live import LiveModel
 
 if TYPE_CHECKING:
     from torch import nn

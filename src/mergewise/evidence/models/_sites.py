@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from mergewise._lazy import torch
-from mergewise.evidence._models._names import Names, Part
+from mergewise.evidence.models._names import Names, Part
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -1,1 +1,0 @@
-"""Models that run: opened or offloaded, their weights found and replaced, walked layer by layer."""
