@@ -103,7 +103,7 @@ def code_mark(method: str | None) -> str:
     The file of another method does not count, so that adding one leaves known scores valid.
     """
     folder = PACKAGE / "evidence"
-    parts = ("_*.py", "_models/*.py", "evaluators/*.py")
+    parts = ("_*.py", "models/*.py", "evaluators/*.py")
     files = [file for part in parts for file in folder.glob(part)]
     if method is not None:
         from mergewise.methods import get_method
@@ -117,7 +117,7 @@ def code_mark(method: str | None) -> str:
 @functools.cache
 def scoring_mark() -> str:
     """Identifies the code that scores given weights: evaluators, and what they read with."""
-    names = ("_data.py", "_models/_live.py", "_text.py")
+    names = ("_data.py", "models/_live.py", "_text.py")
     folder = PACKAGE / "evidence"
     return digest_of([*folder.glob("evaluators/*.py"), *(folder / name for name in names)])
 
