@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks.lab._journal import PACKAGE, code_mark, digest_of
+from benchmarks.lab._journal import code_mark, digest_of, sources
 from benchmarks.lab._train import kept_state
 from mergewise._lazy import torch
 from mergewise.evidence import collect
@@ -70,9 +70,8 @@ def headed(
 @functools.cache
 def evidence_mark() -> str:
     """Identifies the code that collects statistics: 64 hexadecimal digits."""
-    folder = PACKAGE / "evidence"
-    parts = ("_*.py", "_models/*.py", "statistics/*.py")
-    return digest_of([Path(__file__), *(file for part in parts for file in folder.glob(part))])
+    parts = ("evidence/_*.py", "evidence/models/*.py", "evidence/statistics/*.py")
+    return digest_of([Path(__file__), *sources(*parts)])
 
 
 def evidence_of(

@@ -102,14 +102,11 @@ def code_mark(method: str | None) -> str:
 
     The file of another method does not count, so that adding one leaves known scores valid.
     """
-    folder = PACKAGE / "evidence"
-    parts = ("_*.py", "models/*.py", "evaluators/*.py")
-    files = [file for part in parts for file in folder.glob(part)]
+    files = sources("evidence/_*.py", "evidence/models/*.py", "evidence/evaluators/*.py")
     if method is not None:
         from mergewise.methods import get_method
 
-        files += (PACKAGE / "engine").glob("*.py")
-        files += (PACKAGE / "methods").glob("_*.py")
+        files += sources("engine/*.py", "methods/_*.py")
         files.append(Path(inspect.getfile(type(get_method(method)))))
     return digest_of(files)
 
@@ -117,9 +114,17 @@ def code_mark(method: str | None) -> str:
 @functools.cache
 def scoring_mark() -> str:
     """Identifies the code that scores given weights: evaluators, and what they read with."""
-    names = ("_data.py", "models/_live.py", "_text.py")
-    folder = PACKAGE / "evidence"
-    return digest_of([*folder.glob("evaluators/*.py"), *(folder / name for name in names)])
+    names = ("_data.py", "models/_live.py", "_text.py", "evaluators/*.py")
+    return digest_of(sources(*(f"evidence/{name}" for name in names)))
+
+
+def sources(*patterns: str) -> list[Path]:
+    """The files of mergewise that fit; each pattern must fit some, or code has moved unseen."""
+    found = {pattern: list(PACKAGE.glob(pattern)) for pattern in patterns}
+    for pattern, files in found.items():
+        if not files:
+            raise FileNotFoundError(f"mergewise has no {pattern}")
+    return [file for files in found.values() for file in files]
 
 
 def digest_of(files: Iterable[Path]) -> str:

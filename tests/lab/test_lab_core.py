@@ -23,6 +23,7 @@ from benchmarks.lab._journal import (
     Journal,
     code_mark,
     scoring_mark,
+    sources,
     weights_mark,
 )
 from benchmarks.lab._merge import merge
@@ -335,3 +336,9 @@ def test_marks_know_the_code_that_runs_models() -> None:
             before = mark()
             patch.setitem(_SOURCES, live, b"other code")
             assert mark() != before
+
+
+def test_code_that_has_moved_is_noticed():
+    assert sources("evidence/models/*.py", "methods/_*.py")
+    with pytest.raises(FileNotFoundError, match=r"evidence/gone/\*\.py"):
+        sources("evidence/gone/*.py")
