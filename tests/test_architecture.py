@@ -13,6 +13,7 @@ COMMON = {
     "constants",
     "_units",
     "_paths",
+    "_allocator",
     "_exports",
     "_lazy",
     "_registry",

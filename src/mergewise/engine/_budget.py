@@ -34,11 +34,13 @@ class Memory:
         fixed: the runtime, keys collected for thresholds, and masks kept between passes.
         per_worker: blocks (or whole tensors) one worker holds.
         largest: the tensor that decides it.
+        decomposes: whether matrices are decomposed.
     """
 
     fixed: int
     per_worker: int
     largest: str
+    decomposes: bool
 
     def peak(self, workers: int) -> int:
         return self.fixed + workers * self.per_worker
@@ -57,7 +59,7 @@ def estimate(plan: MergePlan) -> Memory:
             # a stage's blocks are read while those of the next are held
             per_worker += worst.held
             largest = max(largest, (worst.tensor.meta.name, worst.held), key=lambda pair: pair[1])
-    return Memory(fixed + decomposes * _DECOMPOSING, per_worker, largest[0])
+    return Memory(fixed + decomposes * _DECOMPOSING, per_worker, largest[0], decomposes)
 
 
 class _Need:

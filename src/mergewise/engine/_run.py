@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mergewise._allocator import give_back_freed_memory
 from mergewise._device import pick_device
 from mergewise._lazy import torch
 from mergewise._units import parse_bytes, show_bytes
@@ -24,7 +25,7 @@ from mergewise.checkpoint import (
 )
 from mergewise.constants import DEFAULT_SHARD_BYTES, FUSE_FROM_ELEMENTS
 from mergewise.engine import _compile
-from mergewise.engine._budget import choose_workers
+from mergewise.engine._budget import choose_workers, estimate
 from mergewise.engine._device import explained_memory
 from mergewise.engine._journal import Workspace
 from mergewise.engine._publish import publish
@@ -121,6 +122,8 @@ def merge(
     """
     plan = _plan(recipe, lenient, overrides)
     _refuse_guided(plan.recipe)
+    if estimate(plan).decomposes:
+        give_back_freed_memory()
     return _Run(
         plan,
         Path(out),

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from mergewise._allocator import give_back_freed_memory
 from mergewise._lazy import torch
 from mergewise.checkpoint import TORCH_NAMES, Checkpoint, FileReader
 from mergewise.errors import CheckpointError, MissingExtraError
-from mergewise.evidence.models._allocator import give_back_freed_memory
 from mergewise.evidence.models._names import Names, Part
 
 if TYPE_CHECKING:
