@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mergewise.evidence.statistics._file import Entry, Record, StatisticRecord, key_of
+from mergewise.evidence.statistics._file import Record, StatisticRecord, WrittenSum, key_of
 from mergewise.evidence.statistics._file import write_evidence as write_file
 
 SUMS = {"fisher": ("squares", "examples"), "input_moments": ("sum_squares", "tokens")}
@@ -25,7 +25,7 @@ def write_means(path: Path, means: Means, turned: Sequence[str] = ()) -> Path:
         record.statistics[statistic] = StatisticRecord({}, counts)
         for tensor, mean in tensors.items():
             total = 3 * mean.double()
-            entry = Entry(tuple(mean.shape), "F64", lambda total=total: iter([total]))
+            entry = WrittenSum(tuple(mean.shape), "F64", lambda total=total: iter([total]))
             entries[key_of(tensor, statistic, name)] = entry
     write_file(path, record, entries)
     return path

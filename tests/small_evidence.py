@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from mergewise.evidence.statistics._file import (
-    Entry,
     Record,
     StatisticRecord,
+    WrittenSum,
     key_of,
     write_evidence,
 )
@@ -109,6 +109,6 @@ def write_means(
         for name, mean in known.items():
             total = 3 * mean.double()
             key = key_of(name, need.statistic, need.sum)
-            entries[key] = Entry(tuple(mean.shape), "F64", lambda total=total: iter([total]))
+            entries[key] = WrittenSum(tuple(mean.shape), "F64", lambda total=total: iter([total]))
     write_evidence(path, record, entries)
     return path

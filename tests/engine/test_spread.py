@@ -17,9 +17,9 @@ from mergewise.engine._evidence import SpreadSource
 from mergewise.engine._sources import TensorSource
 from mergewise.errors import EvidenceError
 from mergewise.evidence.statistics._file import (
-    Entry,
     Record,
     StatisticRecord,
+    WrittenSum,
     key_of,
     write_evidence,
 )
@@ -56,7 +56,7 @@ def nodes(folder: Path) -> dict[str, Tensor]:
     }
     record = Record({"fisher_nodes": StatisticRecord({}, {n: {"examples": 1} for n in means})})
     entries = {
-        key_of(name, "fisher_nodes", "squares"): Entry(
+        key_of(name, "fisher_nodes", "squares"): WrittenSum(
             tuple(mean.shape), "F32", lambda mean=mean: iter([mean.flatten()])
         )
         for name, mean in means.items()
