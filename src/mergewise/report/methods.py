@@ -44,7 +44,7 @@ def method_page(method: Method) -> list[RenderableType]:
     ]
     page: list[RenderableType] = [
         text(f"{method.name}: {method.summary}", "bold"),
-        indented(facts(lines)),
+        indented(facts([line for line in lines if line[1]])),
     ]
     if method.params:
         headers = ["parameter", "type", "default", "allowed", "per model", "meaning"]
